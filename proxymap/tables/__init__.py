@@ -1,0 +1,1 @@
+"""The table types of proxymap: one file each."""
