@@ -1,0 +1,91 @@
+"""source - Postfix's source text: logical lines, and the records of a table's source
+
+One reader for main.cf, proxymap.cf, postmap sources, texthash and the .cf files
+of tables. All of it is bytes; who wants text decodes it. No file is opened here.
+
+Text in warnings keeps bytes that are not UTF-8 as surrogates; the log shows them as `?`.
+
+Source: postconf(5) and postmap(1), "TABLE FORMAT"; the warnings as postmap 3.7 words them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+BLANKS = b" \t\n\v\f\r"  # isspace() in the C locale
+
+
+class RecordError(ValueError):
+    """A line that is no record; the text says why, in postmap's words, without file and line."""
+
+
+def logical_lines(
+    lines: Iterable[bytes], name: str, warn: Callable[[str], None]
+) -> Iterator[tuple[int, bytes]]:
+    """logical_lines - join continuation lines, drop comments and empty lines
+
+    Gives (number of its first line, logical line). Joining removes the newline
+    alone, so a continuation keeps its leading blanks. Comments and empty lines do
+    not end a logical line. As for Postfix, what follows a NUL is not there.
+
+    `lines` is a file opened in binary mode, or any lines; `name` is for the warning.
+    """
+    first = 0
+    parts: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        text = line.removesuffix(b"\n")
+        bare = text.lstrip(BLANKS)
+        if not bare or bare.startswith(b"#"):
+            continue
+        if len(bare) == len(text) and parts:
+            yield from _finish(first, parts, name, warn)
+            parts = []
+        if not parts:
+            first = number
+        parts.append(text)
+    if parts:
+        yield from _finish(first, parts, name, warn)
+
+
+def _finish(
+    first: int, parts: list[bytes], name: str, warn: Callable[[str], None]
+) -> Iterator[tuple[int, bytes]]:
+    """A whole logical line; one that begins with a blank continues nothing and is dropped."""
+    text = b"".join(parts).partition(b"\0")[0]
+    if text[:1] and text[0] in BLANKS:
+        shown = text[:30].decode("utf-8", "surrogateescape") + ("..." if len(text) > 30 else "")
+        warn(f'{name}: logical line must not start with whitespace: "{shown}"')
+    else:
+        yield first, text
+
+
+def split_record(line: bytes) -> tuple[bytes, bytes]:
+    """split_record - logical line -> (key, value)
+
+    The key ends at the first blank that is neither in double quotes nor behind a
+    backslash; quotes and backslashes stay in it. The value is trimmed, not empty.
+    Raises RecordError. Folding, UTF-8 and duplicates are the caller's.
+    """
+    if b'"' in line or b"\\" in line:
+        end = _key_end(line)
+        parts = [line[:end], line[end:].strip(BLANKS)]
+    else:
+        parts = line.rstrip(BLANKS).split(None, 1)
+    if len(parts) < 2 or not parts[0] or not parts[1]:
+        raise RecordError("expected format: key whitespace value")
+    return parts[0], parts[1]
+
+
+def _key_end(line: bytes) -> int:
+    """Where the key of a line with quotes or backslashes ends."""
+    quoted = escaped = False
+    for at, byte in enumerate(line):
+        if escaped:
+            escaped = False
+        elif byte == 0x5C:  # backslash
+            escaped = True
+        elif byte == 0x22:  # double quote
+            quoted = not quoted
+        elif not quoted and byte in BLANKS:
+            return at
+    if quoted:
+        raise RecordError(f"unbalanced '\"' in '{line.decode('utf-8', 'surrogateescape')}'")
+    return len(line)

@@ -1,0 +1,131 @@
+"""source: logical lines and records, against the stock postmap where it is installed"""
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxymap.source import RecordError, logical_lines, split_record
+
+needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
+
+
+def lines_of(text: bytes) -> tuple[list[tuple[int, bytes]], list[str]]:
+    warnings: list[str] = []
+    return list(logical_lines(io.BytesIO(text), "src", warnings.append)), warnings
+
+
+def test_continuation_keeps_its_leading_blanks() -> None:
+    assert lines_of(b"b\n  c\n") == ([(1, b"b  c")], [])
+
+
+def test_comments_and_empty_lines_do_not_end_a_logical_line() -> None:
+    assert lines_of(b"k v\n# c\n\n   \n  # d\n\tw\nx y") == ([(1, b"k v\tw"), (7, b"x y")], [])
+
+
+def test_number_is_that_of_the_first_line() -> None:
+    assert lines_of(b"#\n\nk v\n w\n#\nk v\n")[0] == [(3, b"k v w"), (6, b"k v")]
+
+
+def test_continuation_of_nothing_is_dropped_with_one_warning() -> None:
+    assert lines_of(b"#\n  a\n  b\nk v\n") == (
+        [(4, b"k v")],
+        ['src: logical line must not start with whitespace: "  a  b"'],
+    )
+
+
+def test_long_text_is_cut_in_the_warning() -> None:
+    assert lines_of(b" " + b"x" * 99)[1] == [
+        'src: logical line must not start with whitespace: " ' + "x" * 29 + '..."'
+    ]
+
+
+def test_text_behind_a_nul_is_not_there() -> None:
+    assert lines_of(b"a\0b c\n d\nk v")[0] == [(1, b"a"), (3, b"k v")]
+
+
+@pytest.mark.parametrize(
+    ("line", "record"),
+    [
+        (b"k v", (b"k", b"v")),
+        (b"k \t v w # x \t\r", (b"k", b"v w # x")),
+        (b'"a b" v', (b'"a b"', b"v")),
+        (b'"a"b"c d" v', (b'"a"b"c d"', b"v")),
+        (b'"a\\"b c" v', (b'"a\\"b c"', b"v")),
+        (b"a\\ b v", (b"a\\ b", b"v")),
+        (b"a\\\\ b", (b"a\\\\", b"b")),
+        (b'x\\"y z', (b'x\\"y', b"z")),
+        (b'a b "c', (b"a", b'b "c')),
+        (b'"" v', (b'""', b"v")),
+        (b"\xff \xfe", (b"\xff", b"\xfe")),
+    ],
+)
+def test_record(line: bytes, record: tuple[bytes, bytes]) -> None:
+    assert split_record(line) == record
+
+
+@pytest.mark.parametrize("line", [b"k", b"k  ", b"", b"\\", b"\\ ", b'"a b"'])
+def test_record_without_value_is_refused(line: bytes) -> None:
+    with pytest.raises(RecordError, match=r"^expected format: key whitespace value$"):
+        split_record(line)
+
+
+@pytest.mark.parametrize("line", [b'"a b v', b'a"b', b'"a\\" v'])
+def test_unbalanced_quote_is_refused(line: bytes) -> None:
+    with pytest.raises(RecordError) as caught:
+        split_record(line)
+    assert str(caught.value) == f"unbalanced '\"' in '{line.decode()}'"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A main.cf that is old: Postfix waits while it is younger than a second."""
+    directory = tmp_path_factory.mktemp("postmap")
+    (directory / "main.cf").write_text("compatibility_level = 3.6\nsmtputf8_enable = no\n")
+    os.utime(directory / "main.cf", (1e9, 1e9))
+    return directory
+
+
+def stock(directory: Path, text: bytes) -> tuple[dict[bytes, bytes], list[str]]:
+    """What postmap stores and what it says."""
+    (directory / "src").write_bytes(text)
+    (directory / "src.lmdb").unlink(missing_ok=True)
+    command = ["postmap", "-c", str(directory), "-f"]
+    said = subprocess.run([*command, "lmdb:src"], cwd=directory, capture_output=True, check=False).stderr
+    dump = subprocess.run([*command, "-s", "lmdb:src"], cwd=directory, capture_output=True, check=True).stdout
+    pairs = dict(tuple(line.split(b"\t", 1)) for line in dump.split(b"\n") if line)
+    return pairs, [line.removeprefix("postmap: warning: ") for line in said.decode().splitlines()]
+
+
+def ours(text: bytes) -> tuple[dict[bytes, bytes], list[str]]:
+    warnings: list[str] = []
+    records: dict[bytes, bytes] = {}
+    for number, line in logical_lines(io.BytesIO(text), "src", warnings.append):
+        try:
+            key, value = split_record(line)
+        except RecordError as trouble:
+            ignored = " -- ignoring this line" if "unbalanced" in str(trouble) else ""
+            warnings.append(f"src, line {number}: {trouble}{ignored}")
+            continue
+        if key.endswith(b":"):
+            warnings.append(f'src, line {number}: record is in "key: value" format; is this an alias file?')
+        if key in records:
+            warnings.append(f'lmdb:src: duplicate entry: "{key.decode()}"')
+        else:
+            records[key] = value
+    return records, ["".join(c if c >= " " else "?" for c in text) for text in warnings]
+
+
+pieces = st.sampled_from([*'\n ab:#"\\\r\v\f\0', "\n", "\n ", "k v\n", '"a b" '])
+
+
+@needs_postmap
+@settings(max_examples=100, deadline=None)
+@given(st.lists(pieces, max_size=25).map("".join))
+def test_postmap_stores_and_warns_the_same(directory: Path, text: str) -> None:
+    assert ours(text.encode()) == stock(directory, text.encode())
