@@ -1,0 +1,170 @@
+"""_catalog - (type:name, instance flags) -> open table, and the names that are approved
+
+An instance is a table as one kind of client sees it; several instances may
+share one open table, since flags are no part of a table. Which instances there
+are is up to the clients, so their number is bounded: the one longest unused
+makes room. Each instance holds one reference to its table; a table that it
+gives up is handed to the caller, who has it closed where the GIL is.
+
+One thread, the loop's. Source: tables.md 2.2 to 2.5 (sharing, flags).
+"""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from proxymap._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
+from proxymap._hash cimport hash_view
+from proxymap._words cimport *
+
+cdef enum:
+    SLOTS = 1024
+    INSTANCES_MAX = 4096  # a few flag words for each of some hundred approved tables
+
+
+cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil:
+    memset(c, 0, sizeof(catalog))
+    c.seed = seed
+
+
+cdef void catalog_free(catalog *c) noexcept nogil:
+    """Free the catalog; the tables were given up before."""
+    cdef instance *i
+    cdef approved *a
+    cdef int slot
+    for slot in range(SLOTS):
+        while c.slots[slot] != NULL:
+            i = c.slots[slot]
+            c.slots[slot] = i.chain
+            buf_free(&i.name)
+            free(i)
+        while c.approved[slot] != NULL:
+            a = c.approved[slot]
+            c.approved[slot] = a.chain
+            buf_free(&a.name)
+            free(a)
+
+
+cdef int catalog_approve(catalog *c, view name) noexcept nogil:
+    """Approve type:name; 0, or -1 without memory."""
+    cdef approved *a
+    if catalog_is_approved(c, name):
+        return 0
+    a = <approved *> calloc(1, sizeof(approved))
+    if a == NULL:
+        return -1
+    if buf_append_view(&a.name, name) < 0:
+        free(a)
+        return -1
+    a.hash = hash_view(name, c.seed)
+    a.chain = c.approved[a.hash % SLOTS]
+    c.approved[a.hash % SLOTS] = a
+    return 0
+
+
+cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil:
+    cdef uint64_t hash = hash_view(name, c.seed)
+    cdef approved *a = c.approved[hash % SLOTS]
+    while a != NULL and not (a.hash == hash and view_equal(buf_view(&a.name), name)):
+        a = a.chain
+    return a != NULL
+
+
+cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil:
+    """The instance, or NULL if no request has named it yet."""
+    cdef uint64_t hash = hash_view(name, c.seed)
+    cdef instance *i = c.slots[hash % SLOTS]
+    while i != NULL:
+        if (i.hash == hash and i.inst_flags == inst_flags and i.dialect == dialect
+                and view_equal(buf_view(&i.name), name)):
+            c.clock += 1
+            i.used = c.clock
+            return i
+        i = i.chain
+    return NULL
+
+
+cdef table *make_room(catalog *c) noexcept nogil:
+    """Forget the instance longest unused; returns its table."""
+    cdef instance *oldest = NULL
+    cdef instance *i
+    cdef instance **link
+    cdef table *t
+    cdef int slot
+    for slot in range(SLOTS):
+        i = c.slots[slot]
+        while i != NULL:
+            if not i.opening and not i.jobs and i.waiters == NULL and (oldest == NULL or i.used < oldest.used):
+                oldest = i
+            i = i.chain
+    if oldest == NULL:
+        return NULL
+    link = &c.slots[oldest.hash % SLOTS]
+    while link[0] != oldest:
+        link = &link[0].chain
+    link[0] = oldest.chain
+    c.count -= 1
+    t = oldest.t
+    buf_free(&oldest.name)
+    free(oldest)
+    return t
+
+
+cdef instance *catalog_add(
+    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired
+) noexcept nogil:
+    """A new instance, not open yet, or NULL without memory. retired: a table that had to go, or NULL."""
+    cdef instance *i
+    retired[0] = NULL
+    if c.count >= INSTANCES_MAX:
+        retired[0] = make_room(c)
+    i = <instance *> calloc(1, sizeof(instance))
+    if i == NULL:
+        return NULL
+    if buf_append_view(&i.name, name) < 0:
+        free(i)
+        return NULL
+    i.dialect = dialect
+    i.inst_flags = inst_flags
+    i.given_flags = flags
+    i.hash = hash_view(name, c.seed)
+    i.chain = c.slots[i.hash % SLOTS]
+    c.slots[i.hash % SLOTS] = i
+    c.clock += 1
+    i.used = c.clock
+    c.count += 1
+    return i
+
+
+cdef int flags_of_open(const instance *i, const table *t, bint utf8_layer) noexcept nogil:
+    """The flag word of the freshly opened table."""
+    cdef int flags = i.given_flags
+    cdef int bits = t.flags
+    if flags & DICT_FLAGS_TRY:
+        bits &= ~DICT_FLAGS_TRY  # the client restricts what is tried
+    flags |= bits
+    if flags & DICT_FLAG_OPEN_LOCK and flags & DICT_FLAG_MULTI_WRITER:
+        flags = (flags & ~DICT_FLAG_OPEN_LOCK) | DICT_FLAG_LOCK
+    if t.reason != NULL:
+        return flags | DICT_FLAG_SURROGATE if i.dialect == DIALECT_3_11 else flags
+    if utf8_layer and flags & DICT_FLAG_UTF8_REQUEST:
+        flags |= DICT_FLAG_UTF8_ACTIVE
+    return flags
+
+
+cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil:
+    """Let t be the instance's table; returns the one that it replaces, or NULL.
+
+    A table that cannot be opened any more does not replace one that still
+    answers: then t itself is returned.
+    """
+    cdef table *old = i.t
+    i.opening = False
+    if old != NULL and old.reason == NULL and t.reason != NULL:
+        return t
+    i.t = t
+    i.open_flags = flags_of_open(i, t, utf8_layer)
+    if old == NULL or old.reason != NULL:
+        i.flags = i.open_flags
+    c.last_id += 1
+    i.id = c.last_id
+    return old

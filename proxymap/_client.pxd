@@ -1,0 +1,67 @@
+# _client - one connection: bytes in, requests in order, bytes out, deadlines (see _client.pyx)
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from proxymap._buf cimport buf
+from proxymap._codec cimport scan
+from proxymap._jobs cimport job
+from proxymap._service cimport service, session
+
+cdef enum:  # what an epoll event is about; the first field of whatever its data points to
+    SOURCE_LISTENER = 1
+    SOURCE_ANSWERS = 2   # the eventfd of the workers' answers
+    SOURCE_WAKE = 3      # a signal, or the shell wants the loop to return
+    SOURCE_TIMER = 4
+    SOURCE_CLIENT = 5
+
+
+cdef struct source:
+    int kind
+    int fd
+
+
+cdef struct client:
+    source source
+    uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
+    bint parked          # waits for a table or a worker: not read meanwhile
+    bint discarding      # it has been told BAD; what it still sends is thrown away
+    scan seen            # how far the list at the start of `input` was looked at
+    buf input            # what is not served yet; empty between requests
+    buf output           # what the socket did not take
+    session session
+    client *waiter       # next one that waits for the same table
+    client *previous     # all clients
+    client *next
+    client *timed_prev   # those that have a deadline
+    client *timed_next
+    bint timed
+    uint64_t deadline_ms
+
+
+cdef struct clients:
+    # The connections of one loop, and what they share.
+    service *service
+    int epoll
+    int timer                # timerfd; ticks each second while anyone has a deadline
+    client *first
+    client *first_timed
+    client *dead             # closed in this turn; freed at its end
+    size_t count
+    size_t buffered          # bytes that all inputs and outputs together have allocated
+    size_t request_size_limit
+    size_t buffer_size_limit
+    uint64_t ipc_timeout_ms
+    bint greeting            # does the server speak first? (not for Postfix up to 3.5)
+    char *received           # one scratch for all reads; a client keeps only what is not served
+    buf replies              # one scratch for all replies
+
+
+cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil
+cdef void clients_free(clients *all) noexcept nogil
+cdef int client_new(clients *all, int fd) noexcept nogil
+cdef void client_event(clients *all, client *c) noexcept nogil
+cdef void client_answered(clients *all, job *j) noexcept nogil
+cdef void clients_opened(clients *all, job *j) noexcept nogil
+cdef void clients_tick(clients *all) noexcept nogil
+cdef void clients_sweep(clients *all) noexcept nogil
+cdef void clients_drain(clients *all) noexcept nogil

@@ -1,0 +1,439 @@
+"""_client - one connection: bytes in, requests in order, bytes out, deadlines
+
+An idle client owns no buffer. A turn reads into one scratch that all share,
+serves every whole list in it, collects the replies in another shared scratch
+and sends them with one call. A client keeps only what could not be finished:
+an incomplete list, a list that waits for a table, or output that the socket
+did not take. A client with unsent output, or parked, is not read; so its
+replies keep their order, and it delays nobody else.
+
+Limits: the longest list, and what all buffers together may hold. Who exceeds
+one is told BAD; the rest of what it sends is read and thrown away for a while,
+since closing over unread bytes would destroy the reply.
+
+One thread, the loop's; no GIL. Source: epoll(7), unix(7); wire.md.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+from posix.unistd cimport close
+
+from proxymap._buf cimport buf_append, buf_clear, buf_consume, buf_free, buf_len
+from proxymap._catalog cimport instance
+from proxymap._clock cimport now_ms
+from proxymap._codec cimport greeting_append, list_restart, list_scan, reply_append_bare
+from proxymap._jobs cimport job
+from proxymap._service cimport (
+    PARKED, SENT, service, service_answered, service_opened, service_request, session, session_free,
+)
+from proxymap._words cimport STAT_BAD
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int, void *, size_t, int)
+    ssize_t send(int, const void *, size_t, int)
+    int shutdown(int, int)
+    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RD, SHUT_WR
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT
+    int epoll_ctl(int, int, int, epoll_event *)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    struct timespec:
+        long tv_sec
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_settime(int, int, const itimerspec *, itimerspec *)
+
+cdef enum:
+    READ_SIZE = 65536        # one recv; a list of Postfix is some hundred bytes
+    REPLIES_MAX = 262144     # unsent replies at which a turn of one client ends
+    REPLIES_KEEP = 1048576   # a larger scratch, after a huge value, is given back
+    DISCARD_MS = 2000        # how long the bytes behind a BAD are thrown away
+
+
+cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil:
+    """0, or -1 without memory. The caller then sets limits and greeting."""
+    memset(all, 0, sizeof(clients))
+    all.service = s
+    all.epoll = epoll
+    all.timer = timer
+    all.received = <char *> malloc(READ_SIZE)
+    return 0 if all.received != NULL else -1
+
+
+cdef void clients_free(clients *all) noexcept nogil:
+    while all.first != NULL:
+        client_close(all, all.first)
+    clients_sweep(all)
+    free(all.received)
+    buf_free(&all.replies)
+
+
+# Coming and going
+
+cdef int client_new(clients *all, int fd) noexcept nogil:
+    """Take an accepted, non-blocking connection and greet it; 0, or -1 without memory (fd is closed)."""
+    cdef client *c = <client *> calloc(1, sizeof(client))
+    if c == NULL:
+        close(fd)
+        return -1
+    c.source.kind = SOURCE_CLIENT
+    c.source.fd = fd
+    c.session.client = c
+    list_restart(&c.seen)
+    c.next = all.first
+    if all.first != NULL:
+        all.first.previous = c
+    all.first = c
+    all.count += 1
+    buf_clear(&all.replies)
+    if all.greeting:
+        greeting_append(&all.replies)
+    client_send(all, c)
+    return 0
+
+
+cdef void client_close(clients *all, client *c) noexcept nogil:
+    """Hang up. The memory goes at the end of the turn, since events of this turn may still name it."""
+    if c.source.fd < 0:
+        return
+    close(c.source.fd)
+    c.source.fd = -1
+    clear_deadline(all, c)
+    all.buffered -= c.input.cap + c.output.cap
+    buf_free(&c.input)
+    buf_free(&c.output)
+    session_free(&c.session)
+    if c.previous != NULL:
+        c.previous.next = c.next
+    else:
+        all.first = c.next
+    if c.next != NULL:
+        c.next.previous = c.previous
+    all.count -= 1
+    c.next = all.dead
+    all.dead = c
+
+
+cdef void clients_sweep(clients *all) noexcept nogil:
+    """Free what was closed in this turn, and a scratch that grew too large."""
+    cdef client *c
+    while all.dead != NULL:
+        c = all.dead
+        all.dead = c.next
+        free(c)
+    if all.replies.cap > REPLIES_KEEP:
+        buf_free(&all.replies)
+
+
+cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
+    """Have epoll watch for events; 0: for nothing, not even that the peer hangs up."""
+    cdef epoll_event e
+    cdef int operation = EPOLL_CTL_MOD
+    if c.events == events:
+        return
+    if c.events == 0:
+        operation = EPOLL_CTL_ADD
+    elif events == 0:
+        operation = EPOLL_CTL_DEL
+    e.events = events
+    e.data.ptr = c
+    if epoll_ctl(all.epoll, operation, c.source.fd, &e) < 0:
+        client_close(all, c)
+        return
+    c.events = events
+
+
+# One turn
+
+cdef void client_event(clients *all, client *c) noexcept nogil:
+    """epoll reported something of c."""
+    if c.source.fd < 0:
+        return
+    if buf_len(&c.output):
+        client_flush(all, c)
+    elif c.parked:
+        watch(all, c, 0)  # it pipelines, or is gone: look again when its answer is back
+    elif c.discarding:
+        client_discard(all, c)
+    elif has_lists(c):
+        client_resume(all, c)
+    else:
+        client_receive(all, c)
+
+
+cdef inline bint has_lists(const client *c) noexcept nogil:
+    """Does the input begin with a list that was not looked at? An incomplete one was."""
+    return buf_len(&c.input) != 0 and c.seen.pos == 0
+
+
+cdef void client_receive(clients *all, client *c) noexcept nogil:
+    """Read once, serve what is complete, reply."""
+    cdef ssize_t n = recv(c.source.fd, all.received, READ_SIZE, MSG_DONTWAIT)
+    cdef bint began_before = buf_len(&c.input) != 0
+    cdef size_t used = 0
+    if n <= 0:
+        if n == 0 or (errno != EAGAIN and errno != EINTR):
+            client_close(all, c)
+        return
+    buf_clear(&all.replies)
+    if not began_before:
+        used = serve_lists(all, c, all.received, n)
+    if used < <size_t> n and input_keep(all, c, all.received + used, n - used) < 0:
+        client_refuse(all, c)
+    elif began_before:
+        client_serve_input(all, c)
+    else:
+        client_finish(all, c)
+
+
+cdef void client_serve_input(clients *all, client *c) noexcept nogil:
+    """Serve what the client's own input holds."""
+    buf_consume(&c.input, serve_lists(all, c, c.input.data + c.input.start, buf_len(&c.input)))
+    if buf_len(&c.input) == 0:
+        all.buffered -= c.input.cap
+        buf_free(&c.input)
+    client_finish(all, c)
+
+
+cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) noexcept nogil:
+    """Serve the whole lists in data; returns the bytes that are done with.
+
+    Stops early when c is parked, or when enough replies have piled up.
+    """
+    cdef size_t used = 0, n
+    cdef int became
+    while used < len and buf_len(&all.replies) < REPLIES_MAX:
+        n = list_scan(&c.seen, data + used, len - used)
+        if n == 0:
+            break
+        became = service_request(all.service, &c.session, &c.seen, data + used, &all.replies)
+        list_restart(&c.seen)
+        if became == PARKED:
+            c.parked = True
+            c.waiter = <client *> c.session.waits_for.waiters
+            c.session.waits_for.waiters = c
+            break
+        used += n
+        if became == SENT:
+            c.parked = True
+            break
+    return used
+
+
+cdef void client_finish(clients *all, client *c) noexcept nogil:
+    """End a turn: send the replies, then wait for what is missing."""
+    if not c.parked and not has_lists(c) and buf_len(&c.input) > all.request_size_limit:
+        client_refuse(all, c)
+    else:
+        client_send(all, c)
+
+
+cdef void client_send(clients *all, client *c) noexcept nogil:
+    """Send all.replies; what the socket does not take is kept, and the client is not read until it is gone."""
+    cdef size_t len = buf_len(&all.replies)
+    cdef const char *data = all.replies.data + all.replies.start
+    cdef ssize_t sent = 0
+    if len and buf_len(&c.output) == 0:
+        sent = send(c.source.fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                client_close(all, c)
+                return
+            sent = 0
+    if <size_t> sent == len:
+        client_rest(all, c)
+    elif output_keep(all, c, data + sent, len - sent) < 0:
+        client_close(all, c)
+    else:
+        set_deadline(all, c, all.ipc_timeout_ms)
+        watch(all, c, EPOLLOUT)
+
+
+cdef void client_flush(clients *all, client *c) noexcept nogil:
+    """The socket takes output again."""
+    cdef ssize_t sent = send(c.source.fd, c.output.data + c.output.start, buf_len(&c.output), MSG_NOSIGNAL | MSG_DONTWAIT)
+    if sent < 0:
+        if errno != EAGAIN and errno != EINTR:
+            client_close(all, c)
+        return
+    buf_consume(&c.output, sent)
+    if buf_len(&c.output):
+        set_deadline(all, c, all.ipc_timeout_ms)
+        return
+    all.buffered -= c.output.cap
+    buf_free(&c.output)
+    clear_deadline(all, c)
+    client_resume(all, c)
+
+
+cdef void client_resume(clients *all, client *c) noexcept nogil:
+    """Go on with the lists that c's input may hold."""
+    if buf_len(&c.output):
+        return  # client_flush comes here when they are sent
+    buf_clear(&all.replies)
+    if has_lists(c) and not c.parked and not c.discarding:
+        client_serve_input(all, c)
+    else:
+        client_rest(all, c)
+
+
+cdef void client_rest(clients *all, client *c) noexcept nogil:
+    """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
+    if c.parked:
+        return
+    if c.discarding:
+        shutdown(c.source.fd, SHUT_WR)
+        set_deadline(all, c, DISCARD_MS)
+    elif has_lists(c):
+        watch(all, c, EPOLLOUT)  # replies had piled up: the next turn serves on
+        return
+    elif buf_len(&c.input) == 0:
+        if c.timed:
+            clear_deadline(all, c)
+    elif not c.timed:
+        set_deadline(all, c, all.ipc_timeout_ms)
+    watch(all, c, EPOLLIN)
+
+
+# Waiting for a table or a worker
+
+cdef void unpark(clients *all, client *c) noexcept nogil:
+    c.parked = False
+    c.session.waits_for = NULL
+
+
+cdef void clients_opened(clients *all, job *j) noexcept nogil:
+    """A table was opened: serve the requests that wait for it."""
+    cdef instance *i = service_opened(all.service, j)
+    cdef client *c = <client *> i.waiters
+    cdef client *next
+    i.waiters = NULL
+    while c != NULL:
+        next = c.waiter
+        unpark(all, c)
+        client_resume(all, c)
+        c = next
+
+
+cdef void client_answered(clients *all, job *j) noexcept nogil:
+    """A worker answered a request to a slow table."""
+    cdef session *who = <session *> j.asker
+    cdef client *c = <client *> who.client
+    buf_clear(&all.replies)
+    service_answered(all.service, who, j, &all.replies)
+    unpark(all, c)
+    client_finish(all, c)
+
+
+# Limits and deadlines
+
+cdef int input_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil:
+    """Keep what could not be served yet; -1 if all buffers together are too large, or without memory."""
+    cdef size_t before = c.input.cap
+    if all.buffered > all.buffer_size_limit or buf_append(&c.input, data, len) < 0:
+        return -1
+    all.buffered += c.input.cap - before
+    return 0
+
+
+cdef int output_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil:
+    cdef size_t before = c.output.cap
+    if all.buffered > all.buffer_size_limit or buf_append(&c.output, data, len) < 0:
+        return -1
+    all.buffered += c.output.cap - before
+    return 0
+
+
+cdef void client_refuse(clients *all, client *c) noexcept nogil:
+    """Too much, or never a list: BAD, and hang up once that is sent."""
+    c.discarding = True
+    all.buffered -= c.input.cap
+    buf_free(&c.input)
+    reply_append_bare(&all.replies, STAT_BAD)
+    client_send(all, c)
+
+
+cdef void client_discard(clients *all, client *c) noexcept nogil:
+    """Throw away what a refused client still sends, until it hangs up or its time is over."""
+    cdef ssize_t n
+    if buf_len(&c.output):
+        client_flush(all, c)
+        return
+    n = recv(c.source.fd, all.received, READ_SIZE, MSG_DONTWAIT)
+    if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
+        client_close(all, c)
+
+
+cdef void set_timer(clients *all, bint ticking) noexcept nogil:
+    cdef itimerspec when
+    memset(&when, 0, sizeof(when))
+    when.it_interval.tv_sec = when.it_value.tv_sec = ticking
+    timerfd_settime(all.timer, 0, &when, NULL)
+
+
+cdef void set_deadline(clients *all, client *c, uint64_t in_ms) noexcept nogil:
+    """Hang up on c unless something happens until then."""
+    c.deadline_ms = now_ms() + in_ms
+    if c.timed:
+        return
+    c.timed = True
+    if all.first_timed == NULL:
+        set_timer(all, True)
+    else:
+        all.first_timed.timed_prev = c
+    c.timed_prev = NULL
+    c.timed_next = all.first_timed
+    all.first_timed = c
+
+
+cdef void clear_deadline(clients *all, client *c) noexcept nogil:
+    if not c.timed:
+        return
+    c.timed = False
+    if c.timed_next != NULL:
+        c.timed_next.timed_prev = c.timed_prev
+    if c.timed_prev != NULL:
+        c.timed_prev.timed_next = c.timed_next
+    else:
+        all.first_timed = c.timed_next
+    if all.first_timed == NULL:
+        set_timer(all, False)
+
+
+cdef void clients_tick(clients *all) noexcept nogil:
+    """A second has passed: hang up on those whose time is over."""
+    cdef uint64_t now = now_ms()
+    cdef client *c = all.first_timed
+    cdef client *next
+    while c != NULL:
+        next = c.timed_next
+        if now >= c.deadline_ms and not c.parked:  # a table or worker still knows a parked one
+            client_close(all, c)
+        c = next
+
+
+cdef void clients_drain(clients *all) noexcept nogil:
+    """Stop: what has arrived is answered, and each client is let go after its last reply.
+
+    Shutting down the reading side first makes a client that sends only now
+    notice it at once, as with a connection that was closed while idle; ours
+    reads what is left, then end-of-file, and closes.
+    """
+    cdef client *c = all.first
+    cdef client *next
+    while c != NULL:
+        next = c.next
+        shutdown(c.source.fd, SHUT_RD)
+        while c.source.fd >= 0 and not c.parked and not buf_len(&c.output):
+            client_event(all, c)
+        c = next

@@ -1,0 +1,65 @@
+# _jobs - queues between the loop and the threads that may run Python (see _jobs.pyx)
+
+from libc.stdint cimport uint64_t
+
+from proxymap._buf cimport buf, view
+from proxymap._table cimport table
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+cpdef enum:  # what a job asks for
+    JOB_OPEN = 1     # open the table called name with flags -> table
+    JOB_CLOSE = 2    # let go of table; no answer
+    JOB_LOG = 3      # log the text in name at level status; no answer
+    JOB_LOOKUP = 4   # ask a slow table: key -> status, value
+
+
+cdef struct job:
+    int kind       # JOB_*
+    int flags      # dictionary flags
+    int status     # answer: STAT_*; of a log line: LEVEL_*
+    void *asker    # whom the answer is for; the loop's own business
+    table *t
+    buf name       # owned copies
+    buf key
+    buf value
+    job *next
+
+
+cdef struct queue:
+    pthread_mutex_t lock
+    pthread_cond_t more
+    job *first
+    job **last
+    size_t held
+    size_t limit     # more are refused; 0: no limit
+    uint64_t lost    # how many were
+    int eventfd      # wakes an epoll loop; -1: takers wait on the condition
+    bint closed
+
+
+cpdef enum:  # log levels, as syslog has them
+    LEVEL_FATAL = 2
+    LEVEL_ERROR = 3
+    LEVEL_WARNING = 4
+    LEVEL_INFO = 6
+
+
+cdef class Queue:
+    cdef queue q
+    cdef readonly int eventfd
+
+
+cdef class Job:
+    cdef job *j
+
+
+cdef job *job_new(int kind) noexcept nogil
+cdef void job_free(job *j) noexcept nogil
+cdef int queue_put(queue *q, job *j) noexcept nogil
+cdef job *queue_take(queue *q, double wait) noexcept nogil
+cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

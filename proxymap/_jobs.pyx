@@ -1,0 +1,226 @@
+"""_jobs - queues between the loop and the threads that may run Python
+
+The loop puts what needs Python (opening a table, asking a slow one, logging a
+line) into a queue; a worker takes it, and puts it into the queue of answers,
+whose eventfd wakes the loop. A job owns copies of all that it names, except
+its table, which the catalog keeps open while the job is out.
+
+Any thread may use a queue; nobody holds its lock for longer than it takes to
+link a job. `queue_take` waits without the GIL.
+"""
+
+from libc.stdlib cimport calloc, free
+from posix.unistd cimport close, read, write
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from proxymap._buf cimport buf, buf_append_view, buf_free, view, view_of
+from proxymap._table cimport Table
+
+import os
+
+cdef extern from "<time.h>" nogil:
+    ctypedef struct timespec "struct timespec":
+        long tv_sec
+        long tv_nsec
+    enum: CLOCK_REALTIME
+    int clock_gettime(int, timespec *)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_cond_init(pthread_cond_t *, void *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+
+
+cdef double FOREVER = 1e9  # seconds
+
+
+cdef job *job_new(int kind) noexcept nogil:
+    """A job of that kind, all else zero, or NULL without memory."""
+    cdef job *j = <job *> calloc(1, sizeof(job))
+    if j != NULL:
+        j.kind = kind
+    return j
+
+
+cdef void job_free(job *j) noexcept nogil:
+    buf_free(&j.name)
+    buf_free(&j.key)
+    buf_free(&j.value)
+    free(j)
+
+
+cdef int queue_put(queue *q, job *j) noexcept nogil:
+    """Hand j over; -1 if the queue is full (j is then still the caller's)."""
+    cdef uint64_t one = 1
+    pthread_mutex_lock(&q.lock)
+    if q.limit and q.held >= q.limit:
+        q.lost += 1
+        pthread_mutex_unlock(&q.lock)
+        return -1
+    j.next = NULL
+    q.last[0] = j
+    q.last = &j.next
+    q.held += 1
+    if q.eventfd < 0:
+        pthread_cond_signal(&q.more)
+    pthread_mutex_unlock(&q.lock)
+    if q.eventfd >= 0:
+        write(q.eventfd, &one, sizeof(one))
+    return 0
+
+
+cdef job *queue_take(queue *q, double wait) noexcept nogil:
+    """The oldest job, or NULL: none came within `wait` seconds (FOREVER: no limit), or the queue is closed."""
+    cdef job *j
+    cdef timespec until
+    cdef int waited = 0
+    if 0 < wait < FOREVER:
+        clock_gettime(CLOCK_REALTIME, &until)
+        until.tv_sec += <long> wait + 1
+    pthread_mutex_lock(&q.lock)
+    while q.first == NULL and wait > 0 and not q.closed and not waited:
+        if wait < FOREVER:
+            waited = pthread_cond_timedwait(&q.more, &q.lock, &until)
+        else:
+            pthread_cond_wait(&q.more, &q.lock)
+    j = q.first
+    if j != NULL:
+        q.first = j.next
+        if q.first == NULL:
+            q.last = &q.first
+        q.held -= 1
+    pthread_mutex_unlock(&q.lock)
+    return j
+
+
+cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil:
+    """Have the parts, joined, logged; lost (and counted) when the logger cannot keep up."""
+    cdef job *j = job_new(JOB_LOG)
+    cdef int i
+    if j == NULL:
+        return
+    j.status = level
+    for i in range(count):
+        if buf_append_view(&j.name, parts[i]) < 0:
+            break
+    if queue_put(q, j) < 0:
+        job_free(j)
+
+
+cdef class Queue:
+    """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting."""
+
+    def __cinit__(self, bint wakes_loop=False, size_t limit=0):
+        pthread_mutex_init(&self.q.lock, NULL)
+        pthread_cond_init(&self.q.more, NULL)
+        self.q.first = NULL
+        self.q.last = &self.q.first
+        self.q.held = 0
+        self.q.limit = limit
+        self.q.lost = 0
+        self.q.closed = False
+        self.q.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if wakes_loop else -1
+        self.eventfd = self.q.eventfd
+
+    def __dealloc__(self):
+        cdef job *j
+        while True:
+            j = queue_take(&self.q, 0)
+            if j == NULL:
+                break
+            job_free(j)
+        if self.q.eventfd >= 0:
+            close(self.q.eventfd)
+
+    @property
+    def closed(self) -> bool:
+        return self.q.closed
+
+    def take(self, double wait=FOREVER):
+        """Wait for a job, without the GIL; None when the queue is closed and empty, or after `wait` seconds."""
+        cdef job *j
+        cdef Job wrapped
+        with nogil:
+            j = queue_take(&self.q, wait)
+        if j == NULL:
+            return None
+        wrapped = Job.__new__(Job)
+        wrapped.j = j
+        return wrapped
+
+    def put(self, Job wrapped not None):
+        """Hand over a job that was taken elsewhere; the caller must forget it."""
+        if wrapped.j == NULL:
+            raise ValueError("this job was handed over already")
+        if queue_put(&self.q, wrapped.j) == 0:
+            wrapped.j = NULL
+
+    def close(self):
+        """No more waiting: takers get what is left, then None."""
+        pthread_mutex_lock(&self.q.lock)
+        self.q.closed = True
+        pthread_cond_broadcast(&self.q.more)
+        pthread_mutex_unlock(&self.q.lock)
+
+    def take_lost(self) -> int:
+        """How many jobs a full queue refused since the last call."""
+        cdef uint64_t lost
+        pthread_mutex_lock(&self.q.lock)
+        lost = self.q.lost
+        self.q.lost = 0
+        pthread_mutex_unlock(&self.q.lock)
+        return lost
+
+
+cdef class Job:
+    """A job as Python sees it: what is asked, and where the answer goes."""
+
+    def __dealloc__(self):
+        if self.j != NULL:
+            job_free(self.j)
+
+    @property
+    def kind(self) -> int:
+        return self.j.kind
+
+    @property
+    def flags(self) -> int:
+        return self.j.flags
+
+    @property
+    def level(self) -> int:
+        return self.j.status
+
+    @property
+    def name(self) -> bytes:
+        return self.j.name.data[:self.j.name.end] if self.j.name.end else b""
+
+    @property
+    def key(self) -> bytes:
+        return self.j.key.data[:self.j.key.end] if self.j.key.end else b""
+
+    @property
+    def table(self):
+        """The table that is asked."""
+        return <object> self.j.t.owner
+
+    def opened(self, Table table not None):
+        """Answer JOB_OPEN; the loop then owns a reference to the table."""
+        Py_INCREF(table)
+        self.j.t = &table.t
+
+    def closed(self):
+        """Drop the loop's reference, for JOB_CLOSE."""
+        Py_DECREF(<object> self.j.t.owner)
+        self.j.t = NULL
+
+    def answered(self, int status, bytes value=b""):
+        """Answer a request to a slow table."""
+        self.j.status = status
+        buf_append_view(&self.j.value, view_of(value, len(value)))

@@ -1,0 +1,282 @@
+"""_loop - epoll, accept, timers: drives clients; holds the loop's one `with nogil`
+
+`run` serves until something needs the shell: a signal, or `wake`. Between two
+returns the loop thread never takes the GIL, so no Python thread can delay a
+reply. What needs Python goes to the workers as a job; the eventfd of the
+answers wakes the loop.
+
+One turn: wait, take the events, answer, free what was closed. The wait is
+shared by all that are ready; there is no other call per request than a recv
+and a send.
+
+Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2).
+"""
+
+import os
+
+from cpython.ref cimport Py_DECREF
+from libc.errno cimport ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from posix.unistd cimport close, read
+
+from proxymap._buf cimport view_of, view_str, view
+from proxymap._cache cimport cache, cache_free, cache_init
+from proxymap._catalog cimport catalog_approve, instance
+from proxymap._client cimport (
+    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_LISTENER, SOURCE_TIMER, SOURCE_WAKE, client, client_answered, client_event,
+    client_new, clients, clients_drain, clients_free, clients_init, clients_opened, clients_sweep, clients_tick,
+    source,
+)
+from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
+from proxymap._service cimport service, service_free, service_init
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct sockaddr:
+        pass
+    int accept4(int, sockaddr *, unsigned int *, int)
+    enum: SOCK_NONBLOCK, SOCK_CLOEXEC
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLL_CLOEXEC
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event *)
+    int epoll_wait(int, epoll_event *, int, int)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    enum: TFD_NONBLOCK, TFD_CLOEXEC
+    int timerfd_create(int, int)
+
+cdef extern from "<time.h>" nogil:
+    enum: CLOCK_MONOTONIC
+
+cdef enum:
+    EVENTS = 256       # taken in one turn
+    ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
+    PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
+
+
+cdef struct loop:
+    int epoll
+    clients all
+    service service
+    cache results
+    source *listeners
+    int listener_count
+    bint accepting        # the listeners are watched
+    source answers
+    source wake
+    source timer
+    queue *done
+    bint woken            # run is to return
+
+
+cdef void watch_source(loop *l, source *s, int operation) noexcept nogil:
+    cdef epoll_event e
+    e.events = EPOLLIN
+    e.data.ptr = s
+    epoll_ctl(l.epoll, operation, s.fd, &e)
+
+
+cdef void set_accepting(loop *l, bint accepting) noexcept nogil:
+    cdef int i
+    if l.accepting != accepting:
+        for i in range(l.listener_count):
+            watch_source(l, &l.listeners[i], EPOLL_CTL_ADD if accepting else EPOLL_CTL_DEL)
+        l.accepting = accepting
+
+
+cdef void accept_clients(loop *l, source *listener) noexcept nogil:
+    """Take those that wait. Out of descriptors: say so, and pause, since the listener stays readable."""
+    cdef int fd, i
+    cdef view text
+    for i in range(ACCEPTS):
+        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            client_new(&l.all, fd)
+        elif errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+            text = view_str(b"accept connection: out of file descriptors or memory; pausing")
+            log_line(l.service.log, LEVEL_ERROR, &text, 1)
+            set_accepting(l, False)
+            return
+        elif errno != EINTR and errno != ECONNABORTED:
+            return
+
+
+cdef void take_answers(loop *l) noexcept nogil:
+    """Hand the workers' answers to those who wait for them."""
+    cdef uint64_t count
+    cdef job *j
+    read(l.answers.fd, &count, sizeof(count))
+    while True:
+        j = queue_take(l.done, 0)
+        if j == NULL:
+            return
+        if j.kind == JOB_OPEN:
+            clients_opened(&l.all, j)
+        else:
+            client_answered(&l.all, j)
+        job_free(j)
+
+
+cdef void take_tick(loop *l) noexcept nogil:
+    cdef uint64_t count
+    read(l.timer.fd, &count, sizeof(count))
+    clients_tick(&l.all)
+
+
+cdef void take_event(loop *l, source *s) noexcept nogil:
+    if s.kind == SOURCE_CLIENT:
+        client_event(&l.all, <client *> s)
+    elif s.kind == SOURCE_LISTENER:
+        accept_clients(l, s)
+    elif s.kind == SOURCE_ANSWERS:
+        take_answers(l)
+    elif s.kind == SOURCE_TIMER:
+        take_tick(l)
+    else:
+        l.woken = True
+
+
+cdef void give_up_tables(loop *l):
+    """Drop the references that the catalog holds. With the GIL, at the end of the loop's life."""
+    cdef instance *i
+    cdef size_t slot
+    for slot in range(sizeof(l.service.tables.slots) // sizeof(instance *)):
+        i = l.service.tables.slots[slot]
+        while i != NULL:
+            if i.t != NULL:
+                Py_DECREF(<object> i.t.owner)
+                i.t = NULL
+            i = i.chain
+
+
+cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
+    """One turn; 0, or -1 with errno if epoll itself fails."""
+    cdef epoll_event events[EVENTS]
+    cdef bint paused = not l.accepting and l.listener_count
+    cdef int i
+    cdef int n = epoll_wait(l.epoll, events, EVENTS, PAUSE_MS if paused and timeout_ms < 0 else timeout_ms)
+    if n < 0:
+        return 0 if errno == EINTR else -1
+    for i in range(n):
+        take_event(l, <source *> events[i].data.ptr)
+    clients_sweep(&l.all)
+    if paused:
+        set_accepting(l, True)
+    return 0
+
+
+cdef class Loop:
+    """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
+
+    todo, done, log: the queues to the workers, from them, and to the logger.
+    Limits are bytes and seconds. wake_fd: readable when `run` is to return.
+    """
+
+    cdef loop l
+    cdef Queue todo, done, log
+
+    def __cinit__(self, list listeners, Queue todo not None, Queue done not None, Queue log not None, int wake_fd, *,
+                  approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
+                  size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600):
+        cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
+        self.todo, self.done, self.log = todo, done, log
+        self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
+        self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        if self.l.epoll < 0 or self.l.timer.fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        service_init(&self.l.service, seed)
+        self.l.service.todo = &todo.q
+        self.l.service.log = &log.q
+        self.l.service.writes = writes
+        self.l.service.utf8_layer = utf8_layer
+        if cache_size:
+            if cache_init(&self.l.results, cache_size, seed ^ 1) < 0:
+                raise MemoryError
+            self.l.service.results = &self.l.results
+        for name in approved:
+            if catalog_approve(&self.l.service.tables, view_of(name, len(name))) < 0:
+                raise MemoryError
+        if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
+            raise MemoryError
+        self.l.all.greeting = greeting
+        self.l.all.request_size_limit = request_size_limit
+        self.l.all.buffer_size_limit = buffer_size_limit
+        self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
+        self.l.done = &done.q
+        self.watch_sources(listeners, done.eventfd, wake_fd)
+
+    def watch_sources(self, list listeners, int answers_fd, int wake_fd):
+        cdef int i
+        self.l.listeners = <source *> calloc(len(listeners) + 1, sizeof(source))
+        if self.l.listeners == NULL:
+            raise MemoryError
+        self.l.listener_count = len(listeners)
+        for i in range(self.l.listener_count):
+            self.l.listeners[i].kind = SOURCE_LISTENER
+            self.l.listeners[i].fd = listeners[i]
+        self.l.answers.kind = SOURCE_ANSWERS
+        self.l.answers.fd = answers_fd
+        self.l.wake.kind = SOURCE_WAKE
+        self.l.wake.fd = wake_fd
+        self.l.timer.kind = SOURCE_TIMER
+        watch_source(&self.l, &self.l.answers, EPOLL_CTL_ADD)
+        watch_source(&self.l, &self.l.wake, EPOLL_CTL_ADD)
+        watch_source(&self.l, &self.l.timer, EPOLL_CTL_ADD)
+        set_accepting(&self.l, True)
+
+    def __dealloc__(self):
+        if self.l.all.received != NULL:
+            clients_free(&self.l.all)
+        if self.l.listeners != NULL:
+            give_up_tables(&self.l)
+            service_free(&self.l.service)
+        if self.l.results.slots != NULL:
+            cache_free(&self.l.results)
+        free(self.l.listeners)
+        if self.l.epoll > 0:
+            close(self.l.epoll)
+        if self.l.timer.fd > 0:
+            close(self.l.timer.fd)
+
+    def run(self):
+        """Serve until the wake descriptor is readable. OSError if the loop itself cannot go on."""
+        cdef int failed = 0
+        self.l.woken = False
+        with nogil:
+            while not failed and not self.l.woken:
+                failed = serve_turn(&self.l, -1)
+        if failed:
+            raise OSError(errno, os.strerror(errno))
+
+    def stop_accepting(self):
+        set_accepting(&self.l, False)
+        self.l.listener_count = 0
+
+    def drain(self, seconds) -> int:
+        """Answer what has arrived, let everyone go; returns how many clients were still served when time was up."""
+        cdef int left_ms = <int> (seconds * 1000)
+        self.stop_accepting()
+        with nogil:
+            clients_drain(&self.l.all)
+            while self.l.all.count and left_ms > 0:
+                serve_turn(&self.l, 10)
+                left_ms -= 10
+        return self.l.all.count
+
+    def counters(self) -> dict:
+        """What has been served so far, and what is held."""
+        return {
+            "requests": self.l.service.requests,
+            "clients": self.l.all.count,
+            "buffered_bytes": self.l.all.buffered,
+            "instances": self.l.service.tables.count,
+            "cache_hits": self.l.results.hits,
+            "cache_misses": self.l.results.misses,
+        }

@@ -1,0 +1,185 @@
+"""_map - files mapped for reading that survive whatever happens to the file
+
+A file that is cut short while mapped raises SIGBUS when the lost part is read.
+The handler finds the mapping, puts a page of zeros there, marks the mapping as
+damaged and lets the read go on: the readers check every offset, so zeros are
+harmless, and the mark tells them that the answer must not be used.
+
+A `mapped` belongs to its table. Mapping and unmapping take a lock and may run
+on any thread; the handler only walks a list of regions that are linked in with
+one store, are never freed, and are used again.
+
+Source: mmap(2), sigaction(2).
+"""
+
+from libc.errno cimport EINVAL, ENOMEM, errno
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport calloc
+from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, mmap, munmap,
+)
+from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, siginfo_t
+from posix.stat cimport S_ISREG, fstat, stat, struct_stat
+from posix.unistd cimport close
+
+cdef extern from "<signal.h>" nogil:
+    enum: SIGBUS
+    void (*SIG_DFL)(int)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from *:
+    """
+    #define stat_mtime_ns(s) ((uint64_t) (s).st_mtim.tv_sec * 1000000000ull + (uint64_t) (s).st_mtim.tv_nsec)
+    """
+    uint64_t stat_mtime_ns(struct_stat s) nogil
+
+cdef enum:
+    PAGE = 4096  # the least page size of Linux; a larger one only widens the hole that is filled
+
+cdef pthread_mutex_t regions_lock
+cdef region *regions = NULL
+
+
+cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
+    """Fill the hole with zeros if it is ours; else die as if there were no handler."""
+    cdef uintptr_t address = <uintptr_t> info.si_addr
+    cdef region *r = regions
+    cdef sigaction_t default
+    while r != NULL:
+        if <uintptr_t> r.data <= address < <uintptr_t> r.data + r.length:
+            r.damaged = 1
+            address -= address % PAGE
+            if mmap(<void *> address, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED:
+                return
+            break
+        r = r.next
+    default.sa_handler = SIG_DFL
+    default.sa_flags = 0
+    sigemptyset(&default.sa_mask)
+    sigaction(SIGBUS, &default, NULL)
+
+
+cdef void install_handler() noexcept nogil:
+    cdef sigaction_t action
+    action.sa_sigaction = on_sigbus
+    action.sa_flags = SA_SIGINFO
+    sigemptyset(&action.sa_mask)
+    sigaction(SIGBUS, &action, NULL)
+
+
+cdef region *region_new(const char *data, size_t length) noexcept nogil:
+    """A region that is not in use, or a new one; NULL without memory."""
+    cdef region *r
+    pthread_mutex_lock(&regions_lock)
+    r = regions
+    while r != NULL and r.length:
+        r = r.next
+    if r == NULL:
+        r = <region *> calloc(1, sizeof(region))
+        if r != NULL:
+            r.next = regions
+            regions_publish(r)
+    if r != NULL:
+        r.damaged = 0
+        r.data = data
+        r.length = length
+    pthread_mutex_unlock(&regions_lock)
+    return r
+
+
+cdef inline void regions_publish(region *r) noexcept nogil:
+    global regions
+    regions = r
+
+
+cdef int map_data(mapped *m, size_t length) noexcept nogil:
+    """Map the open file; 0, or -1 with errno."""
+    cdef region *r
+    cdef void *data = mmap(NULL, length, PROT_READ, MAP_SHARED, m.fd, 0)
+    if data == MAP_FAILED:
+        return -1
+    r = region_new(<const char *> data, length)
+    if r == NULL:
+        munmap(data, length)
+        errno = ENOMEM
+        return -1
+    m.data = <const char *> data
+    m.region = r
+    return 0
+
+
+cdef void unmap_data(region *r) noexcept nogil:
+    cdef size_t length = r.length
+    munmap(<void *> r.data, length)
+    r.length = 0
+
+
+cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
+    """Map the file at path, with at least length bytes of address space; 0, or -1 with errno.
+
+    EINVAL: empty, or no regular file.
+    """
+    cdef struct_stat st
+    cdef int saved
+    m.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    if m.fd < 0:
+        return -1
+    if fstat(m.fd, &st) == 0:
+        m.size = st.st_size
+        m.device = st.st_dev
+        m.inode = st.st_ino
+        m.mtime_ns = stat_mtime_ns(st)
+        if m.size == 0 or not S_ISREG(st.st_mode):
+            errno = EINVAL
+        elif map_data(m, length if length > m.size else m.size) == 0:
+            return 0
+    saved = errno
+    close(m.fd)
+    m.fd = -1
+    errno = saved
+    return -1
+
+
+cdef int map_grow(mapped *m) noexcept nogil:
+    """Take in what was appended to the file since; 0, or -1 with errno (the old view goes on)."""
+    cdef struct_stat st
+    cdef region *old = m.region
+    if fstat(m.fd, &st) < 0:
+        return -1
+    if <size_t> st.st_size > old.length:
+        if map_data(m, 2 * <size_t> st.st_size) < 0:
+            return -1
+        unmap_data(old)
+    m.size = st.st_size
+    return 0
+
+
+cdef bint map_replaced(const mapped *m, const char *path) noexcept nogil:
+    """Does path name another file, or none, by now?"""
+    cdef struct_stat st
+    return stat(path, &st) < 0 or st.st_ino != m.inode or st.st_dev != m.device
+
+
+cdef bint map_touched(const mapped *m) noexcept nogil:
+    """Was the open file itself written to or cut since it was mapped?"""
+    cdef struct_stat st
+    return fstat(m.fd, &st) < 0 or stat_mtime_ns(st) != m.mtime_ns or <size_t> st.st_size != m.size
+
+
+cdef void map_close(mapped *m) noexcept nogil:
+    """Let go of the file. Nothing happens if it is not open."""
+    if m.fd >= 0:
+        unmap_data(m.region)
+        close(m.fd)
+        m.fd = -1
+
+
+pthread_mutex_init(&regions_lock, NULL)
+install_handler()

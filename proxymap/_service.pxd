@@ -1,0 +1,43 @@
+# _service - the five requests: request -> reply, or request -> job (see _service.pyx)
+
+from libc.stdint cimport uint64_t
+
+from proxymap._buf cimport buf
+from proxymap._cache cimport cache
+from proxymap._catalog cimport catalog, instance
+from proxymap._codec cimport request, scan
+from proxymap._jobs cimport job, queue
+from proxymap._table cimport cursor
+
+cdef enum:  # what became of a request
+    SERVED = 0  # the reply, if any, is in out
+    PARKED = 1  # ask again when session.waits_for is open
+    SENT = 2    # a worker has it; service_answered makes the reply
+
+
+cdef struct session:
+    # What the service keeps for one connection.
+    void *client         # whose it is
+    cursor *cursors
+    instance *waits_for  # after PARKED and SENT
+    request pending      # after SENT: the shape of the reply; its views are void
+
+
+cdef struct service:
+    catalog tables
+    cache *results       # NULL: no cache
+    queue *todo          # jobs for the workers
+    queue *log
+    bint writes          # proxywrite
+    bint utf8_layer      # smtputf8_enable
+    buf folded           # scratch: the folded key
+    buf scratch          # scratch of the tables
+    uint64_t requests
+
+
+cdef void service_init(service *s, uint64_t seed) noexcept nogil
+cdef void service_free(service *s) noexcept nogil
+cdef int service_request(service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
+cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
+cdef instance *service_opened(service *s, job *j) noexcept nogil
+cdef void session_free(session *who) noexcept nogil

@@ -1,0 +1,379 @@
+"""_service - the five requests: request -> reply, or request -> job
+
+Finds the table of a request in the catalog, asks it (through the cache, where
+that is on) and appends the reply. A table that is not open yet is opened by a
+worker: the request is parked, and asked again once it is. A slow table is
+asked by a worker: the reply is made when its answer is back.
+
+What is wrong with a request or a table becomes a status here and nowhere else.
+One thread, the loop's; no GIL. Source: proxymap(8); wire.md, tables.md 1 and 2.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from proxymap._buf cimport (
+    buf, buf_append_view, buf_clear, buf_free, buf_init, buf_view, memchr, view, view_is, view_of, view_str,
+)
+from proxymap._cache cimport cache_find, cache_store, entry, entry_value
+from proxymap._catalog cimport (
+    catalog_add, catalog_find, catalog_free, catalog_init, catalog_is_approved, catalog_opened,
+)
+from proxymap._clock cimport now_ms
+from proxymap._codec cimport (
+    FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_SILENT, PARSE_UNKNOWN,
+    reply_append, reply_append_bare, request_parse,
+)
+from proxymap._fold cimport fold_ascii, fold_utf8, utf8_valid
+from proxymap._jobs cimport (
+    JOB_CLOSE, JOB_LOOKUP, JOB_OPEN, LEVEL_WARNING, job_free, job_new, log_line, queue_put,
+)
+from proxymap._table cimport cursor, table
+from proxymap._words cimport *
+
+cdef enum:
+    OPEN_RETRY_MS = 1000  # between two attempts to open a table that cannot be opened
+    CURSORS_MAX = 16      # sequences that one connection may have under way
+
+
+cdef void service_init(service *s, uint64_t seed) noexcept nogil:
+    memset(s, 0, sizeof(service))
+    catalog_init(&s.tables, seed)
+
+
+cdef void service_free(service *s) noexcept nogil:
+    catalog_free(&s.tables)
+    buf_free(&s.folded)
+    buf_free(&s.scratch)
+
+
+cdef void session_free(session *who) noexcept nogil:
+    cdef cursor *c
+    while who.cursors != NULL:
+        c = who.cursors
+        who.cursors = c.next
+        buf_free(&c.key)
+        free(c)
+
+
+cdef int service_request(service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil:
+    """Serve the complete list that `seen` describes; returns SERVED, PARKED or SENT."""
+    cdef request r
+    cdef instance *i
+    cdef int verdict = request_parse(seen, data, &r)
+    s.requests += 1
+    if r.fault != FAULT_NONE:
+        warn_of_fault(s, &r)
+    if verdict == PARSE_SILENT:
+        return SERVED
+    if verdict == PARSE_UNKNOWN:
+        warn(s, view_str(b'unrecognized request: "'), r.name, view_str(b'", ignored'))
+        reply_append_bare(out, STAT_BAD)
+        return SERVED
+    if verdict == PARSE_BAD:
+        return refuse(&r, STAT_BAD, out)
+    if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
+        warn(s, view_str(b"refusing "), r.table,
+             view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
+                      else b" delete request on non-proxywrite service"))
+        return refuse(&r, STAT_DENY, out)
+    while r.table.len >= 6 and view_is(view_of(r.table.ptr, 6), b"proxy:", 6):
+        r.table = view_of(r.table.ptr + 6, r.table.len - 6)
+    if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
+        return refuse(&r, STAT_BAD, out)
+    i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
+    if i == NULL:
+        if not catalog_is_approved(&s.tables, r.table):
+            return deny(s, &r, out)
+        i = add_instance(s, &r)
+        if i == NULL:
+            return refuse(&r, STAT_RETRY, out)
+    if i.opening or not is_open(s, i, &r):
+        who.waits_for = i
+        return PARKED
+    if r.kind == REQ_OPEN:
+        reply_append(out, &r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
+        return SERVED
+    return serve(s, who, i, &r, out)
+
+
+# The ladder from trouble to status
+
+cdef view NONE = view_of(NULL, 0)
+
+
+cdef int refuse(const request *r, int status, buf *out) noexcept nogil:
+    reply_append(out, r, status, 0, NONE, NONE)
+    return SERVED
+
+
+cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
+    cdef view parts[4]
+    warn(s, view_str(b'request for unapproved table: "'), r.table, view_str(b'"'))
+    parts[0] = view_str(b"to approve this table for read-write access, list proxy:" if s.writes
+                        else b"to approve this table for read-only access, list proxy:")
+    parts[1] = r.table
+    parts[2] = view_str(b" in main.cf:proxy_write_maps" if s.writes else b" in main.cf:proxy_read_maps")
+    log_line(s.log, LEVEL_WARNING, parts, 3)
+    return refuse(r, STAT_DENY, out)
+
+
+cdef void warn(service *s, view before, view what, view after) noexcept nogil:
+    cdef view parts[3]
+    parts[0] = before
+    parts[1] = what
+    parts[2] = after
+    log_line(s.log, LEVEL_WARNING, parts, 3)
+
+
+cdef void warn_of_fault(service *s, const request *r) noexcept nogil:
+    """Postfix's words for a list that is not as it should be."""
+    cdef view parts[7]
+    cdef view socket_name = view_str(b"proxywrite socket" if s.writes else b"proxymap socket")
+    parts[2] = view_str(b" in input from " if r.fault == FAULT_MISSING else b" from ")
+    parts[3] = socket_name
+    if r.fault == FAULT_MISSING:
+        parts[0] = view_str(b"missing attribute ")
+        parts[1] = view_str(r.wanted)
+        log_line(s.log, LEVEL_WARNING, parts, 4)
+    elif r.fault == FAULT_UNEXPECTED:
+        parts[0] = view_str(b"unexpected attribute ")
+        parts[1] = r.got
+        parts[4] = view_str(b" (expecting: ")
+        parts[5] = view_str(r.wanted)
+        parts[6] = view_str(b")")
+        log_line(s.log, LEVEL_WARNING, parts, 7)
+    elif r.fault == FAULT_NUMBER:
+        parts[0] = view_str(b"malformed numerical data")
+        parts[1] = view_str(b"")
+        parts[4] = view_str(b" while reading input attribute value: ")
+        parts[5] = r.got
+        log_line(s.log, LEVEL_WARNING, parts, 6)
+
+
+cdef void complain(service *s, instance *i, const char *what) noexcept nogil:
+    """Say once of each instance what cannot be done with it."""
+    if not i.complained:
+        i.complained = True
+        warn(s, view_str(b"table "), buf_view(&i.name), view_str(what))
+
+
+# Opening
+
+cdef void close_table(service *s, table *t) noexcept nogil:
+    cdef job *j
+    if t == NULL:
+        return
+    j = job_new(JOB_CLOSE)
+    if j != NULL:
+        j.t = t
+        if queue_put(s.todo, j) < 0:
+            job_free(j)
+
+
+cdef instance *add_instance(service *s, const request *r) noexcept nogil:
+    cdef table *retired
+    cdef instance *i = catalog_add(&s.tables, r.table, r.dialect, r.inst_flags, r.flags, &retired)
+    close_table(s, retired)
+    return i
+
+
+cdef bint start_open(service *s, instance *i) noexcept nogil:
+    """Have a worker open the table."""
+    cdef job *j = job_new(JOB_OPEN)
+    if j == NULL:
+        return False
+    j.flags = i.given_flags
+    j.asker = i
+    if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
+        job_free(j)
+        return False
+    i.opening = True
+    return True
+
+
+cdef bint is_open(service *s, instance *i, const request *r) noexcept nogil:
+    """Can the request be answered now? If not, a worker is opening the table, for the first time or again.
+
+    Again: when it could not be opened before or is damaged (not more often than
+    each OPEN_RETRY_MS), or when a client opens it and its file was replaced.
+    """
+    if i.t == NULL:
+        return not start_open(s, i)
+    if i.t.reason == NULL and not (r.kind == REQ_OPEN and i.t.changed != NULL and i.t.changed(i.t)):
+        return True
+    if i.jobs or now_ms() < i.retry_ms:
+        return True
+    return not start_open(s, i)
+
+
+cdef instance *service_opened(service *s, job *j) noexcept nogil:
+    """Take the table that a worker opened; returns the instance, whose waiters can go on."""
+    cdef instance *i = <instance *> j.asker
+    cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
+    if i.t.reason != NULL or retired == j.t:
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+    close_table(s, retired)
+    return i
+
+
+# Asking
+
+cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
+    """A lookup, update, delete or sequence on an open table."""
+    cdef view key = NONE, value = NONE
+    cdef int flags = r.flags
+    cdef int status
+    if r.dialect == DIALECT_3_6:
+        flags = i.flags = (i.flags & ~DICT_FLAGS_REQUEST) | (r.flags & DICT_FLAGS_REQUEST)
+    if i.t.reason != NULL:
+        status = unavailable(s, i)
+    elif r.kind == REQ_LOOKUP:
+        if i.t.lookup == NULL:
+            return send_lookup(s, who, i, r, flags, out)
+        status = lookup(s, i, r.key, &flags, &value)
+    elif r.kind == REQ_SEQUENCE and i.t.sequence != NULL:
+        status = sequence(s, who, i, r.function, &key, &value)
+    else:
+        complain(s, i, b" cannot do what was asked: this table type has no sequence, or no updates")
+        status = STAT_CONFIG
+    if status == STAT_RETRY and i.t.reason == NULL:
+        distrust(s, i)
+    if r.dialect == DIALECT_3_6:
+        i.flags = flags
+    reply_append(out, r, status, flags, key, value)
+    return SERVED
+
+
+cdef int unavailable(service *s, instance *i) noexcept nogil:
+    cdef view parts[4]
+    parts[0] = buf_view(&i.name)
+    parts[1] = view_str(b" is unavailable. ")
+    parts[2] = view_str(i.t.reason)
+    log_line(s.log, LEVEL_WARNING, parts, 3)
+    return STAT_RETRY
+
+
+cdef void distrust(service *s, instance *i) noexcept nogil:
+    """A table gave RETRY: if its file was replaced or cut, open it again."""
+    warn(s, view_str(b"table "), buf_view(&i.name), view_str(b" is damaged or was changed in place; answering RETRY"))
+    if i.t.changed != NULL and i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+        start_open(s, i)
+
+
+cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
+    """Fold the key as the flags ask and check it, if the UTF-8 layer is there; STAT_OK to go on."""
+    cdef int failed = 0
+    if i.open_flags & DICT_FLAG_UTF8_ACTIVE:
+        if not utf8_valid(key[0]):
+            warn(s, view_str(b"non-UTF-8 key in a lookup of table "), buf_view(&i.name), view_str(b": not found"))
+            return STAT_NOKEY
+        if flags & (DICT_FLAG_FOLD_FIX if flags & DICT_FLAG_FIXED else DICT_FLAG_FOLD_MUL):
+            failed = fold_utf8(key, &s.folded)
+    elif flags & i.t.fold_bit:
+        failed = fold_ascii(key, &s.folded)
+    return STAT_RETRY if failed else STAT_OK
+
+
+cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
+    cdef int status = fold_key(s, i, flags[0], &key)
+    if status != STAT_OK:
+        return status
+    if s.results != NULL and i.t.cached:
+        status = lookup_cached(s, i, key, flags, value)
+    else:
+        status = i.t.lookup(i.t, key, flags, &s.scratch, value)
+    if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value[0]):
+        warn(s, view_str(b"non-UTF-8 value in table "), buf_view(&i.name), view_str(b": answering CONFIG"))
+        return STAT_CONFIG
+    return status
+
+
+cdef int lookup_cached(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
+    """The generation is read before the table: an answer is at least as new as it is marked."""
+    cdef uint64_t owner = i.id << 2 | (flags[0] & DICT_FLAGS_TRY) >> 2
+    cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
+    cdef entry *e = cache_find(s.results, owner, generation, key)
+    cdef int before = flags[0]
+    cdef int status
+    if e != NULL:
+        flags[0] &= ~e.cleared
+        value[0] = entry_value(e)
+        return e.status
+    status = i.t.lookup(i.t, key, flags, &s.scratch, value)
+    if status == STAT_OK or status == STAT_NOKEY:
+        cache_store(s.results, owner, generation, key, status, before & ~flags[0],
+                    value[0] if status == STAT_OK else NONE)
+    return status
+
+
+cdef int sequence(service *s, session *who, instance *i, int function, view *key, view *value) noexcept nogil:
+    cdef cursor *c = session_cursor(who, i)
+    if c == NULL:
+        return STAT_RETRY
+    return i.t.sequence(i.t, c, function, &s.scratch, key, value)
+
+
+cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
+    """The connection's cursor in that instance; a new one takes the place of the oldest if there are too many."""
+    cdef cursor **link = &who.cursors
+    cdef cursor *c
+    cdef int count = 0
+    while link[0] != NULL:
+        if link[0].of == i.id:
+            return link[0]
+        count += 1
+        if count == CURSORS_MAX:
+            break
+        link = &link[0].next
+    c = link[0]
+    if c != NULL:
+        link[0] = c.next
+    else:
+        c = <cursor *> calloc(1, sizeof(cursor))
+        if c == NULL:
+            return NULL
+    buf_clear(&c.key)
+    c.position = 0
+    c.of = i.id
+    c.next = who.cursors
+    who.cursors = c
+    return c
+
+
+# Slow tables
+
+cdef int send_lookup(service *s, session *who, instance *i, const request *r, int flags, buf *out) noexcept nogil:
+    """Have a worker ask the table. The views of r are void afterwards."""
+    cdef view key = r.key
+    cdef int status = fold_key(s, i, flags, &key)
+    cdef job *j
+    if status == STAT_OK:
+        j = job_new(JOB_LOOKUP)
+        status = STAT_RETRY
+        if j != NULL:
+            j.flags = flags
+            j.asker = who
+            j.t = i.t
+            if buf_append_view(&j.key, key) == 0 and queue_put(s.todo, j) == 0:
+                i.jobs += 1
+                who.pending = r[0]
+                who.waits_for = i
+                return SENT
+            job_free(j)
+    reply_append(out, r, status, flags, NONE, NONE)
+    return SERVED
+
+
+cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil:
+    """Append the reply to the request that j answers."""
+    cdef instance *i = who.waits_for
+    cdef view value = buf_view(&j.value)
+    i.jobs -= 1
+    who.waits_for = NULL
+    if j.status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value):
+        j.status = STAT_CONFIG
+    reply_append(out, &who.pending, j.status, j.flags, NONE, value)
+    return SERVED

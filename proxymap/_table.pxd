@@ -1,0 +1,71 @@
+# _table - what a table must offer the loop (see _table.pyx)
+
+from libc.stdint cimport uint64_t
+
+from proxymap._buf cimport buf, view, view_until_nul
+from proxymap._words cimport *
+
+cdef struct cursor:
+    # Where one connection stands in the sequence of one table.
+    uint64_t of          # which table, by the number that the catalog gave it
+    uint64_t position    # the table's own; 0: not begun, or at the end
+    buf key              # the latest key, for tables that seek by key
+    cursor *next         # of the same connection
+
+
+cdef struct table:
+    # The answers below return STAT_*. Views that they hand out stay valid until
+    # the caller's scratch is used again or the table is closed.
+
+    # Key to value. flags is the dictionary's flag word: read, and try bits cleared.
+    int (*lookup)(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil
+    # The first or the next record; NULL: this type has no sequence.
+    int (*sequence)(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil
+    # Changes whenever answers may change; NULL: never.
+    uint64_t (*generation)(table *t) noexcept nogil
+    # Is the file behind it no longer the one that was opened, or damaged? NULL: never.
+    bint (*changed)(table *t) noexcept nogil
+
+    void *self           # what the type itself needs
+    bint cached          # may the cache stand in front of it?
+    int flags            # implementation and try bits, as an open reply shows them
+    int fold_bit         # which request bit makes the type fold keys without the UTF-8 layer; 0: none
+    void *owner          # the Table that this struct is part of (borrowed)
+    const char *reason   # of a surrogate: why the table could not be opened; else NULL
+
+
+ctypedef int (*find_function)(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil
+
+
+cdef inline int table_try_nul(find_function find, table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    """Look up key in an indexed file, where keys may be stored with a trailing NUL or without.
+
+    With both try bits set the NUL comes first; the first hit decides and clears
+    the other bit. A value ends at its first NUL. Source: tables.md 4.2.
+    """
+    cdef int status = STAT_NOKEY
+    if flags[0] & DICT_FLAG_TRY1NULL:
+        status = find(t, key, True, scratch, value)
+        if status == STAT_OK:
+            flags[0] &= ~DICT_FLAG_TRY0NULL
+    if status == STAT_NOKEY and flags[0] & DICT_FLAG_TRY0NULL:
+        status = find(t, key, False, scratch, value)
+        if status == STAT_OK:
+            flags[0] &= ~DICT_FLAG_TRY1NULL
+    if status == STAT_OK:
+        value[0] = view_until_nul(value[0])
+    return status
+
+
+cdef class Table:
+    cdef object __weakref__
+    cdef table t
+    cdef readonly bytes type_name
+
+
+cdef class Surrogate(Table):
+    cdef bytes text
+
+
+cdef class Slow(Table):
+    cdef readonly object answers

@@ -1,0 +1,144 @@
+"""standalone - a life: own or systemd's socket, READY=1, SIGTERM and SIGINT
+
+Source: sd_notify(3), sd_listen_fds(3), unix(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+
+from proxymap.errors import ConfigError
+from proxymap.log import Log
+from proxymap.maincf import MainCf
+from proxymap.server import Server
+from proxymap.settings import Settings
+
+BACKLOG = 4096  # connections that wait for accept; the kernel cuts it to net.core.somaxconn
+SOCKET_MODE = 0o666  # as Postfix: the folder decides who may connect
+LISTEN_FDS_START = 3
+
+
+def run(settings: Settings, main_cf: MainCf, log: Log, *, listen: str | None, writes: bool) -> None:
+    """Serve `listen` ("unix:PATH"; None: the sockets that systemd hands over) until SIGTERM or SIGINT."""
+    with own_socket(listen) if listen else inherited_sockets() as listeners:
+        enter_queue_directory(settings, log)
+        server = Server(settings, main_cf, log, [sock.fileno() for sock in listeners.sockets], writes=writes)
+        with stop_on_signals(server):
+            listeners.publish()
+            notify("READY=1")
+            log.info(f"serving {listen or 'the sockets of systemd'} for {settings.config_directory}/main.cf")
+            server.run()
+            notify("STOPPING=1")
+
+
+def enter_queue_directory(settings: Settings, log: Log) -> None:
+    """A relative table name is relative to the queue directory, as in Postfix."""
+    try:
+        os.chdir(settings.queue_directory)
+    except OSError as error:
+        log.warning(f"queue_directory {settings.queue_directory}: {error.strerror}; relative table names will not work")
+
+
+class Listeners:
+    """Listening sockets. `publish` lets clients find them: from then on somebody must accept."""
+
+    def __init__(self, sockets: list[socket.socket], private: str | None = None, path: str | None = None) -> None:
+        self.sockets, self.private, self.path = sockets, private, path
+
+    def publish(self) -> None:
+        if self.private and self.path:
+            os.rename(self.private, self.path)
+
+
+@contextlib.contextmanager
+def own_socket(listen: str) -> Iterator[Listeners]:
+    """A new socket at PATH, removed at the end. Raises ConfigError if PATH cannot be had.
+
+    It is bound to a name beside PATH and renamed when it is served, so that no
+    client finds it too early; a stale socket of an earlier run is replaced.
+    """
+    kind, _, path = listen.partition(":")
+    if kind != "unix" or not path:
+        raise ConfigError(f'--listen "{listen}": expected unix:PATH')
+    path = os.path.abspath(path)
+    refuse_occupied(path)
+    private = f"{path}.{os.getpid()}"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(private)
+        os.chmod(private, SOCKET_MODE)
+        sock.listen(BACKLOG)
+        inode = os.stat(private).st_ino
+    except OSError as error:
+        sock.close()
+        hint = " (a socket's path has at most 107 bytes)" if "too long" in str(error) else ""
+        raise ConfigError(f"--listen {listen}: {error.strerror or error}{hint}") from None
+    try:
+        yield Listeners([sock], private, path)
+    finally:
+        for name in (private, path):
+            with contextlib.suppress(OSError):
+                if os.stat(name).st_ino == inode:
+                    os.unlink(name)
+        sock.close()
+
+
+def refuse_occupied(path: str) -> None:
+    """ConfigError if PATH is no socket, or one that somebody serves."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigError(f"--listen unix:{path}: this file is no socket; not touching it")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"--listen unix:{path}: {error.strerror}") from None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        result = probe.connect_ex(path)
+    if result != errno.ECONNREFUSED:
+        raise ConfigError(f"--listen unix:{path}: another server is listening there; stop it first")
+
+
+@contextlib.contextmanager
+def inherited_sockets() -> Iterator[Listeners]:
+    """The sockets that systemd's .socket unit opened for us."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit() or int(count) < 1:
+        raise ConfigError("no socket to serve: give --listen unix:PATH, or start from a systemd .socket unit")
+    sockets = [socket.socket(fileno=fd) for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + int(count))]
+    for sock in sockets:
+        os.set_inheritable(sock.fileno(), False)
+        sock.setblocking(False)
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    yield Listeners(sockets)
+
+
+@contextlib.contextmanager
+def stop_on_signals(server: Server) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the server after its pending replies. The wake descriptor gets the loop to return."""
+    handlers = {number: signal.signal(number, lambda *_: server.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it started us."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    if path.startswith("@"):
+        path = "\0" + path[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(path)
+        sock.send(message.encode())

@@ -1,0 +1,543 @@
+"""lmdb - LMDB files, read from the map without locks: data formats 0.9 and 1.0
+
+A data file is a B+tree of copied-on-write pages. Pages 0 and 1 are meta pages;
+the one with the higher transaction id, S, names the root of the last commit.
+A writer without a reader table reuses only pages freed before the snapshot
+S - 1 was made, so whatever was read in snapshot S is intact as long as the
+newest transaction id, looked at afterwards, is at most S + 1. Hence: copy the
+meta page, walk, copy the value out, look again; walk again if a writer was
+quicker. After ROUNDS rounds in vain the fcntl read lock is taken once, as
+Postfix does, without waiting for it.
+
+The two formats differ in the page header (16 or 24 bytes), in what node
+offsets count from, in the padding of keys and in the reference to a large
+value. No offset from the file is used before it is checked.
+
+One file, one descriptor: fcntl locks of a process vanish with any descriptor
+of the file, and py-lmdb (updates) has its own rules. Lookups run without the
+GIL on the loop thread only, since they may grow the map.
+
+Source: LMDB's data format as found in files of 0.9.24, 0.9.36 and 1.0.2;
+lmdb_table(5); tables.md 4.2 to 4.4.
+"""
+
+import os
+
+from libc.errno cimport errno
+from libc.stdio cimport SEEK_SET
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from posix.fcntl cimport F_RDLCK, F_SETLK, F_UNLCK, fcntl, flock
+
+from proxymap._buf cimport buf, buf_append, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul
+from proxymap._map cimport map_close, map_grow, map_open, map_replaced, mapped
+from proxymap._table cimport Table, cursor, table, table_try_nul
+from proxymap._words cimport *
+
+cdef enum:
+    MAGIC = 0xBEEFC0DE
+    VERSION_0_9 = 1
+    VERSION_1_0 = 3
+    META_SIZE = 136
+    PAGE_MIN = 256
+    PAGE_MAX = 65536
+    NODE_HEADER = 8
+    DEPTH_MAX = 32       # liblmdb's own limit of levels
+    ROUNDS = 64          # each is one walk, under a microsecond
+    ADDRESS_SPACE = 1 << 24  # room for a small file to grow without being mapped anew
+
+    P_BRANCH = 1
+    P_LEAF = 2
+    P_OVERFLOW = 4
+    F_BIGDATA = 1
+    ENCRYPT = 0x2000     # environment flag of 1.0
+
+cdef uint64_t NO_PAGE = <uint64_t> -1  # the root of an empty tree
+
+
+cdef struct tree:  # as it lies in the file
+    uint32_t pad   # of the free list: the page size
+    uint16_t flags
+    uint16_t depth
+    uint64_t branch_pages
+    uint64_t leaf_pages
+    uint64_t overflow_pages
+    uint64_t entries
+    uint64_t root
+
+
+cdef struct meta:  # as it lies in the file, behind the page header
+    uint32_t magic
+    uint32_t version
+    uint64_t address
+    uint64_t mapsize
+    tree free
+    tree main
+    uint64_t last_page
+    uint64_t txnid
+
+
+cdef struct lmdb:
+    mapped m
+    const char *path
+    size_t page_size
+    size_t header      # bytes of a page header
+    size_t base        # what node offsets count from
+    uint32_t version
+    bint moved         # the map was replaced during this round
+
+
+cdef struct page:
+    const char *data
+    const char *nodes  # node offsets count from here
+    unsigned int keys
+    int kind           # P_BRANCH or P_LEAF
+
+
+cdef struct node:
+    view key
+    uint64_t child     # of a branch: page number
+    view value         # of a leaf: what is stored in the node
+    uint64_t size      # of a leaf: bytes of the value
+    int flags
+
+
+# Snapshots
+
+cdef inline uint64_t load64(const char *p) noexcept nogil:
+    return (<const volatile_u64 *> p)[0]
+
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    typedef const volatile uint64_t proxymap_volatile_u64;
+    #define proxymap_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    """
+    ctypedef uint64_t volatile_u64 "proxymap_volatile_u64"
+    void read_fence "proxymap_fence"() noexcept nogil
+
+
+cdef inline const char *meta_at(const lmdb *db, uint64_t number) noexcept nogil:
+    return db.m.data + (number & 1) * db.page_size + db.header
+
+
+cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
+    """The transaction id of the last commit."""
+    cdef uint64_t even = load64(meta_at(db, 0) + META_SIZE - 8)
+    cdef uint64_t odd = load64(meta_at(db, 1) + META_SIZE - 8)
+    return even if even > odd else odd
+
+
+cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
+    """Copy the newest meta page; 0, or -1 if it makes no sense. Transaction N is written to page N & 1."""
+    cdef uint64_t txnid
+    cdef int i
+    for i in range(ROUNDS):
+        txnid = newest(db)
+        read_fence()
+        memcpy(s, meta_at(db, txnid), META_SIZE)
+        read_fence()
+        if s.txnid == txnid and newest(db) == txnid:
+            break
+    else:
+        return -1
+    if s.magic != MAGIC or s.version != db.version or s.free.pad != db.page_size:
+        return -1
+    return -1 if s.main.flags or (s.version == VERSION_1_0 and s.free.flags & ENCRYPT) else 0
+
+
+cdef bint snapshot_intact(const lmdb *db, const meta *s) noexcept nogil:
+    """Was everything that has been read since snapshot_take part of snapshot s?
+
+    Its meta page is compared whole: a copy taken while the kernel was writing
+    that page shows here, since the write has ended meanwhile.
+    """
+    read_fence()
+    return newest(db) <= s.txnid + 1 and memcmp(s, meta_at(db, s.txnid), META_SIZE) == 0
+
+
+# Pages and nodes
+
+cdef inline uint16_t load16(const char *p) noexcept nogil:
+    cdef uint16_t n
+    memcpy(&n, p, 2)
+    return n
+
+
+cdef inline uint32_t load32(const char *p) noexcept nogil:
+    cdef uint32_t n
+    memcpy(&n, p, 4)
+    return n
+
+
+cdef const char *pages_at(lmdb *db, uint64_t number, uint64_t count) noexcept nogil:
+    """count pages from number on, or NULL if we do not have them.
+
+    If the file has grown it is mapped anew; all views of the map are void then,
+    and `moved` asks for another round.
+    """
+    cdef uint64_t held = db.m.size // db.page_size
+    if number < held and count <= held - number:
+        return db.m.data + number * db.page_size
+    if map_grow(&db.m) == 0 and db.m.size // db.page_size > held:
+        db.moved = True
+    return NULL
+
+
+cdef int page_get(lmdb *db, uint64_t number, page *p) noexcept nogil:
+    """The tree page with that number; 0, or -1 if there is none."""
+    cdef unsigned int lower, upper
+    cdef uint64_t own
+    p.data = pages_at(db, number, 1)
+    if p.data == NULL:
+        return -1
+    memcpy(&own, p.data, 8)
+    p.kind = load16(p.data + db.header - 6)
+    lower = load16(p.data + db.header - 4)
+    upper = load16(p.data + db.header - 2)
+    if own != number or (p.kind != P_BRANCH and p.kind != P_LEAF):
+        return -1
+    if lower < db.header - db.base or lower > upper or upper > db.page_size - db.base:
+        return -1
+    p.nodes = p.data + db.base
+    p.keys = (lower - <unsigned int> (db.header - db.base)) // 2
+    return 0 if p.keys else -1
+
+
+cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexcept nogil:
+    """Node i of a page, i < keys; 0, or -1 if it does not lie within the page."""
+    cdef size_t offset = load16(p.data + db.header + 2 * i)
+    cdef size_t room = db.page_size - db.base
+    cdef size_t ksize, pad
+    cdef uint64_t held
+    cdef const char *at
+    if offset > room or room - offset < NODE_HEADER:
+        return -1
+    room -= offset + NODE_HEADER
+    at = p.nodes + offset
+    n.flags = load16(at + 4)
+    ksize = load16(at + 6)
+    if ksize > room:
+        return -1
+    n.key = view_of(at + NODE_HEADER, ksize)
+    if p.kind == P_BRANCH:
+        n.child = load16(at) | <uint64_t> load16(at + 2) << 16 | <uint64_t> n.flags << 32
+        return 0
+    n.size = load16(at) | <uint64_t> load16(at + 2) << 16
+    pad = ksize & 1 if db.version == VERSION_1_0 else 0
+    held = n.size
+    if n.flags == F_BIGDATA:
+        held = 8 if db.version == VERSION_0_9 else 24
+    elif n.flags:
+        return -1
+    if ksize + pad > room or held > room - ksize - pad:
+        return -1
+    n.value = view_of(at + NODE_HEADER + ksize + pad, held)
+    return 0
+
+
+cdef int node_value(lmdb *db, node *n) noexcept nogil:
+    """Let n.value be the whole value, wherever it is stored; 0 or -1."""
+    cdef uint64_t number, own
+    cdef const char *data
+    cdef uint64_t count
+    if n.flags != F_BIGDATA:
+        return 0
+    memcpy(&number, n.value.ptr, 8)
+    count = (db.header - 1 + n.size) // db.page_size + 1
+    data = pages_at(db, number, count)
+    if data == NULL:
+        return -1
+    memcpy(&own, data, 8)
+    if own != number or load16(data + db.header - 6) != P_OVERFLOW or load32(data + db.header - 4) < count:
+        return -1
+    n.value = view_of(data + db.header, n.size)
+    return 0
+
+
+cdef inline int key_order(view stored, view key, bint nul) noexcept nogil:
+    """stored against key, with a NUL behind it if nul is set: below 0, 0 or above 0."""
+    cdef size_t common = stored.len if stored.len < key.len else key.len
+    cdef int order = memcmp(stored.ptr, key.ptr, common)
+    if order:
+        return order
+    if stored.len > key.len and nul and stored.ptr[key.len]:
+        return 1
+    return (stored.len > key.len + nul) - (stored.len < key.len + nul)
+
+
+cdef int page_search(const lmdb *db, const page *p, view key, bint nul, unsigned int first, unsigned int *at) noexcept nogil:
+    """The first node from `first` on whose key is not below key; 1 if it is equal, 0 if not, -1 if damaged."""
+    cdef unsigned int low = first, high = p.keys, middle
+    cdef bint equal = False
+    cdef int order
+    cdef node n
+    while low < high:
+        middle = (low + high) // 2
+        if node_get(db, p, middle, &n) < 0:
+            return -1
+        order = key_order(n.key, key, nul)
+        if order < 0:
+            low = middle + 1
+        else:
+            high = middle
+            equal = order == 0
+    at[0] = low
+    return equal
+
+
+# One walk in one snapshot
+
+cdef struct path:
+    page leaf
+    unsigned int at        # in the leaf: first node not below the key
+    bint equal             # and whether it is the key
+    uint64_t right         # page that comes next, on the deepest level that has one; 0: none
+    int right_levels       # levels below right, down to the leaves
+
+
+cdef int walk(lmdb *db, const meta *s, view key, bint nul, path *w) noexcept nogil:
+    """Go down to where key is or would be; 0, or -1 if damaged. The tree is not empty."""
+    cdef uint64_t number = s.main.root
+    cdef int level, found, depth = s.main.depth
+    cdef unsigned int at
+    cdef node n
+    w.right = 0
+    w.right_levels = 0
+    if depth < 1 or depth > DEPTH_MAX:
+        return -1
+    for level in range(1, depth + 1):
+        if page_get(db, number, &w.leaf) < 0 or (w.leaf.kind == P_LEAF) != (level == depth):
+            return -1
+        if level == depth:
+            break
+        # The key of node 0 stands for minus infinity.
+        found = page_search(db, &w.leaf, key, nul, 1, &at)
+        if found < 0:
+            return -1
+        if not found:
+            at -= 1
+        if at + 1 < w.leaf.keys:
+            if node_get(db, &w.leaf, at + 1, &n) < 0:
+                return -1
+            w.right = n.child
+            w.right_levels = depth - level - 1
+        if node_get(db, &w.leaf, at, &n) < 0:
+            return -1
+        number = n.child
+    found = page_search(db, &w.leaf, key, nul, 0, &w.at)
+    w.equal = found == 1
+    return -1 if found < 0 else 0
+
+
+cdef int walk_right(lmdb *db, path *w) noexcept nogil:
+    """Go to the first node of the next leaf; 1, or 0 if there is none, or -1 if damaged."""
+    cdef uint64_t number = w.right
+    cdef int level
+    cdef node n
+    if number == 0:
+        return 0
+    for level in range(w.right_levels + 1):
+        if page_get(db, number, &w.leaf) < 0 or (w.leaf.kind == P_LEAF) != (level == w.right_levels):
+            return -1
+        if w.leaf.kind == P_BRANCH:
+            if node_get(db, &w.leaf, 0, &n) < 0:
+                return -1
+            number = n.child
+    w.at = 0
+    return 1
+
+
+cdef int find_in(lmdb *db, const meta *s, view key, bint nul, view *value) noexcept nogil:
+    """The value of key in snapshot s, as a view of the map; STAT_RETRY if damaged."""
+    cdef path w
+    cdef node n
+    if s.main.root == NO_PAGE:
+        return STAT_NOKEY
+    if walk(db, s, key, nul, &w) < 0:
+        return STAT_RETRY
+    if not w.equal:
+        return STAT_NOKEY
+    if node_get(db, &w.leaf, w.at, &n) < 0 or node_value(db, &n) < 0:
+        return STAT_RETRY
+    value[0] = n.value
+    return STAT_OK
+
+
+cdef int next_in(lmdb *db, const meta *s, view after, view *key, view *value) noexcept nogil:
+    """The first record behind the key `after` (of no bytes: the first of all) in snapshot s."""
+    cdef path w
+    cdef node n
+    cdef int moved
+    if s.main.root == NO_PAGE:
+        return STAT_NOKEY
+    if walk(db, s, after, False, &w) < 0:
+        return STAT_RETRY
+    w.at += w.equal
+    if w.at == w.leaf.keys:
+        moved = walk_right(db, &w)
+        if moved <= 0:
+            return STAT_NOKEY if moved == 0 else STAT_RETRY
+    if node_get(db, &w.leaf, w.at, &n) < 0 or node_value(db, &n) < 0:
+        return STAT_RETRY
+    key[0] = n.key
+    value[0] = n.value
+    return STAT_OK
+
+
+# The table
+
+cdef bint read_lock(lmdb *db, int kind) noexcept nogil:
+    """Postfix's lock on the whole file, if it is to be had at once."""
+    cdef flock lock
+    lock.l_type = kind
+    lock.l_whence = SEEK_SET
+    lock.l_start = lock.l_len = 0
+    return fcntl(db.m.fd, F_SETLK, &lock) == 0
+
+
+cdef struct question:
+    # What a round of answer() asks: a lookup, or the record after a key.
+    bint is_sequence
+    view key
+    bint nul
+    view found_key
+    view found_value
+
+
+cdef int answer_in(lmdb *db, const meta *s, question *q, buf *scratch) noexcept nogil:
+    """One round in snapshot s; what was found is copied to scratch."""
+    cdef int status
+    if q.is_sequence:
+        status = next_in(db, s, q.key, &q.found_key, &q.found_value)
+    else:
+        status = find_in(db, s, q.key, q.nul, &q.found_value)
+        q.found_key.len = 0
+    if status != STAT_OK:
+        return status
+    buf_clear(scratch)
+    if q.found_key.len and buf_append_view(scratch, q.found_key) < 0:
+        return STAT_RETRY
+    if buf_append_view(scratch, q.found_value) < 0:
+        return STAT_RETRY
+    return STAT_OK
+
+
+cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
+    """Ask until nothing that was read can have been overwritten meanwhile."""
+    cdef meta s
+    cdef int status, i
+    cdef bint locked = False
+    for i in range(ROUNDS + 1):
+        if i == ROUNDS:
+            locked = read_lock(db, F_RDLCK)
+        if snapshot_take(db, &s) < 0:
+            status = STAT_RETRY
+            break
+        db.moved = False
+        status = answer_in(db, &s, q, scratch)
+        if not db.moved and snapshot_intact(db, &s):
+            break
+        status = STAT_RETRY
+    if locked:
+        read_lock(db, F_UNLCK)
+    if status == STAT_OK:
+        q.found_key.ptr = scratch.data + scratch.start
+        q.found_value.ptr = q.found_key.ptr + q.found_key.len
+    return STAT_RETRY if db.m.region.damaged else status
+
+
+cdef int lmdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
+    cdef question q
+    cdef int status
+    if key.len + nul == 0:
+        return STAT_NOKEY  # LMDB has no key of no bytes
+    q.is_sequence = False
+    q.key = key
+    q.nul = nul
+    status = answer(<lmdb *> t.self, &q, scratch)
+    value[0] = q.found_value
+    return status
+
+
+cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    return table_try_nul(lmdb_find, t, key, flags, scratch, value)
+
+
+cdef int lmdb_sequence(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil:
+    """Bytewise order. NEXT without FIRST is the first record, and so is NEXT after the end."""
+    cdef question q
+    cdef int status
+    if function == FUNC_FIRST:
+        buf_clear(&c.key)
+    q.is_sequence = True
+    q.key = buf_view(&c.key)
+    status = answer(<lmdb *> t.self, &q, scratch)
+    if status == STAT_RETRY:
+        return status
+    buf_clear(&c.key)
+    if status == STAT_OK:
+        if buf_append_view(&c.key, q.found_key) < 0:
+            return STAT_RETRY
+        key[0] = view_until_nul(q.found_key)
+        value[0] = view_until_nul(q.found_value)
+    return status
+
+
+cdef uint64_t lmdb_generation(table *t) noexcept nogil:
+    return newest(<lmdb *> t.self)
+
+
+cdef bint lmdb_changed(table *t) noexcept nogil:
+    cdef const lmdb *db = <const lmdb *> t.self
+    return db.m.region.damaged or map_replaced(&db.m, db.path)
+
+
+cdef bint meta_fits(lmdb *db, size_t header, uint32_t version) noexcept nogil:
+    """Is there a meta page of that format at the start of the file? Sets the geometry."""
+    cdef meta s
+    if db.m.size < header + META_SIZE:
+        return False
+    memcpy(&s, db.m.data + header, META_SIZE)
+    if s.magic != MAGIC or s.version != version:
+        return False
+    db.page_size = s.free.pad
+    db.header = header
+    db.base = header if version == VERSION_1_0 else 0
+    db.version = version
+    return (PAGE_MIN <= db.page_size <= PAGE_MAX and db.page_size & (db.page_size - 1) == 0
+            and db.m.size >= 2 * db.page_size)
+
+
+cdef class LmdbTable(Table):
+    """lmdb:NAME, served from NAME.lmdb. Raises OSError (cannot be opened) or ValueError (no LMDB file that we read)."""
+
+    cdef lmdb db
+    cdef bytes path
+
+    def __cinit__(self, bytes type_name, bytes file):
+        cdef meta s
+        self.path = file
+        self.db.path = file
+        self.db.m.fd = -1
+        if map_open(&self.db.m, self.db.path, ADDRESS_SPACE) < 0:
+            raise OSError(errno, os.strerror(errno), os.fsdecode(file))
+        if not meta_fits(&self.db, 16, VERSION_0_9) and not meta_fits(&self.db, 24, VERSION_1_0):
+            raise ValueError(f"{os.fsdecode(file)}: not an LMDB file of format 0.9 or 1.0, or damaged")
+        if snapshot_take(&self.db, &s) < 0:
+            raise ValueError(f"{os.fsdecode(file)}: an LMDB file that Postfix does not write"
+                             " (encrypted, or with duplicate or named databases), or damaged")
+        self.t.self = &self.db
+        self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY | DICT_FLAG_MULTI_WRITER
+        self.t.fold_bit = DICT_FLAG_FOLD_FIX
+        self.t.lookup = lmdb_lookup
+        self.t.sequence = lmdb_sequence
+        self.t.generation = lmdb_generation
+        self.t.changed = lmdb_changed
+
+    def __dealloc__(self):
+        map_close(&self.db.m)
+
+
+def open_table(bytes type_name, bytes mapname, int flags) -> LmdbTable:
+    return LmdbTable(type_name, mapname + b".lmdb")
