@@ -1,0 +1,380 @@
+"""ctl - proxymapctl, the administrator's tool: query, dump, build
+
+Each subcommand is one function that is given the parsed arguments and returns
+an exit status; main() turns exceptions into one line on standard error and a
+status of sysexits.h. Keys and values are bytes from end to end; only JSON
+needs text, in which a byte that is not UTF-8 is a lone surrogate (\\udc80 to
+\\udcff), as Python's "surrogateescape" has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+from .client import Client
+from .errors import BadRequest, ConfigError, NotApproved, ProxymapError, TableConfig, TableRetry
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+EX_OK, EX_NOTFOUND = 0, 1
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
+EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG = 73, 74, 75, 76, 77, 78
+EX_INTERRUPT, EX_PIPE = 128 + 2, 128 + 13
+
+FLAG_FIXED = 1 << 4     # in the reply to open: keys are looked up whole, hence folded
+BAR_WIDTH = 40          # characters
+
+# What a reply means to the administrator: exit status, its name on the wire, what to do.
+TROUBLE: dict[type[ProxymapError], tuple[int, str, str]] = {
+    TableRetry: (EX_TEMPFAIL, "RETRY", "the table is unavailable for now; the server's log says why"),
+    NotApproved: (
+        EX_NOPERM,
+        "DENY",
+        'not approved; list "proxy:{table}" in proxy_read_maps of main.cf, then run "postfix reload"',
+    ),
+    TableConfig: (EX_CONFIG, "CONFIG", "the table is configured wrongly; the server's log says why"),
+    BadRequest: (EX_PROTOCOL, "BAD", "the server does not accept the request; is this name a table's?"),
+}
+
+EPILOG = """\
+examples:
+  proxymapctl query cdb:/etc/postfix/virtual user@example.com
+  cut -f1 keys | proxymapctl query lmdb:/etc/postfix/access - > answers
+  proxymapctl dump lmdb:/etc/postfix/access
+  proxymapctl build cdb:/etc/postfix/virtual
+
+exit status:
+  0 found or done   1 not found      64 wrong usage      65 a source that cannot be built
+  66 no such file   69 no server     73, 74 cannot write 75 table unavailable (RETRY)
+  76 bad request    77 not approved (DENY), or not permitted
+  78 wrong configuration (CONFIG)    with several keys: the highest of all
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, from arguments to exit status."""
+    parsed = parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EX_INTERRUPT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # for the flush at exit
+        return EX_PIPE
+    except ConfigError as error:
+        return complain(str(error), EX_CONFIG)
+    except ProxymapError as error:
+        return complain(*explain(error, parsed.table))
+    except OSError as error:
+        if error.filename is None:
+            return complain(str(error), EX_IOERR)
+        advice = "start Postfix, or name another socket with --socket"
+        return complain(f"no answer from {error.filename}: {error.strerror}; {advice}", EX_UNAVAILABLE)
+    return status
+
+
+def complain(text: str, status: int) -> int:
+    """One line on standard error; returns the status."""
+    print(f"proxymapctl: {text}", file=sys.stderr)
+    return status
+
+
+def explain(error: ProxymapError, table: str) -> tuple[str, int]:
+    """What to tell the administrator, and the exit status."""
+    if type(error) not in TROUBLE:
+        return f"{error}; the server's log may say why", EX_UNAVAILABLE
+    status, _, advice = TROUBLE[type(error)]
+    return f"{table}: {advice.format(table=table)}", status
+
+
+# Command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with sysexits.h's status for wrong usage, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f'proxymapctl: {message}; "{self.prog} --help" tells more\n')
+
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[Parser]
+
+
+def parser() -> Parser:
+    """All options of all subcommands; -c, --socket and --json may stand anywhere."""
+    main_parser = Parser(
+        prog="proxymapctl",
+        parents=[_common()],
+        description="Ask a proxymap server, and build tables for it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_parser.add_argument("--version", action="version", version=f"proxymapctl {__version__}")
+    main_parser.set_defaults(config=None, socket=None, json=False)
+    commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_query(commands, _common())
+    _add_dump(commands, _common())
+    _add_build(commands, _common())
+    return main_parser
+
+
+def _common() -> Parser:
+    """Options of every subcommand that may stand before it as well; there alone they have defaults."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--json", action="store_true", help="JSON, one object a line")
+    common.add_argument("-c", metavar="DIR", dest="config", help="config_directory; /etc/postfix")
+    common.add_argument("--socket", metavar="PATH", help="the server; $queue_directory/private/proxymap")
+    return common
+
+
+def _add_query(commands: Commands, common: Parser) -> None:
+    query_parser = commands.add_parser(
+        "query",
+        parents=[common],
+        help="look keys up",
+        description="Look keys up. One KEY: print its value; several, or from standard input: key TAB value.",
+    )
+    query_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    query_parser.add_argument("keys", metavar="KEY", nargs="+", help='"-": one a line from standard input')
+    query_parser.set_defaults(run=query)
+
+
+def _add_dump(commands: Commands, common: Parser) -> None:
+    text = "print all keys and values of a table, key TAB value"
+    dump_parser = commands.add_parser("dump", parents=[common], help=text, description=text)
+    dump_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    dump_parser.set_defaults(run=dump)
+
+
+def _add_build(commands: Commands, common: Parser) -> None:
+    text = "build FILE.cdb or FILE.lmdb from a text as postmap(1) does"
+    build_parser = commands.add_parser("build", parents=[common], help=text, description=text)
+    build_parser.add_argument("table", metavar="TYPE:FILE", type=table_name, help="TYPE is cdb or lmdb")
+    build_parser.add_argument("source", metavar="SOURCE", nargs="?", help="the text; default: FILE")
+    add = build_parser.add_argument
+    add("-f", dest="fold", action="store_false", help="do not fold keys to lower case")
+    add("-u", dest="utf8", action="store_false", help="no UTF-8 checks; fold ASCII only")
+    add("-r", dest="duplicates", action="store_const", const="replace", help="duplicate keys: the last wins")
+    add("-w", dest="duplicates", action="store_const", const="ignore", help="duplicate keys: do not warn")
+    add("-n", dest="trailing_nul", action="store_false", help="no NUL byte after keys and values (cdb)")
+    add("-N", dest="trailing_nul", action="store_true", help="a NUL byte after keys and values (lmdb)")
+    add("-o", dest="keep_root", action="store_true", help="stay root, do not become SOURCE's owner")
+    add("-p", dest="inherit_mode", action="store_false", help="new files have mode 0644, not SOURCE's")
+    build_parser.set_defaults(run=build, duplicates="warn", trailing_nul=None)
+
+
+def table_name(text: str) -> str:
+    """TYPE:NAME, without the proxy: that main.cf puts before it."""
+    while text.startswith("proxy:"):
+        text = text.removeprefix("proxy:")
+    if not all(text.partition(":")):
+        raise argparse.ArgumentTypeError(f'"{text}" is not TYPE:NAME, for example cdb:/etc/postfix/virtual')
+    return text
+
+
+# Subcommands
+
+
+def query(arguments: argparse.Namespace) -> int:
+    """Look keys up, and go on after a failure; the exit status is the highest."""
+    several = arguments.keys == ["-"] or len(arguments.keys) > 1
+    keys = _stdin_keys() if arguments.keys == ["-"] else map(os.fsencode, arguments.keys)
+    with Server(arguments) as server:
+        return _query(server, keys, _printer(arguments.json, several))
+
+
+def _query(server: Server, keys: Iterable[bytes], show: Show) -> int:
+    worst = EX_OK
+    troubles = set()
+    for key in keys:
+        status, name, value = EX_NOTFOUND, "NOKEY", None
+        try:
+            value = server.lookup(key)
+            if value is not None:
+                status, name = EX_OK, "OK"
+        except ValueError:
+            status = complain("a key contains a NUL byte: skipped", EX_USAGE)
+        except tuple(TROUBLE) as error:
+            status, name, _ = TROUBLE[type(error)]
+            if status not in troubles:
+                troubles.add(status)
+                complain(*explain(error, server.table))
+        show(key, value, name)
+        worst = max(worst, status)
+    return worst
+
+
+def dump(arguments: argparse.Namespace) -> int:
+    """Print a whole table."""
+    show = _printer(arguments.json, True)
+    with Server(arguments) as server:
+        for key, value in server.items():
+            show(key, value, "OK")
+    return EX_OK
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Build a table's file."""
+    from . import build as builder
+
+    maptype, _, file = arguments.table.partition(":")
+    settings = _settings(arguments)
+    warnings: list[str] = []
+    bar = Bar() if sys.stderr.isatty() else None
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        if bar:
+            bar.clear()
+        complain(f"warning: {text}", EX_OK)
+
+    options = builder.Options(
+        fold=arguments.fold,
+        utf8=arguments.utf8 and (settings is None or settings.smtputf8_enable),
+        duplicates=arguments.duplicates,
+        trailing_nul=arguments.trailing_nul,
+        inherit_mode=arguments.inherit_mode,
+        keep_root=arguments.keep_root,
+        map_size=settings.lmdb_map_size if settings else builder.MAP_SIZE,
+        warn=warn,
+        progress=bar.show if bar else lambda done, total: None,
+    )
+    try:
+        records = builder.build(maptype, file, arguments.source, options)
+    except builder.BuildError as error:
+        return complain(str(error), EX_DATAERR)
+    except OSError as error:
+        return complain(*_file_trouble(error))
+    finally:
+        if bar:
+            bar.clear()
+    if arguments.json:
+        print(json.dumps({"table": arguments.table, "records": records, "warnings": warnings}))
+    return EX_OK
+
+
+def _file_trouble(error: OSError) -> tuple[str, int]:
+    status = {FileNotFoundError: EX_NOINPUT, PermissionError: EX_NOPERM}.get(type(error), EX_CANTCREAT)
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error), status
+
+
+# Parts
+
+
+class Server:
+    """The table on the server: a Client in the right dialect, with the table open."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.table: str = arguments.table
+        self._path: str = arguments.socket or _socket_path(arguments)
+
+    def __enter__(self) -> Server:
+        """The request that opens the table tells the dialect: a server answers BAD to the other one."""
+        try:
+            self._client = Client(self._path, dialect="3.6")
+            flags = self._client.open(self.table)
+        except BadRequest:
+            self._client.close()
+            self._client = Client(self._path, dialect="3.11")
+            self._client.open(self.table)
+            flags = 0       # this server folds by itself
+        self._folds = bool(flags & FLAG_FIXED)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._client.close()
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """As a Postfix client asks: with the key folded where keys are, and never for an empty key."""
+        if not key:
+            return None
+        return self._client.lookup(self.table, fold(key) if self._folds else key)
+
+    def items(self) -> Iterable[tuple[bytes, bytes]]:
+        return self._client.items(self.table)
+
+
+def fold(key: bytes) -> bytes:
+    """Lower case as Postfix 3.6 to 3.10 clients have it."""
+    if key.isascii():
+        return key.lower()
+    try:
+        return key.decode().casefold().encode()
+    except UnicodeDecodeError:
+        return key
+
+
+def _socket_path(arguments: argparse.Namespace) -> str:
+    settings = _settings(arguments)
+    directory = settings.queue_directory if settings else "/var/spool/postfix"
+    return os.path.join(directory, "private", "proxymap")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings | None:
+    """main.cf's parameters; None on a host without main.cf, unless one was asked for."""
+    from . import settings
+
+    directory = arguments.config or os.environ.get("MAIL_CONFIG") or "/etc/postfix"
+    if not arguments.config and not os.path.exists(os.path.join(directory, "main.cf")):
+        return None
+    return settings.load(directory)[0]
+
+
+def _stdin_keys() -> Iterable[bytes]:
+    return (line.removesuffix(b"\n") for line in sys.stdin.buffer)
+
+
+Show = Callable[[bytes, bytes | None, str], None]
+
+
+def _printer(as_json: bool, with_key: bool) -> Show:
+    """How to print an answer: key, value, and the status's name."""
+    write = sys.stdout.buffer.write
+    flush = sys.stdout.buffer.flush if sys.stdout.isatty() else lambda: None
+
+    def show_json(key: bytes, value: bytes | None, name: str) -> None:
+        answer = {"key": _text(key), "value": None if value is None else _text(value), "status": name}
+        write(json.dumps(answer).encode() + b"\n")
+        flush()
+
+    def show(key: bytes, value: bytes | None, name: str) -> None:
+        if value is not None:
+            write(b"%b\t%b\n" % (key, value) if with_key else value + b"\n")
+            flush()
+
+    return show_json if as_json else show
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+class Bar:
+    """A progress bar on standard error."""
+
+    def __init__(self) -> None:
+        self._percent = -1
+
+    def show(self, done: int, total: int) -> None:
+        percent = 100 * done // max(total, 1)
+        if percent != self._percent:
+            self._percent = percent
+            filled = BAR_WIDTH * percent // 100
+            print(f"\r[{'#' * filled:{BAR_WIDTH}}] {percent:3} %", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        print(f"\r{'':{BAR_WIDTH + 8}}\r", end="", file=sys.stderr, flush=True)
+        self._percent = -1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""fix_postfix - a private Postfix: the stock proxymap under the stock master
+
+    with StockPostfix({"proxy_read_maps": "proxy:cdb:$tables/v"}) as postfix:
+        client = Client(postfix.socket("proxymap"))
+
+Only the services named in MASTER run, and no network port is open. Everything
+lies in a directory of its own under /tmp: pytest's directories are closed to
+mail_owner, and their names are too long for a socket. master runs as our child
+in a process group of its own, which stop() ends and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+STOCK_DAEMONS = "/usr/lib/postfix/sbin"
+MASTER = """\
+postlog   unix-dgram n - n - 1 postlogd
+proxymap  unix  -  -  n  -  -  proxymap
+proxywrite unix -  -  n  -  1  proxymap
+"""
+QUEUE_DIRECTORIES = {"pid": 0o755, "private": 0o700, "public": 0o710}
+START_LIMIT = 30.0      # seconds; for a machine that is very busy
+DAEMON_LIMIT = 10.0
+
+
+def unavailable() -> str | None:
+    """Why there can be no private Postfix here, or None."""
+    if os.geteuid() != 0:
+        return "a private Postfix needs root"
+    for program in ("master", "proxymap"):
+        if not os.access(f"{daemon_directory()}/{program}", os.X_OK):
+            return "Postfix is not installed"
+    return None
+
+
+def daemon_directory() -> str:
+    """Where the stock daemons are, as postconf says."""
+    if shutil.which("postconf") is None:
+        return STOCK_DAEMONS
+    done = subprocess.run(["postconf", "-dh", "daemon_directory"], capture_output=True, text=True)
+    return done.stdout.strip() or STOCK_DAEMONS
+
+
+class StockPostfix:
+    """A Postfix instance of its own; `dir` is open to mail_owner and holds whatever a test needs."""
+
+    def __init__(self, main: Mapping[str, str] | None = None, master: str = MASTER) -> None:
+        """`main` and `master`: parameters of main.cf, and the whole of master.cf. Not started yet."""
+        self.dir = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))
+        self.dir.chmod(0o755)
+        self.config_dir = self.dir / "etc"
+        self.queue_dir = self.dir / "q"
+        self.data_dir = self.dir / "data"
+        self.log_file = self.dir / "log"
+        self.tables = self.dir / "tables"
+        self._master: subprocess.Popen[bytes] | None = None
+        self._make_directories()
+        (self.config_dir / "master.cf").write_text(master)
+        self._main = {
+            "compatibility_level": "3.6",
+            "queue_directory": str(self.queue_dir),
+            "data_directory": str(self.data_dir),
+            "maillog_file": str(self.log_file),
+            "maillog_file_prefixes": str(self.dir),
+            "inet_interfaces": "loopback-only",
+            "inet_protocols": "ipv4",
+            "myhostname": "test.invalid",
+            "tables": str(self.tables),
+        }
+        self.set(**(main or {}))
+
+    def _make_directories(self) -> None:
+        owner = pwd.getpwnam("postfix")
+        for path in (self.config_dir, self.queue_dir, self.data_dir, self.tables):
+            path.mkdir(mode=0o755)
+        shutil.copy("/etc/postfix/dynamicmaps.cf", self.config_dir)
+        os.chown(self.data_dir, owner.pw_uid, owner.pw_gid)
+        for name, mode in QUEUE_DIRECTORIES.items():
+            (self.queue_dir / name).mkdir()
+            (self.queue_dir / name).chmod(mode)
+            if name != "pid":
+                os.chown(self.queue_dir / name, owner.pw_uid, owner.pw_gid)
+
+    def set(self, **parameters: str) -> None:
+        """Change parameters in main.cf; a running daemon sees them when it starts anew: reload()."""
+        self._main.update(parameters)
+        lines = [f"{name} = {value}\n" for name, value in self._main.items()]
+        path = self.config_dir / "main.cf"
+        path.write_text("".join(lines))
+        old = time.time() - 60      # Postfix waits until main.cf is older than a second or two
+        os.utime(path, (old, old))
+
+    def socket(self, service: str = "proxymap") -> str:
+        """The path of a service's socket."""
+        return str(self.queue_dir / "private" / service)
+
+    def postmap(self, *arguments: str, **keywords: object) -> subprocess.CompletedProcess[bytes]:
+        """Run postmap with this instance's configuration."""
+        command = ["postmap", "-c", str(self.config_dir), *arguments]
+        return subprocess.run(command, capture_output=True, **keywords)  # type: ignore[call-overload,no-any-return]
+
+    def log(self) -> str:
+        """What the daemons have logged so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def start(self) -> None:
+        """Start master, and wait until the services accept connections."""
+        assert self._master is None, "already started"
+        self._master = subprocess.Popen(
+            [f"{daemon_directory()}/master", "-d", "-c", str(self.config_dir)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + START_LIMIT
+        while not _accepts(self.socket()):
+            if self._master.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"master does not start; its log:\n{self.log()}")
+            time.sleep(0.01)
+
+    def reload(self) -> None:
+        """What `postfix reload` does; daemons that serve nobody end at once."""
+        assert self._master is not None, "not started"
+        self._master.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        """End master, which ends its children, and wait for it."""
+        if self._master is None:
+            return
+        group = self._master.pid        # its session is its own: see start()
+        self._master.terminate()
+        try:
+            self._master.wait(DAEMON_LIMIT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+            self._master.wait()
+            self._master = None
+
+    def remove(self) -> None:
+        """Stop, and remove the whole directory."""
+        self.stop()
+        for _ in range(3):      # a daemon that is just ending may still write to its log
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def __enter__(self) -> StockPostfix:
+        self.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.remove()
+
+
+def _accepts(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.connect(path)
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def stock_postfix() -> Iterator[StockPostfix]:
+    """A running Postfix for a module: from fix_postfix import stock_postfix."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    with StockPostfix() as postfix:
+        yield postfix

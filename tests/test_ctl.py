@@ -1,0 +1,326 @@
+"""test_ctl - proxymapctl: what it prints, its exit status, and what it says about trouble"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
+from test_client import Request, ScriptedServer, answer_new, attribute_list
+
+from proxymap import ctl
+
+HOME = Path(ctl.__file__).parents[1]
+TABLE = {b"a": b"1", b"b c": b"2\t2", "é".encode(): b"\xff", b"many": b"v" * 200}
+TROUBLE = {b"retry": b"2", b"deny": b"4", b"config": b"5", b"bad": b"3"}
+
+
+def answer(request: Request) -> bytes | None:
+    """TABLE, and keys that get the status they are named after; `gone` hangs up."""
+    fields = dict(request)
+    if fields[b"request"] == b"open":
+        status = b"4" if fields[b"table"] == b"t:denied" else b"0"
+        return attribute_list(b"status", status, b"flags", b"28" if fields[b"table"] != b"t:raw" else b"32")
+    if fields[b"request"] == b"sequence":
+        return None
+    key = fields[b"key"]
+    if key == b"gone":
+        return None
+    status = TROUBLE.get(key, b"0" if key in TABLE else b"1")
+    return attribute_list(b"status", status, b"value", TABLE.get(key, b""))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ScriptedServer]:
+    with ScriptedServer(str(tmp_path / "s"), answer) as running:
+        yield running
+
+
+def run(*arguments: Any, stdin: bytes = b"", **keywords: Any) -> subprocess.CompletedProcess[bytes]:
+    """proxymapctl in a process of its own."""
+    command = [sys.executable, "-m", "proxymap.ctl", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=HOME, timeout=60, **keywords)
+
+
+def ask(server: ScriptedServer, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    done = run("--socket", server.path, *arguments, stdin=stdin)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+# query
+
+
+def test_single_key_prints_the_value(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "b c") == (0, b"2\t2\n", "")
+
+
+def test_absent_key_is_status_1(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "absent") == (1, b"", "")
+
+
+def test_empty_key_is_not_sent(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "") == (1, b"", "")
+    assert len(server.requests) == 1
+
+
+def test_several_keys_print_key_and_value(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "a", "absent", "é") == (1, "a\t1\né\t".encode() + b"\xff\n", "")
+
+
+def test_keys_are_folded_as_postfix_does(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "A", "É") == (0, "A\t1\nÉ\t".encode() + b"\xff\n", "")
+
+
+def test_keys_of_a_pattern_table_are_not_folded(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:raw", "A")[0] == 1
+
+
+def test_proxy_prefix_is_taken_away(server: ScriptedServer) -> None:
+    assert ask(server, "query", "proxy:t:x", "a")[0] == 0
+    assert (b"table", b"t:x") in server.requests[0]
+
+
+def test_keys_from_standard_input(server: ScriptedServer) -> None:
+    assert ask(server, "query", "t:x", "-", stdin=b"a\n\nb c\nabsent\nmany") == (
+        1,
+        b"a\t1\nb c\t2\t2\nmany\t" + b"v" * 200 + b"\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(("key", "status"), [("retry", 75), ("deny", 77), ("config", 78), ("bad", 76)])
+def test_trouble_has_its_status_and_one_line(server: ScriptedServer, key: str, status: int) -> None:
+    code, out, err = ask(server, "query", "t:x", key)
+    assert (code, out) == (status, b"")
+    assert err.startswith("proxymapctl: t:x: ")
+    assert err.count("\n") == 1
+
+
+def test_query_goes_on_after_trouble_and_keeps_the_highest_status(server: ScriptedServer) -> None:
+    code, out, err = ask(server, "query", "t:x", "-", stdin=b"retry\nconfig\nx\nretry\na\n")
+    assert (code, out) == (78, b"a\t1\n")
+    assert err.count("\n") == 2     # each kind of trouble is told once
+
+
+def test_denied_table_names_the_parameter(server: ScriptedServer) -> None:
+    code, _, err = ask(server, "query", "t:denied", "a")
+    assert code == 77
+    assert '"proxy:t:denied" in proxy_read_maps' in err
+
+
+def test_hang_up_ends_the_query(server: ScriptedServer) -> None:
+    code, out, err = ask(server, "query", "t:x", "a", "gone", "a")
+    assert (code, out) == (69, b"a\t1\n")
+    assert "hung up" in err
+
+
+def test_no_server_is_status_69_and_says_where(tmp_path: Path) -> None:
+    done = run("--socket", tmp_path / "none", "query", "t:x", "a")
+    assert done.returncode == 69
+    assert done.stderr.decode() == (
+        f"proxymapctl: no answer from {tmp_path}/none: No such file or directory; "
+        "start Postfix, or name another socket with --socket\n"
+    )
+
+
+def test_key_with_nul_is_skipped(server: ScriptedServer) -> None:
+    code, out, err = ask(server, "query", "t:x", "-", stdin=b"x\0y\na\n")
+    assert (code, out) == (64, b"a\t1\n")
+    assert "NUL" in err
+
+
+def test_json_has_every_key(server: ScriptedServer) -> None:
+    _, out, _ = ask(server, "query", "--json", "t:x", "a", "absent", "é", "retry")
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"key": "a", "value": "1", "status": "OK"},
+        {"key": "absent", "value": None, "status": "NOKEY"},
+        {"key": "é", "value": "\udcff", "status": "OK"},
+        {"key": "retry", "value": None, "status": "RETRY"},
+    ]
+
+
+def test_new_dialect_is_found_out(tmp_path: Path) -> None:
+    def new_only(request: Request) -> bytes:
+        if b"instance_flags" not in dict(request):
+            return attribute_list(b"status", b"3", b"flags", b"0")
+        return answer_new(request)
+
+    with ScriptedServer(str(tmp_path / "s"), new_only) as server:
+        assert ask(server, "query", "t:x", "a") == (0, b"1\n", "")
+
+
+def test_closed_pipe_is_quiet(server: ScriptedServer) -> None:
+    command = [sys.executable, "-m", "proxymap.ctl", "--socket", server.path, "query", "t:x", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=HOME
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(b"many\n" * 2000, timeout=60)
+    assert (process.returncode, err) == (141, b"")
+
+
+def test_interrupt_is_quiet(tmp_path: Path) -> None:
+    with ScriptedServer(str(tmp_path / "s"), lambda _: b"") as server:
+        command = [sys.executable, "-m", "proxymap.ctl", "--socket", server.path, "query", "t:x", "a"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=HOME) as process:
+            while not server.requests:      # it waits for the reply from here on
+                time.sleep(0.01)
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["query"], ["query", "t:x"], ["query", "nocolon", "a"], ["nothing"], ["--bad"]]
+)
+def test_wrong_usage_is_status_64_and_one_line(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (64, b"")
+    assert done.stderr.startswith(b"proxymapctl: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("command", [[], ["query"], ["dump"], ["build"]])
+def test_help(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert b"TYPE:" in done.stdout or b"examples:" in done.stdout
+
+
+def test_socket_is_in_the_queue_directory(tmp_path: Path) -> None:
+    (tmp_path / "q" / "private").mkdir(parents=True)
+    (tmp_path / "main.cf").write_text(f"queue_directory = {tmp_path}/q\n")
+    with ScriptedServer(str(tmp_path / "q/private/proxymap"), answer):
+        for done in (
+            run("-c", tmp_path, "query", "t:x", "a"),
+            run("query", "-c", tmp_path, "t:x", "a"),
+            run("query", "t:x", "a", env={**os.environ, "MAIL_CONFIG": str(tmp_path)}),
+        ):
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"1\n", b"")
+
+
+def test_missing_configuration_is_status_78(tmp_path: Path) -> None:
+    done = run("-c", tmp_path, "query", "t:x", "a")
+    assert done.returncode == 78
+    assert b"main.cf" in done.stderr
+
+
+# dump
+
+
+def test_dump(tmp_path: Path) -> None:
+    items = iter([b"a", b"1", b"b", b"\xff"])
+
+    def walk(request: Request) -> bytes:
+        if (b"request", b"open") in request:
+            return attribute_list(b"status", b"0", b"flags", b"28")
+        key = next(items, None)
+        if key is None:
+            return attribute_list(b"status", b"1", b"key", b"", b"value", b"")
+        return attribute_list(b"status", b"0", b"key", key, b"value", next(items))
+
+    with ScriptedServer(str(tmp_path / "s"), walk) as server:
+        assert ask(server, "dump", "t:x") == (0, b"a\t1\nb\t\xff\n", "")
+        assert ask(server, "dump", "t:x") == (0, b"", "")
+
+
+def test_dump_of_a_table_that_cannot_is_status_69(server: ScriptedServer) -> None:
+    """The stock server dies of it."""
+    code, out, err = ask(server, "dump", "t:x")
+    assert (code, out) == (69, b"")
+    assert "hung up" in err
+
+
+# build
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "v"
+    path.write_text("a 1\nA 2\n")
+    return path
+
+
+@pytest.mark.parametrize("maptype", ["cdb", "lmdb"])
+def test_build(source: Path, maptype: str) -> None:
+    pytest.importorskip("cdbx" if maptype == "cdb" else "lmdb")
+    done = run("build", f"{maptype}:{source}")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.startswith(b"proxymapctl: warning: ")
+    assert done.stderr.endswith(b': duplicate entry: "a"\n')
+    assert os.path.exists(f"{source}.{maptype}")
+
+
+def test_build_tells_records_and_warnings_in_json(source: Path) -> None:
+    pytest.importorskip("cdbx")
+    done = run("build", "--json", f"cdb:{source}")
+    warning = f'{source}: duplicate entry: "a"'
+    assert json.loads(done.stdout) == {"table": f"cdb:{source}", "records": 1, "warnings": [warning]}
+
+
+def test_build_takes_postmaps_options(source: Path) -> None:
+    cdbx = pytest.importorskip("cdbx")
+    run("build", "-fN", f"cdb:{source}.out", source, check=True)
+    table = cdbx.CDB(f"{source}.out.cdb")
+    assert list(table.items(all=True)) == [(b"a\0", b"1\0"), (b"A\0", b"2\0")]
+
+
+@pytest.mark.parametrize(
+    ("table", "status"), [("cdb:{}/none", 66), ("lmdb:{}/none", 66), ("hash:{}/v", 65), ("cdb:{}", 73)]
+)
+def test_build_failure_is_one_line(source: Path, table: str, status: int) -> None:
+    done = run("build", table.format(source.parent))
+    assert done.returncode == status
+    assert done.stderr.startswith(b"proxymapctl: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_bar_is_for_terminals_only(source: Path) -> None:
+    pytest.importorskip("cdbx")
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-m", "proxymap.ctl", "build", f"cdb:{source}"]
+    with subprocess.Popen(command, stderr=other_end, cwd=HOME) as process:
+        os.close(other_end)
+        shown = os.read(terminal, 10000)
+        while True:
+            try:
+                shown += os.read(terminal, 10000)
+            except OSError:     # EIO: the other end is closed
+                break
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"100 %" in shown
+    assert b"\r" not in run("build", f"cdb:{source}").stderr
+
+
+# The stock server
+
+
+@pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
+def test_query_answers_as_postmap(stock_postfix: StockPostfix) -> None:  # noqa: F811
+    file = stock_postfix.tables / "many"
+    file.write_text("".join(f"key{i} value {i}\n" for i in range(2000)) + "ÉCOLE x\n")
+    stock_postfix.postmap(f"lmdb:{file}", check=True)
+    stock_postfix.set(proxy_read_maps=f"proxy:lmdb:{file}")
+    stock_postfix.stop()
+    stock_postfix.start()
+    keys = "".join(f"Key{i}\n" for i in range(1500, 2500)).encode() + "École\nabsent\n".encode()
+    wanted = stock_postfix.postmap("-q", "-", f"proxy:lmdb:{file}", input=keys).stdout
+    done = run("-c", stock_postfix.config_dir, "query", f"lmdb:{file}", "-", stdin=keys)
+    assert (done.returncode, done.stdout, done.stderr) == (1, wanted, b"")
+    assert wanted.count(b"\n") == 501
+    done = run("-c", stock_postfix.config_dir, "dump", f"lmdb:{file}")
+    assert done.stdout == stock_postfix.postmap("-s", f"lmdb:{file}").stdout
