@@ -7,7 +7,7 @@ start and needs none of them.
         client.lookup("cdb:/etc/postfix/virtual", b"user@example.com")
 """
 
-TYPE_CHECKING = False   # as type checkers know it; importing typing would take milliseconds
+TYPE_CHECKING = False  # as type checkers know it; importing typing would take milliseconds
 
 if TYPE_CHECKING:
     from .client import AsyncClient, Client

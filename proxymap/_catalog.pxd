@@ -45,5 +45,6 @@ cdef void catalog_free(catalog *c) noexcept nogil
 cdef int catalog_approve(catalog *c, view name) noexcept nogil
 cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil
 cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil
-cdef instance *catalog_add(catalog *c, view name, int dialect, int inst_flags, int flags, table **retired) noexcept nogil
+cdef instance *catalog_add(
+    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired) noexcept nogil
 cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil

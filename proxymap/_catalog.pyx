@@ -93,8 +93,9 @@ cdef table *make_room(catalog *c) noexcept nogil:
     for slot in range(SLOTS):
         i = c.slots[slot]
         while i != NULL:
-            if not i.opening and not i.jobs and i.waiters == NULL and (oldest == NULL or i.used < oldest.used):
-                oldest = i
+            if not i.opening and not i.jobs and i.waiters == NULL:
+                if oldest == NULL or i.used < oldest.used:
+                    oldest = i
             i = i.chain
     if oldest == NULL:
         return NULL
@@ -112,7 +113,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
 cdef instance *catalog_add(
     catalog *c, view name, int dialect, int inst_flags, int flags, table **retired
 ) noexcept nogil:
-    """A new instance, not open yet, or NULL without memory. retired: a table that had to go, or NULL."""
+    """A new instance, not open yet, or NULL without memory. retired: a table that made room, or NULL."""
     cdef instance *i
     retired[0] = NULL
     if c.count >= INSTANCES_MAX:

@@ -239,7 +239,7 @@ cdef void client_finish(clients *all, client *c) noexcept nogil:
 
 
 cdef void client_send(clients *all, client *c) noexcept nogil:
-    """Send all.replies; what the socket does not take is kept, and the client is not read until it is gone."""
+    """Send all.replies; what the socket does not take is kept, and c is not read until it is sent."""
     cdef size_t len = buf_len(&all.replies)
     cdef const char *data = all.replies.data + all.replies.start
     cdef ssize_t sent = 0
@@ -261,7 +261,8 @@ cdef void client_send(clients *all, client *c) noexcept nogil:
 
 cdef void client_flush(clients *all, client *c) noexcept nogil:
     """The socket takes output again."""
-    cdef ssize_t sent = send(c.source.fd, c.output.data + c.output.start, buf_len(&c.output), MSG_NOSIGNAL | MSG_DONTWAIT)
+    cdef const char *data = c.output.data + c.output.start
+    cdef ssize_t sent = send(c.source.fd, data, buf_len(&c.output), MSG_NOSIGNAL | MSG_DONTWAIT)
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
             client_close(all, c)

@@ -48,11 +48,15 @@ cdef inline view attr_value(const scan *s, const char *data, unsigned int i) noe
     return view_of(data + s.start[2 * i + 1], s.start[2 * i + 2] - s.start[2 * i + 1] - 1)
 
 
-cdef inline bint has_attr(const scan *s, const char *data, unsigned int i, const char *name, size_t len) noexcept nogil:
+cdef inline bint has_attr(
+    const scan *s, const char *data, unsigned int i, const char *name, size_t len
+) noexcept nogil:
     return 2 * i < s.strings and view_is(attr_name(s, data, i), name, len)
 
 
-cdef bint want(request *r, const scan *s, const char *data, unsigned int i, const char *name, size_t len) noexcept nogil:
+cdef bint want(
+    request *r, const scan *s, const char *data, unsigned int i, const char *name, size_t len
+) noexcept nogil:
     """Is attribute i the one called name? If not, note what is there instead."""
     if has_attr(s, data, i, name, len):
         return True
@@ -264,7 +268,10 @@ def scan_list(bytes data, cuts=()) -> int:
 
 
 def parse(bytes data):
-    """The request in data, one complete list, as (verdict, dict); verdict is "ok", "silent", "unknown" or "bad"."""
+    """The request in data, one complete list, as (verdict, fields).
+
+    The verdict is "ok", "silent", "unknown" or "bad"; fields are there with "ok" only.
+    """
     cdef scan s
     cdef request r
     cdef const char *p = data
@@ -276,8 +283,10 @@ def parse(bytes data):
     verdict = request_parse(&s, p, &r)
     if verdict != PARSE_OK:
         return ("ok", "silent", "unknown", "bad")[verdict], {}
-    fields = {"request": _KINDS[r.kind], "dialect": ("3.6", "3.11")[r.dialect], "table": r.table.ptr[:r.table.len],
-              "inst_flags": r.inst_flags, "flags": r.flags}
+    fields = {
+        "request": _KINDS[r.kind], "dialect": ("3.6", "3.11")[r.dialect], "table": r.table.ptr[:r.table.len],
+        "inst_flags": r.inst_flags, "flags": r.flags,
+    }
     if r.kind == REQ_SEQUENCE:
         fields["function"] = r.function
     elif r.kind != REQ_OPEN:
@@ -308,9 +317,9 @@ def parse_loop(bytes data, long rounds) -> int:
     cdef request r
     cdef const char *p = data
     cdef size_t n = len(data)
-    cdef long i, total = 0
+    cdef long _, total = 0
     with nogil:
-        for i in range(rounds):
+        for _ in range(rounds):
             list_restart(&s)
             list_scan(&s, p, n)
             total += request_parse(&s, p, &r)

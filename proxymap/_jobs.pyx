@@ -10,11 +10,11 @@ link a job. `queue_take` waits without the GIL.
 """
 
 from libc.stdlib cimport calloc, free
-from posix.unistd cimport close, read, write
+from posix.unistd cimport close, write
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from proxymap._buf cimport buf, buf_append_view, buf_free, view, view_of
+from proxymap._buf cimport buf_append_view, buf_free, view, view_of
 from proxymap._table cimport Table
 
 import os
@@ -76,7 +76,7 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
 
 
 cdef job *queue_take(queue *q, double wait) noexcept nogil:
-    """The oldest job, or NULL: none came within `wait` seconds (FOREVER: no limit), or the queue is closed."""
+    """The oldest job, or NULL: none came within `wait` seconds, or the queue is closed and empty."""
     cdef job *j
     cdef timespec until
     cdef int waited = 0
@@ -143,7 +143,7 @@ cdef class Queue:
         return self.q.closed
 
     def take(self, double wait=FOREVER):
-        """Wait for a job, without the GIL; None when the queue is closed and empty, or after `wait` seconds."""
+        """Wait for a job, without the GIL; None after `wait` seconds, or when closed and empty."""
         cdef job *j
         cdef Job wrapped
         with nogil:

@@ -24,9 +24,9 @@ from proxymap._buf cimport view_of, view_str, view
 from proxymap._cache cimport cache, cache_free, cache_init
 from proxymap._catalog cimport catalog_approve, instance
 from proxymap._client cimport (
-    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_LISTENER, SOURCE_TIMER, SOURCE_WAKE, client, client_answered, client_event,
-    client_new, clients, clients_drain, clients_free, clients_init, clients_opened, clients_sweep, clients_tick,
-    source,
+    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_LISTENER, SOURCE_TIMER, SOURCE_WAKE, client, client_answered,
+    client_event, client_new, clients, clients_drain, clients_free, clients_init, clients_opened,
+    clients_sweep, clients_tick, source,
 )
 from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
 from proxymap._service cimport service, service_free, service_init
@@ -93,9 +93,9 @@ cdef void set_accepting(loop *l, bint accepting) noexcept nogil:
 
 cdef void accept_clients(loop *l, source *listener) noexcept nogil:
     """Take those that wait. Out of descriptors: say so, and pause, since the listener stays readable."""
-    cdef int fd, i
+    cdef int fd, _
     cdef view text
-    for i in range(ACCEPTS):
+    for _ in range(ACCEPTS):
         fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
             client_new(&l.all, fd)
@@ -182,9 +182,11 @@ cdef class Loop:
     cdef loop l
     cdef Queue todo, done, log
 
-    def __cinit__(self, list listeners, Queue todo not None, Queue done not None, Queue log not None, int wake_fd, *,
-                  approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
-                  size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600):
+    def __cinit__(
+        self, list listeners, Queue todo not None, Queue done not None, Queue log not None, int wake_fd, *,
+        approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
+        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
+    ):
         cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
         self.todo, self.done, self.log = todo, done, log
         self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -260,7 +262,7 @@ cdef class Loop:
         self.l.listener_count = 0
 
     def drain(self, seconds) -> int:
-        """Answer what has arrived, let everyone go; returns how many clients were still served when time was up."""
+        """Answer what has arrived and let everyone go; returns how many were left when time was up."""
         cdef int left_ms = <int> (seconds * 1000)
         self.stop_accepting()
         with nogil:

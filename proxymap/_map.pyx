@@ -40,6 +40,13 @@ cdef extern from *:
     """
     uint64_t stat_mtime_ns(struct_stat s) nogil
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    #define set_errno(number) (errno = (number))
+    """
+    void set_errno(int number) nogil
+
 cdef enum:
     PAGE = 4096  # the least page size of Linux; a larger one only widens the hole that is filled
 
@@ -108,7 +115,7 @@ cdef int map_data(mapped *m, size_t length) noexcept nogil:
     r = region_new(<const char *> data, length)
     if r == NULL:
         munmap(data, length)
-        errno = ENOMEM
+        set_errno(ENOMEM)
         return -1
     m.data = <const char *> data
     m.region = r
@@ -137,13 +144,13 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
         m.inode = st.st_ino
         m.mtime_ns = stat_mtime_ns(st)
         if m.size == 0 or not S_ISREG(st.st_mode):
-            errno = EINVAL
+            set_errno(EINVAL)
         elif map_data(m, length if length > m.size else m.size) == 0:
             return 0
     saved = errno
     close(m.fd)
     m.fd = -1
-    errno = saved
+    set_errno(saved)
     return -1
 
 

@@ -37,7 +37,8 @@ cdef struct service:
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
 cdef void service_free(service *s) noexcept nogil
-cdef int service_request(service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
+cdef int service_request(
+    service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
 cdef instance *service_opened(service *s, job *j) noexcept nogil
 cdef void session_free(session *who) noexcept nogil

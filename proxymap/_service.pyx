@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap._buf cimport (
-    buf, buf_append_view, buf_clear, buf_free, buf_init, buf_view, memchr, view, view_is, view_of, view_str,
+    buf, buf_append_view, buf_clear, buf_free, buf_view, memchr, view, view_is, view_of, view_str,
 )
 from proxymap._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap._catalog cimport (
@@ -57,7 +57,9 @@ cdef void session_free(session *who) noexcept nogil:
         free(c)
 
 
-cdef int service_request(service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil:
+cdef int service_request(
+    service *s, session *who, const scan *seen, const char *data, buf *out
+) noexcept nogil:
     """Serve the complete list that `seen` describes; returns SERVED, PARKED or SENT."""
     cdef request r
     cdef instance *i
@@ -257,10 +259,20 @@ cdef int unavailable(service *s, instance *i) noexcept nogil:
 
 cdef void distrust(service *s, instance *i) noexcept nogil:
     """A table gave RETRY: if its file was replaced or cut, open it again."""
-    warn(s, view_str(b"table "), buf_view(&i.name), view_str(b" is damaged or was changed in place; answering RETRY"))
+    warn(s, view_str(b"table "), buf_view(&i.name),
+         view_str(b" is damaged or was changed in place; answering RETRY"))
     if i.t.changed != NULL and i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
         start_open(s, i)
+
+
+cdef void warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil:
+    cdef view parts[4]
+    parts[0] = buf_view(&i.name)
+    parts[1] = view_str(what)
+    parts[2] = text
+    parts[3] = view_str(b'": malformed UTF-8 or invalid codepoint')
+    log_line(s.log, LEVEL_WARNING, parts, 4)
 
 
 cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
@@ -268,7 +280,7 @@ cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
     cdef int failed = 0
     if i.open_flags & DICT_FLAG_UTF8_ACTIVE:
         if not utf8_valid(key[0]):
-            warn(s, view_str(b"non-UTF-8 key in a lookup of table "), buf_view(&i.name), view_str(b": not found"))
+            warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
             return STAT_NOKEY
         if flags & (DICT_FLAG_FOLD_FIX if flags & DICT_FLAG_FIXED else DICT_FLAG_FOLD_MUL):
             failed = fold_utf8(key, &s.folded)
@@ -286,7 +298,7 @@ cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noex
     else:
         status = i.t.lookup(i.t, key, flags, &s.scratch, value)
     if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value[0]):
-        warn(s, view_str(b"non-UTF-8 value in table "), buf_view(&i.name), view_str(b": answering CONFIG"))
+        warn_not_utf8(s, i, b': non-UTF-8 value "', value[0])
         return STAT_CONFIG
     return status
 
@@ -317,7 +329,7 @@ cdef int sequence(service *s, session *who, instance *i, int function, view *key
 
 
 cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
-    """The connection's cursor in that instance; a new one takes the place of the oldest if there are too many."""
+    """The connection's cursor in that instance; the oldest makes room if there are too many."""
     cdef cursor **link = &who.cursors
     cdef cursor *c
     cdef int count = 0
@@ -345,7 +357,9 @@ cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
 
 # Slow tables
 
-cdef int send_lookup(service *s, session *who, instance *i, const request *r, int flags, buf *out) noexcept nogil:
+cdef int send_lookup(
+    service *s, session *who, instance *i, const request *r, int flags, buf *out
+) noexcept nogil:
     """Have a worker ask the table. The views of r are void afterwards."""
     cdef view key = r.key
     cdef int status = fold_key(s, i, flags, &key)

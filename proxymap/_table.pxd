@@ -37,7 +37,9 @@ cdef struct table:
 ctypedef int (*find_function)(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil
 
 
-cdef inline int table_try_nul(find_function find, table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+cdef inline int table_try_nul(
+    find_function find, table *t, view key, int *flags, buf *scratch, view *value
+) noexcept nogil:
     """Look up key in an indexed file, where keys may be stored with a trailing NUL or without.
 
     With both try bits set the NUL comes first; the first hit decides and clears

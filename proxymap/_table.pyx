@@ -94,7 +94,9 @@ cdef int surrogate_lookup(table *t, view key, int *flags, buf *scratch, view *va
     return STAT_RETRY
 
 
-cdef int surrogate_sequence(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil:
+cdef int surrogate_sequence(
+    table *t, cursor *c, int function, buf *scratch, view *key, view *value
+) noexcept nogil:
     return STAT_RETRY
 
 

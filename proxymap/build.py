@@ -38,10 +38,10 @@ from .source import RecordError, logical_lines, split_record
 Duplicates: TypeAlias = Literal["warn", "replace", "ignore"]
 Record: TypeAlias = tuple[bytes, bytes]
 
-MAP_SIZE = 16 << 20         # bytes; Postfix's lmdb_map_size. Address space only: the file stays small
-MAP_PER_SOURCE = 8          # map bytes for a byte of source: tiny records cost LMDB about six
-TEXT = "utf-8", "surrogateescape"   # bytes -> text that has all of them
-PROGRESS_EVERY = 5000       # records between two calls of `progress`
+MAP_SIZE = 16 << 20  # bytes; Postfix's lmdb_map_size. Address space only: the file stays small
+MAP_PER_SOURCE = 8  # map bytes for a byte of source: tiny records cost LMDB about six
+TEXT = "utf-8", "surrogateescape"  # bytes -> text that has all of them
+PROGRESS_EVERY = 5000  # records between two calls of `progress`
 # Setting umask and effective user is for the whole process, and so are fcntl locks.
 _one_at_a_time = threading.Lock()
 
@@ -58,15 +58,15 @@ def _warn(text: str) -> None:
 class Options:
     """How to build; the letters are postmap's options."""
 
-    fold: bool = True                   # -f: False. Keys to lower case
-    utf8: bool = True                   # -u: False. Skip what is not UTF-8, and fold all of Unicode
-    duplicates: Duplicates = "warn"     # -r: "replace" (last wins), -w: "ignore" (first wins, silent)
-    trailing_nul: bool | None = None    # -n: False, -N: True. None: cdb without, lmdb with
-    inherit_mode: bool = True           # -p: False. A new file is as readable as the source, not 0644
-    keep_root: bool = False             # -o: True. Root does not become the source's owner
-    map_size: int = MAP_SIZE            # lmdb: bytes at first
+    fold: bool = True  # -f: False. Keys to lower case
+    utf8: bool = True  # -u: False. Skip what is not UTF-8, and fold all of Unicode
+    duplicates: Duplicates = "warn"  # -r: "replace" (last wins), -w: "ignore" (first wins, silent)
+    trailing_nul: bool | None = None  # -n: False, -N: True. None: cdb without, lmdb with
+    inherit_mode: bool = True  # -p: False. A new file is as readable as the source, not 0644
+    keep_root: bool = False  # -o: True. Root does not become the source's owner
+    map_size: int = MAP_SIZE  # lmdb: bytes at first
     warn: Callable[[str], None] = _warn
-    progress: Callable[[int, int], None] = field(default=lambda done, total: None)    # bytes of the source
+    progress: Callable[[int, int], None] = field(default=lambda done, total: None)  # bytes of the source
 
 
 def build(maptype: str, file: str, source: str | None = None, options: Options | None = None) -> int:
@@ -94,7 +94,7 @@ def _library(maptype: str) -> ModuleType:
         raise BuildError(f"{maptype} tables need {name}: {advice} ({error})") from None
     if name == "lmdb":
         with suppress(ImportError):
-            importlib.import_module("lmdb._envid")      # lmdb.open() would load it
+            importlib.import_module("lmdb._envid")  # lmdb.open() would load it
     return module
 
 
@@ -129,7 +129,7 @@ class _Source:
         self.nul = b"\0" if nul else b""
         self._stream = stream
         self._path = path
-        self._line = self._warned_to = -1       # the line in hand; those up to the other have had their say
+        self._line = self._warned_to = -1  # the line in hand; those up to the other have had their say
 
     def records(self) -> Iterator[Record]:
         """Key and value of each good line, folded, with trailing NUL where it belongs."""
@@ -197,7 +197,7 @@ def _write_cdb(cdbx: Any, file: str, source: _Source) -> int:
     with _locked_file(f"{file}.cdb.tmp") as fd:
         maker = cdbx.CDB.make(fd)
         try:
-            for count, (key, value) in enumerate(_cdb_records(file, source), 1):    # noqa: B007
+            for count, (key, value) in enumerate(_cdb_records(file, source), 1):  # noqa: B007
                 maker.add(key, value)
             maker.commit().close()
         except OverflowError:
@@ -215,7 +215,7 @@ def _cdb_records(file: str, source: _Source) -> Iterator[Record]:
     elif source.options.duplicates == "replace":
         latest: dict[bytes, bytes] = {}
         for key, value in source.records():
-            latest.pop(key, None)       # a replaced record moves to the end
+            latest.pop(key, None)  # a replaced record moves to the end
             latest[key] = value
         yield from latest.items()
     else:
@@ -286,7 +286,7 @@ def _open_lmdb(lmdb: Any, path: str, source: _Source) -> Iterator[Any]:
     old = os.stat(path).st_size if os.path.exists(path) else 0
     size = max(source.options.map_size, old + MAP_PER_SOURCE * source.size)
     size = (size // 4096 + 1) * 4096
-    new = {} if old else {"lib_version": 0}     # an old file's own format decides
+    new = {} if old else {"lib_version": 0}  # an old file's own format decides
     env = lmdb.open(path, subdir=False, lock=False, map_size=size, mode=0o644, **new)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

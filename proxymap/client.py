@@ -37,13 +37,13 @@ Text: TypeAlias = bytes | str
 T = TypeVar("T")
 Steps: TypeAlias = Generator[bytes, list[bytes], T]
 
-FIRST, NEXT = 0, 1                      # `function` of a sequence request
+FIRST, NEXT = 0, 1  # `function` of a sequence request
 FLAG_LOCK = 1 << 6
 FLAG_FOLD_FIX = 1 << 14
 FLAG_UTF8_REQUEST = 1 << 19
 DEFAULT_FLAGS = FLAG_LOCK | FLAG_FOLD_FIX | FLAG_UTF8_REQUEST
-DEFAULT_TIMEOUT = 100.0                 # seconds of silence; well below Postfix's ipc_timeout of 3600
-REPLY_LIMIT = 16 << 20                  # bytes; the protocol has no limit of its own
+DEFAULT_TIMEOUT = 100.0  # seconds of silence; well below Postfix's ipc_timeout of 3600
+REPLY_LIMIT = 16 << 20  # bytes; the protocol has no limit of its own
 READ_SIZE = 1 << 16
 GREETING = [b"protocol", b"proxymap_protocol"]
 # What leaves the connection in order. After anything else it is closed: a late reply would be taken

@@ -28,8 +28,8 @@ EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
 EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG = 73, 74, 75, 76, 77, 78
 EX_INTERRUPT, EX_PIPE = 128 + 2, 128 + 13
 
-FLAG_FIXED = 1 << 4     # in the reply to open: keys are looked up whole, hence folded
-BAR_WIDTH = 40          # characters
+FLAG_FIXED = 1 << 4  # in the reply to open: keys are looked up whole, hence folded
+BAR_WIDTH = 40  # characters
 
 # What a reply means to the administrator: exit status, its name on the wire, what to do.
 TROUBLE: dict[type[ProxymapError], tuple[int, str, str]] = {
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EX_INTERRUPT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # for the flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return EX_PIPE
     except ConfigError as error:
         return complain(str(error), EX_CONFIG)
@@ -286,7 +286,7 @@ class Server:
             self._client.close()
             self._client = Client(self._path, dialect="3.11")
             self._client.open(self.table)
-            flags = 0       # this server folds by itself
+            flags = 0  # this server folds by itself
         self._folds = bool(flags & FLAG_FIXED)
         return self
 

@@ -17,14 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from proxymap._jobs import LEVEL_ERROR as ERROR
-from proxymap._jobs import LEVEL_FATAL as FATAL
-from proxymap._jobs import LEVEL_INFO as INFO
-from proxymap._jobs import LEVEL_WARNING as WARNING
-from proxymap._jobs import Queue
+from proxymap._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
 
-
-PREFIX = {FATAL: "fatal: ", ERROR: "error: ", WARNING: "warning: ", INFO: ""}
+PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
 TEXT_MAX = 2000  # bytes, as Postfix cuts
 WINDOW = 10.0  # seconds in which the same line is not written twice
 REMEMBERED = 256  # lines in that window; more are written as they come
@@ -87,28 +82,30 @@ class Log:
         self._recent: dict[tuple[int, str], tuple[float, int]] = {}
 
     def fatal(self, text: str) -> None:
-        self.write(FATAL, text)
+        self.write(LEVEL_FATAL, text)
 
     def error(self, text: str) -> None:
-        self.write(ERROR, text)
+        self.write(LEVEL_ERROR, text)
 
     def warning(self, text: str) -> None:
-        self.write(WARNING, text)
+        self.write(LEVEL_WARNING, text)
 
     def info(self, text: str) -> None:
-        self.write(INFO, text)
+        self.write(LEVEL_INFO, text)
 
     def debug(self, text: str) -> None:
         if self.verbose:
-            self.write(INFO, text)
+            self.write(LEVEL_INFO, text)
 
-    def exception(self, text: str, level: int = ERROR) -> None:
+    def exception(self, text: str, level: int = LEVEL_ERROR) -> None:
         """The exception being handled, as one line with where it came from."""
         import traceback
 
         kind, error, trace = sys.exc_info()
-        where = " < ".join(f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})"
-                           for frame in reversed(traceback.extract_tb(trace)[-4:]))
+        where = " < ".join(
+            f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})"
+            for frame in reversed(traceback.extract_tb(trace)[-4:])
+        )
         self.write(level, f"{text}: {kind.__name__ if kind else 'error'}: {error} [{where}]")
 
     def write(self, level: int, text: str) -> None:

@@ -13,7 +13,8 @@ import time
 
 from proxymap import standalone
 from proxymap.errors import ConfigError
-from proxymap.log import FATAL, Log, Sink, to_postlog, to_stderr, to_syslog
+from proxymap._jobs import LEVEL_FATAL
+from proxymap.log import Log, Sink, to_postlog, to_stderr, to_syslog
 from proxymap.settings import Settings, load
 
 USAGE = """\
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         log.fatal(str(error))
     except Exception:
-        log.exception("unexpected trouble", FATAL)
+        log.exception("unexpected trouble", LEVEL_FATAL)
     else:
         return 0
     time.sleep(FATAL_PAUSE)
@@ -134,8 +135,10 @@ def open_sinks(settings: Settings, options: Options) -> list[Sink]:
     if options.log_to == "mail":
         if settings.maillog_file:
             if not settings.maillog_file.startswith(settings.maillog_file_prefixes):
+                prefixes = " ".join(settings.maillog_file_prefixes)
                 raise ConfigError(
-                    f"parameter maillog_file: {settings.maillog_file} begins with none of maillog_file_prefixes"
+                    f"parameter maillog_file: {settings.maillog_file} begins with none of"
+                    f" maillog_file_prefixes ({prefixes})"
                 )
             postlog = os.path.join(settings.queue_directory, "public", settings.postlog_service_name)
             sinks.append(to_postlog(ident, postlog, settings.myhostname))

@@ -30,17 +30,25 @@ class Server:
     signal handlers get to run.
     """
 
-    def __init__(self, settings: Settings, main_cf: MainCf, log: Log, listeners: list[int], *, writes: bool) -> None:
+    def __init__(
+        self, settings: Settings, main_cf: MainCf, log: Log, listeners: list[int], *, writes: bool
+    ) -> None:
         self.settings, self.log = settings, log
         self.todo, self.done = Queue(), Queue(wakes_loop=True)
         self.lines = Queue(limit=LOG_LINES_MAX)
         self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.stopping = False
         approved = approve(settings, main_cf, writes, log.warning)
+        parameter = "proxy_write_maps" if writes else "proxy_read_maps"
         for type_name in sorted(approved):
-            log.debug(f"allowlisting {os.fsdecode(type_name)} from {'proxy_write_maps' if writes else 'proxy_read_maps'}")
+            log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
         self.workers = Workers(
-            self.todo, self.done, log, count=settings.worker_count, writes=writes, cached=settings.cache_maptypes
+            self.todo,
+            self.done,
+            log,
+            count=settings.worker_count,
+            writes=writes,
+            cached=settings.cache_maptypes,
         )
         self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
         self.loop = Loop(
@@ -61,7 +69,9 @@ class Server:
                 self._take_wake()
             left = self.loop.drain(self.settings.drain_time_limit)
             if left:
-                self.log.warning(f"{left} clients were still waiting for a table when drain_time_limit was over")
+                self.log.warning(
+                    f"{left} clients were still waiting for a table when drain_time_limit was over"
+                )
         finally:
             self.workers.stop(1)
             self.lines.close()

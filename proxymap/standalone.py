@@ -42,13 +42,16 @@ def enter_queue_directory(settings: Settings, log: Log) -> None:
     try:
         os.chdir(settings.queue_directory)
     except OSError as error:
-        log.warning(f"queue_directory {settings.queue_directory}: {error.strerror}; relative table names will not work")
+        where = f"queue_directory {settings.queue_directory}"
+        log.warning(f"{where}: {error.strerror}; relative table names will not work")
 
 
 class Listeners:
     """Listening sockets. `publish` lets clients find them: from then on somebody must accept."""
 
-    def __init__(self, sockets: list[socket.socket], private: str | None = None, path: str | None = None) -> None:
+    def __init__(
+        self, sockets: list[socket.socket], private: str | None = None, path: str | None = None
+    ) -> None:
         self.sockets, self.private, self.path = sockets, private, path
 
     def publish(self) -> None:
@@ -121,8 +124,12 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 @contextlib.contextmanager
 def stop_on_signals(server: Server) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server after its pending replies. The wake descriptor gets the loop to return."""
-    handlers = {number: signal.signal(number, lambda *_: server.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    """SIGTERM and SIGINT stop the server after its pending replies."""
+
+    def stop(*_: object) -> None:
+        server.stop()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     previous = signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)
     try:
         yield

@@ -23,11 +23,15 @@ class Workers:
     cached: maptypes that the cache may stand in front of.
     """
 
-    def __init__(self, todo: Queue, done: Queue, log: Log, *, count: int, writes: bool, cached: Iterable[str]) -> None:
+    def __init__(
+        self, todo: Queue, done: Queue, log: Log, *, count: int, writes: bool, cached: Iterable[str]
+    ) -> None:
         self.todo, self.done, self.log = todo, done, log
         self.writes = writes
         self.cached = frozenset(maptype.encode() for maptype in cached)
-        self.threads = [threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)]
+        self.threads = [
+            threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)
+        ]
 
     def start(self) -> None:
         for thread in self.threads:

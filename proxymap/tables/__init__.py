@@ -63,7 +63,9 @@ def _open_new(type_name: bytes, flags: int, writes: bool) -> Table:
     try:
         table = import_module(f"proxymap.tables.{module}").open_table(type_name, mapname, flags)
     except OSError as error:
-        return Surrogate(type_name, f"open database {error.filename}: {error.strerror}".encode(errors="surrogateescape"))
+        return Surrogate(
+            type_name, f"open database {error.filename}: {error.strerror}".encode(errors="surrogateescape")
+        )
     except (ValueError, ImportError, errors.ProxymapError) as error:
         return Surrogate(type_name, str(error).encode(errors="surrogateescape"))
     return table if isinstance(table, Table) else Slow(type_name, table)
