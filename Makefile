@@ -1,0 +1,64 @@
+# The words that a developer types; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: help build test lint demo bench asan fuzz dist clean
+
+help:
+	@echo "make demo    serve two example tables and ask them (needs no Postfix)"
+	@echo "make test    run every test; as root, install Debian's Postfix for them first"
+	@echo "make build   compile the extensions in place"
+	@echo "make lint    ruff, cython-lint, mypy"
+	@echo "make bench   requests per second beside the floor and, if it is installed, Postfix's own server"
+	@echo "make asan    codec and reader tests under AddressSanitizer"
+	@echo "make fuzz    the damaged-table test, for longer"
+	@echo "make dist    sdist and wheel in dist/"
+	@echo "make clean   remove all that was built"
+
+# The virtual environment, with all that tests and linters need.
+$(VENV)/ready: pyproject.toml contrib/bootstrap
+	sh contrib/bootstrap "$(PYTHON)" $(VENV)
+	touch $@
+
+build: $(VENV)/ready
+	$(PY) setup.py --quiet build_ext --inplace
+
+test: build
+	sh contrib/install-postfix
+	$(BIN) $(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/ready
+	$(BIN) ruff check .
+	$(BIN) ruff format --check .
+	$(BIN) cython-lint proxymap
+	$(BIN) mypy
+
+demo: build build/load
+	@$(BIN) $(PY) contrib/demo.py
+
+build/load: benchmarks/load.c
+	mkdir -p build
+	$(CC) -O2 -Wall -Wextra -o $@ $<
+
+build/floor: benchmarks/floor.c
+	mkdir -p build
+	$(CC) -O2 -Wall -Wextra -o $@ $<
+
+bench: build build/load build/floor
+	$(BIN) $(PY) benchmarks/compare.py
+
+asan: $(VENV)/ready
+	$(BIN) sh contrib/asan
+
+fuzz: build
+	$(PY) tests/fuzz_tables.py
+
+dist: $(VENV)/ready
+	$(PY) -m build --quiet --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info demo $(VENV)
+	find proxymap -name '*.so' -delete

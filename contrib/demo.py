@@ -1,0 +1,111 @@
+"""demo - build two tables, serve them, ask both: what `make demo` shows
+
+Runs the real commands in a folder of its own, prints each with its output, and
+removes everything. Needs no Postfix and no root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+USERS = 100_000
+LOOKUPS = 200_000
+
+MAIN_CF = """\
+# All that proxymap reads of a main.cf, in four lines.
+compatibility_level = 3.7
+mail_version = 3.7.11
+queue_directory = {folder}
+proxy_read_maps = proxy:cdb:{folder}/virtual proxy:lmdb:{folder}/aliases
+"""
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="pm-demo-") as name:
+        folder = Path(name)
+        (folder / "main.cf").write_text(MAIN_CF.format(folder=folder))
+        write_sources(folder)
+        say(f"Two tables of {USERS:,} users, from postmap's source text:")
+        show(["proxymapctl", "build", f"cdb:{folder}/virtual"])
+        show(["proxymapctl", "build", f"lmdb:{folder}/aliases"])
+        server = start_server(folder)
+        try:
+            ask(folder)
+            rate(folder, server.pid)
+        finally:
+            server.terminate()
+            status = server.wait(20)
+    say(f"The server was told to stop, and left with exit status {status}.")
+    return status
+
+
+def write_sources(folder: Path) -> None:
+    with open(folder / "virtual", "w") as virtual, open(folder / "aliases", "w") as aliases:
+        for i in range(USERS):
+            virtual.write(f"user{i}@example.com  box{i}@store{i % 10}.example.net\n")
+            aliases.write(f"user{i}  user{i}@example.com\n")
+
+
+def start_server(folder: Path) -> subprocess.Popen[bytes]:
+    command = ["proxymap", "--listen", f"unix:{folder}/proxymap", "--config-directory", str(folder)]
+    say("Serve them, with this main.cf:")
+    print((folder / "main.cf").read_text(), end="")
+    print("$", shlex.join(command), "&")
+    server = subprocess.Popen(command)
+    deadline = time.monotonic() + 20
+    while not (folder / "proxymap").exists():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit("the server did not start")
+        time.sleep(0.02)
+    return server
+
+
+def ask(folder: Path) -> None:
+    query = ["proxymapctl", "--socket", f"{folder}/proxymap", "query"]
+    say("Found:")
+    show([*query, f"cdb:{folder}/virtual", "user4711@example.com"], 0)
+    show([*query, f"lmdb:{folder}/aliases", "user42"], 0)
+    say("Not found:")
+    show([*query, f"cdb:{folder}/virtual", "nobody@example.com"], 1)
+    show([*query, f"lmdb:{folder}/aliases", "nobody"], 1)
+    say("Not approved by main.cf, whoever asks:")
+    show([*query, "cdb:/etc/secrets", "root"], 77)
+
+
+def rate(folder: Path, pid: int) -> None:
+    say(f"Eight clients, one request in flight each, {LOOKUPS:,} lookups:")
+    (folder / "keys").write_text("".join(f"user{i}@example.com\n" for i in range(0, 2 * USERS, 7)))
+    command = [ROOT / "build/load", f"{folder}/proxymap", f"cdb:{folder}/virtual", f"{folder}/keys"]
+    result = json.loads(subprocess.check_output([*command, "8", str(LOOKUPS), str(pid)]))
+    print(
+        f"{result['per_second']:,} lookups per second, half of them within {result['p50_us']} µs,"
+        f" 99 % within {result['p99_us']} µs; {result['cpu_us']:.1f} µs of CPU each;"
+        f" {result['ok']:,} found, {result['nokey']:,} not found"
+    )
+
+
+def show(command: list[str], expected: int = 0) -> None:
+    """Run a command as a user would; SystemExit if it does not end as expected."""
+    print("$", shlex.join(command), flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        print(f"(exit status {status})", flush=True)
+    if status != expected:
+        raise SystemExit(f"expected exit status {expected}")
+
+
+def say(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.pop("MAIL_CONFIG", None)
+    sys.exit(main())
