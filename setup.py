@@ -32,4 +32,7 @@ extensions = [
     for path in sorted(Path("proxymap").rglob("*.pyx"))
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, build_dir="build/cython"))
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, build_dir="build/cython"),
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)

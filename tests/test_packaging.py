@@ -1,0 +1,87 @@
+"""test_packaging - sdist and wheel install in a clean virtual environment, and serve from there"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVES = """
+import subprocess, sys, time, pathlib, proxymap
+folder = pathlib.Path(sys.argv[1])
+(folder / "main.cf").write_text(f"queue_directory = {folder}\\nproxy_read_maps = proxy:cdb:{folder}/none\\n")
+server = subprocess.Popen(
+    [sys.argv[2], "--listen", f"unix:{folder}/s", "--config-directory", folder], stderr=subprocess.DEVNULL
+)
+while not (folder / "s").exists():
+    assert server.poll() is None
+    time.sleep(0.01)
+with proxymap.Client(f"{folder}/s") as client:
+    print(client.open(f"cdb:{folder}/none"), "site-packages" in proxymap.__file__)
+server.terminate()
+print(server.wait(60))
+"""
+
+
+def run(*command: object, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, ROOT)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, not from the checkout."""
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", out, sdist)
+    return next(out.glob("*.whl"))
+
+
+def test_sdist_has_sources_and_nothing_generated(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "proxymap/_codec.pyx",
+        "proxymap/_codec.pxd",
+        "proxymap/tables/lmdb.pyx",
+    }
+    assert wanted <= names
+    assert {"tests/test_wire.py", "benchmarks/load.c", "contrib/demo.py", "docs/architecture.md"} <= names
+    assert not {name for name in names if name.startswith("proxymap/") and name.endswith((".c", ".so"))}
+
+
+def test_wheel_has_the_compiled_modules_and_the_type_marker(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert sum(name.endswith(".so") for name in names) == len(list((ROOT / "proxymap").rglob("*.pyx")))
+    assert "proxymap/py.typed" in names
+    assert not {name for name in names if name.endswith(".c") or name.startswith(("tests/", "benchmarks/"))}
+
+
+def test_wheel_serves_from_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    scripts = tmp_path / "venv/bin"
+    run(scripts / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    assert run(scripts / "proxymap", "--version").startswith("proxymap ")
+    assert "query" in run(scripts / "proxymapctl", "--help")
+    folder = tmp_path / "s"
+    folder.mkdir()
+    said = run(scripts / "python", "-c", SERVES, folder, scripts / "proxymap", cwd=tmp_path)
+    assert said == "32 True\n0\n"  # a surrogate's flags, and exit status 0
