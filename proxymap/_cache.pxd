@@ -15,7 +15,7 @@ cdef struct entry:
     uint32_t value_len
     int cleared           # dictionary flags that this answer clears
     unsigned char status  # STAT_OK or STAT_NOKEY
-    unsigned char visited # found since the hand last came by
+    unsigned char visited  # found since the hand last came by
     char bytes[1]         # the key, then the value
 
 
@@ -41,5 +41,7 @@ cdef struct cache:
 cdef int cache_init(cache *c, size_t bytes, uint64_t seed) noexcept nogil
 cdef void cache_free(cache *c) noexcept nogil
 cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) noexcept nogil
-cdef void cache_store(cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value) noexcept nogil
+cdef void cache_store(
+    cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value
+) noexcept nogil
 cdef view entry_value(const entry *e) noexcept nogil

@@ -81,8 +81,9 @@ cdef inline sieve *sieve_of(cache *c, int status) noexcept nogil:
 cdef inline entry *slot_find(const cache *c, uint64_t hash, uint64_t owner, view key) noexcept nogil:
     cdef entry *e = c.slots[hash & c.mask]
     while e != NULL:
-        if e.hash == hash and e.owner == owner and e.key_len == key.len and memcmp(e.bytes, key.ptr, key.len) == 0:
-            return e
+        if e.hash == hash and e.owner == owner and e.key_len == key.len:
+            if memcmp(e.bytes, key.ptr, key.len) == 0:
+                return e
         e = e.chain
     return NULL
 
@@ -101,7 +102,7 @@ cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) 
 cdef void cache_store(
     cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value
 ) noexcept nogil:
-    """Remember an answer; it replaces what was there for that key. Nothing is stored without memory or room."""
+    """Remember an answer in place of the one before. Without memory or room nothing is stored."""
     cdef uint64_t hash = entry_hash(c, owner, key)
     cdef size_t cost = entry_cost(key.len, value.len)
     cdef sieve *s = sieve_of(c, status)
@@ -188,8 +189,12 @@ cdef class Cache:
             return None
         return e.status, e.cleared, (<const char *> e.bytes)[e.key_len:e.key_len + e.value_len]
 
-    def store(self, uint64_t owner, uint64_t generation, bytes key not None, int status, bytes value=b"", int cleared=0):
-        cache_store(&self.c, owner, generation, view_of(key, len(key)), status, cleared, view_of(value, len(value)))
+    def store(
+        self, uint64_t owner, uint64_t generation, bytes key not None, int status, bytes value=b"",
+        int cleared=0
+    ):
+        cdef view text = view_of(value, len(value))
+        cache_store(&self.c, owner, generation, view_of(key, len(key)), status, cleared, text)
 
     @property
     def counters(self):

@@ -12,7 +12,9 @@ Source: tables.md 2.6 as observed; Unicode CaseFolding (C + F).
 
 from libc.stdlib cimport malloc
 
-from proxymap._buf cimport buf, buf_append, buf_clear, buf_free, buf_init, buf_reserve, buf_view, memcpy, view, view_of
+from proxymap._buf cimport (
+    buf, buf_append, buf_clear, buf_free, buf_init, buf_reserve, buf_view, memcpy, view, view_of,
+)
 
 
 cdef struct folding:

@@ -1,7 +1,8 @@
 # _hash - one seeded hash for the catalog and the cache
 #
-# Multiply-and-fold over 8-byte words (the wyhash class): fast, and without the
-# seed nobody can choose keys that collide. Keys come from strangers.
+# Multiply-and-fold over 8-byte words (the wyhash class): fast. Keys come from
+# strangers, so each factor of a product holds something that only we know: a
+# factor that a key could make zero would forget all that went before.
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
@@ -25,14 +26,15 @@ cdef extern from *:
 
 
 cdef inline uint64_t hash_view(view v, uint64_t seed) noexcept nogil:
-    cdef uint64_t h = seed ^ mum(v.len ^ K1, seed ^ K2)
+    cdef uint64_t secret = mum(seed ^ K2, K1) | 1
+    cdef uint64_t h = seed ^ mum(v.len ^ K1, secret)
     cdef uint64_t a, b
     cdef const char *p = v.ptr
     cdef size_t n = v.len
     while n > 16:
         memcpy(&a, p, 8)
         memcpy(&b, p + 8, 8)
-        h = mum(a ^ K1 ^ h, b ^ K2)
+        h = mum(a ^ K1 ^ h, b ^ secret)
         p += 16
         n -= 16
     a = b = 0
@@ -41,4 +43,4 @@ cdef inline uint64_t hash_view(view v, uint64_t seed) noexcept nogil:
         memcpy(&b, p + n - 8, 8)
     elif n:
         memcpy(&a, p, n)
-    return mum(a ^ K2 ^ h, b ^ K1 ^ mum(h, K2))
+    return mum(a ^ secret ^ h, b ^ mum(h ^ seed, K2))

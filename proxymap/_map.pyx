@@ -21,11 +21,12 @@ from posix.mman cimport (
 )
 from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, siginfo_t
 from posix.stat cimport S_ISREG, fstat, stat, struct_stat
-from posix.unistd cimport close
+from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 
 cdef extern from "<signal.h>" nogil:
     enum: SIGBUS
     void (*SIG_DFL)(int)
+    int raise_signal "raise"(int)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -47,9 +48,8 @@ cdef extern from *:
     """
     void set_errno(int number) nogil
 
-cdef enum:
-    PAGE = 4096  # the least page size of Linux; a larger one only widens the hole that is filled
-
+cdef int ZEROS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+cdef uintptr_t page_size = <uintptr_t> sysconf(_SC_PAGESIZE)
 cdef pthread_mutex_t regions_lock
 cdef region *regions = NULL
 
@@ -57,13 +57,14 @@ cdef region *regions = NULL
 cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
     """Fill the hole with zeros if it is ours; else die as if there were no handler."""
     cdef uintptr_t address = <uintptr_t> info.si_addr
-    cdef region *r = regions
+    cdef bint sent = info.si_code <= 0  # by kill(2): there is no address, and nothing that would fault again
+    cdef region *r = NULL if sent else regions
     cdef sigaction_t default
     while r != NULL:
         if <uintptr_t> r.data <= address < <uintptr_t> r.data + r.length:
             r.damaged = 1
-            address -= address % PAGE
-            if mmap(<void *> address, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED:
+            address -= address % page_size
+            if mmap(<void *> address, page_size, PROT_READ, ZEROS, -1, 0) != MAP_FAILED:
                 return
             break
         r = r.next
@@ -71,6 +72,8 @@ cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
     default.sa_flags = 0
     sigemptyset(&default.sa_mask)
     sigaction(SIGBUS, &default, NULL)
+    if sent:
+        raise_signal(SIGBUS)
 
 
 cdef void install_handler() noexcept nogil:
@@ -123,9 +126,11 @@ cdef int map_data(mapped *m, size_t length) noexcept nogil:
 
 
 cdef void unmap_data(region *r) noexcept nogil:
+    """The region goes first: the addresses may be another mapping's as soon as they are free."""
+    cdef const char *data = r.data
     cdef size_t length = r.length
-    munmap(<void *> r.data, length)
     r.length = 0
+    munmap(<void *> data, length)
 
 
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:

@@ -18,7 +18,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap._buf cimport buf, memcmp, memcpy, view, view_of, view_until_nul
 from proxymap._map cimport map_close, map_open, map_replaced, map_touched, mapped
-from proxymap._table cimport Table, cursor, table, table_try_nul
+from proxymap._table cimport (
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, table, table_try_nul,
+)
 from proxymap._words cimport *
 
 cdef extern from "<endian.h>" nogil:
@@ -76,7 +78,9 @@ cdef bint tables_tile(cdb *c) noexcept nogil:
         total += slots * 2 * c.width
         if position < c.records_end:
             c.records_end = position
-    return total == c.m.size - c.records_end and (total or c.m.size == header)
+    if total == 0:
+        return c.m.size == header and number_at(c, 0) == header  # a file of zeros is no empty table
+    return total == c.m.size - c.records_end
 
 
 cdef int record_at(const cdb *c, uint64_t position, view *key, view *value) noexcept nogil:
@@ -102,7 +106,7 @@ cdef inline bint key_is(view stored, view key, bint nul) noexcept nogil:
 cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
     """The first record whose key is key, with a NUL behind it if nul is set."""
     cdef const cdb *c = <const cdb *> t.self
-    cdef uint64_t h = HASH_START, position, slots, slot, at, i
+    cdef uint64_t h = HASH_START, position, slots, slot, at, i, _
     cdef view stored
     for i in range(key.len):
         h = hash_step(h, <unsigned char> key.ptr[i])
@@ -116,7 +120,7 @@ cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexc
     if not slots_fit(c, position, slots):
         return STAT_RETRY
     slot = (h >> 8) % slots
-    for i in range(slots):
+    for _ in range(slots):
         at = number_at(c, position + 2 * c.width * slot + c.width)
         if at == 0:
             return STAT_NOKEY
@@ -134,25 +138,33 @@ cdef int cdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) n
     return STAT_RETRY if (<cdb *> t.self).m.region.damaged else status
 
 
-cdef int cdb_sequence(table *t, cursor *cur, int function, buf *scratch, view *key, view *value) noexcept nogil:
+cdef int cdb_sequence(
+    table *t, cursor *cur, int function, buf *scratch, view *key, view *value
+) noexcept nogil:
     """File order. NEXT without FIRST, or after the end, is NOKEY."""
     cdef const cdb *c = <const cdb *> t.self
+    cdef uint64_t next
     if function == FUNC_FIRST:
         cur.position = 2 * c.width * TABLES
     if cur.position == 0 or cur.position >= c.records_end:
         cur.position = 0
         return STAT_NOKEY
-    if record_at(c, cur.position, key, value) < 0 or c.m.region.damaged:
+    if record_at(c, cur.position, key, value) < 0:
         return STAT_RETRY
-    cur.position = value.ptr + value.len - c.m.data
+    next = value.ptr + value.len - c.m.data
     key[0] = view_until_nul(key[0])
     value[0] = view_until_nul(value[0])
+    if c.m.region.damaged:  # asked last: all of the record has been read now
+        return STAT_RETRY
+    cur.position = next
     return STAT_OK
 
 
-cdef bint cdb_changed(table *t) noexcept nogil:
+cdef int cdb_changed(table *t) noexcept nogil:
     cdef const cdb *c = <const cdb *> t.self
-    return c.m.region.damaged or map_replaced(&c.m, c.path) or map_touched(&c.m)
+    if c.m.region.damaged or map_touched(&c.m):
+        return CHANGED_SPOILED
+    return CHANGED_REPLACED if map_replaced(&c.m, c.path) else CHANGED_NOT
 
 
 cdef uint64_t find_hash_mask(cdb *c) noexcept nogil:
@@ -200,6 +212,7 @@ cdef class CdbTable(Table):
         self.t.lookup = cdb_lookup
         self.t.sequence = cdb_sequence
         self.t.changed = cdb_changed
+        self.t.damaged = &self.db.m.region.damaged
 
     def __dealloc__(self):
         map_close(&self.db.m)

@@ -28,9 +28,13 @@ from libc.stdio cimport SEEK_SET
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from posix.fcntl cimport F_RDLCK, F_SETLK, F_UNLCK, fcntl, flock
 
-from proxymap._buf cimport buf, buf_append, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul
+from proxymap._buf cimport (
+    buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
+)
 from proxymap._map cimport map_close, map_grow, map_open, map_replaced, mapped
-from proxymap._table cimport Table, cursor, table, table_try_nul
+from proxymap._table cimport (
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, table, table_try_nul,
+)
 from proxymap._words cimport *
 
 cdef enum:
@@ -90,6 +94,7 @@ cdef struct page:
     const char *data
     const char *nodes  # node offsets count from here
     unsigned int keys
+    unsigned int upper  # where the nodes begin
     int kind           # P_BRANCH or P_LEAF
 
 
@@ -131,8 +136,8 @@ cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
 cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
     """Copy the newest meta page; 0, or -1 if it makes no sense. Transaction N is written to page N & 1."""
     cdef uint64_t txnid
-    cdef int i
-    for i in range(ROUNDS):
+    cdef int _
+    for _ in range(ROUNDS):
         txnid = newest(db)
         read_fence()
         memcpy(s, meta_at(db, txnid), META_SIZE)
@@ -142,6 +147,9 @@ cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
     else:
         return -1
     if s.magic != MAGIC or s.version != db.version or s.free.pad != db.page_size:
+        return -1
+    # Without the other one there is no telling whether this is the newest.
+    if load32(meta_at(db, txnid + 1)) != MAGIC:
         return -1
     return -1 if s.main.flags or (s.version == VERSION_1_0 and s.free.flags & ENCRYPT) else 0
 
@@ -200,6 +208,7 @@ cdef int page_get(lmdb *db, uint64_t number, page *p) noexcept nogil:
     if lower < db.header - db.base or lower > upper or upper > db.page_size - db.base:
         return -1
     p.nodes = p.data + db.base
+    p.upper = upper
     p.keys = (lower - <unsigned int> (db.header - db.base)) // 2
     return 0 if p.keys else -1
 
@@ -211,14 +220,14 @@ cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexce
     cdef size_t ksize, pad
     cdef uint64_t held
     cdef const char *at
-    if offset > room or room - offset < NODE_HEADER:
+    if offset < p.upper or offset > room or room - offset < NODE_HEADER:
         return -1
     room -= offset + NODE_HEADER
     at = p.nodes + offset
     n.flags = load16(at + 4)
     ksize = load16(at + 6)
-    if ksize > room:
-        return -1
+    if ksize > room or (ksize == 0 and (i or p.kind == P_LEAF)):
+        return -1  # only the first key of a branch may be empty; zeros are damage
     n.key = view_of(at + NODE_HEADER, ksize)
     if p.kind == P_BRANCH:
         n.child = load16(at) | <uint64_t> load16(at + 2) << 16 | <uint64_t> n.flags << 32
@@ -258,7 +267,7 @@ cdef int node_value(lmdb *db, node *n) noexcept nogil:
 cdef inline int key_order(view stored, view key, bint nul) noexcept nogil:
     """stored against key, with a NUL behind it if nul is set: below 0, 0 or above 0."""
     cdef size_t common = stored.len if stored.len < key.len else key.len
-    cdef int order = memcmp(stored.ptr, key.ptr, common)
+    cdef int order = memcmp(stored.ptr, key.ptr, common) if common else 0  # a key of no bytes may be NULL
     if order:
         return order
     if stored.len > key.len and nul and stored.ptr[key.len]:
@@ -266,8 +275,10 @@ cdef inline int key_order(view stored, view key, bint nul) noexcept nogil:
     return (stored.len > key.len + nul) - (stored.len < key.len + nul)
 
 
-cdef int page_search(const lmdb *db, const page *p, view key, bint nul, unsigned int first, unsigned int *at) noexcept nogil:
-    """The first node from `first` on whose key is not below key; 1 if it is equal, 0 if not, -1 if damaged."""
+cdef int page_search(
+    const lmdb *db, const page *p, view key, bint nul, unsigned int first, unsigned int *at
+) noexcept nogil:
+    """The first node from `first` on whose key is not below key; 1 if equal, 0 if not, -1 if damaged."""
     cdef unsigned int low = first, high = p.keys, middle
     cdef bint equal = False
     cdef int order
@@ -380,6 +391,9 @@ cdef int next_in(lmdb *db, const meta *s, view after, view *key, view *value) no
             return STAT_NOKEY if moved == 0 else STAT_RETRY
     if node_get(db, &w.leaf, w.at, &n) < 0 or node_value(db, &n) < 0:
         return STAT_RETRY
+    # In a damaged page the order may lie; whoever asks for the next must come to an end.
+    if key_order(n.key, after, False) <= 0:
+        return STAT_RETRY
     key[0] = n.key
     value[0] = n.value
     return STAT_OK
@@ -461,10 +475,25 @@ cdef int lmdb_find(table *t, view key, bint nul, buf *scratch, view *value) noex
 
 
 cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
-    return table_try_nul(lmdb_find, t, key, flags, scratch, value)
+    """Both tries count for one commit: a key may change from one form to the other."""
+    cdef lmdb *db = <lmdb *> t.self
+    cdef int before = flags[0]
+    cdef int status = STAT_RETRY
+    cdef uint64_t generation
+    cdef int _
+    for _ in range(ROUNDS):
+        generation = newest(db)
+        flags[0] = before
+        status = table_try_nul(lmdb_find, t, key, flags, scratch, value)
+        if status == STAT_RETRY or before & DICT_FLAGS_TRY != DICT_FLAGS_TRY or newest(db) == generation:
+            return status
+    flags[0] = before
+    return STAT_RETRY
 
 
-cdef int lmdb_sequence(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil:
+cdef int lmdb_sequence(
+    table *t, cursor *c, int function, buf *scratch, view *key, view *value
+) noexcept nogil:
     """Bytewise order. NEXT without FIRST is the first record, and so is NEXT after the end."""
     cdef question q
     cdef int status
@@ -488,9 +517,12 @@ cdef uint64_t lmdb_generation(table *t) noexcept nogil:
     return newest(<lmdb *> t.self)
 
 
-cdef bint lmdb_changed(table *t) noexcept nogil:
+cdef int lmdb_changed(table *t) noexcept nogil:
+    """Being written to is its life; only what cannot have been LMDB's doing counts."""
     cdef const lmdb *db = <const lmdb *> t.self
-    return db.m.region.damaged or map_replaced(&db.m, db.path)
+    if db.m.region.damaged:
+        return CHANGED_SPOILED
+    return CHANGED_REPLACED if map_replaced(&db.m, db.path) else CHANGED_NOT
 
 
 cdef bint meta_fits(lmdb *db, size_t header, uint32_t version) noexcept nogil:
@@ -510,7 +542,7 @@ cdef bint meta_fits(lmdb *db, size_t header, uint32_t version) noexcept nogil:
 
 
 cdef class LmdbTable(Table):
-    """lmdb:NAME, served from NAME.lmdb. Raises OSError (cannot be opened) or ValueError (no LMDB file that we read)."""
+    """lmdb:NAME, served from NAME.lmdb. Raises OSError, or ValueError for a file that we cannot read."""
 
     cdef lmdb db
     cdef bytes path

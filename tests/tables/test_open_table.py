@@ -1,0 +1,176 @@
+"""test_open_table - open_table: the one way to a table, which never raises"""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
+
+from proxymap._table import Slow, Surrogate
+from proxymap.tables import GONE, TABLE_TYPES, base, open_table
+
+PATTERN = 1 << 5
+IMAGES = {"cdb": cdb_image, "lmdb": lmdb_image}
+
+each_file_type = pytest.mark.parametrize("maptype", IMAGES)
+
+
+def file_of(maptype: str, place: Path, value: bytes) -> bytes:
+    """Make a table; returns its type_name."""
+    new = place / "new"
+    new.write_bytes(IMAGES[maptype]([(b"key", value)]))
+    os.rename(new, place / f"t.{maptype}")
+    return f"{maptype}:{place}/t".encode()
+
+
+def is_surrogate(table: object, *reason: str) -> bool:
+    assert isinstance(table, Surrogate)
+    assert table.flags == PATTERN
+    assert table.lookup(b"key")[0] == RETRY
+    assert table.sequence() == []
+    assert not table.changed
+    assert table.reason is not None
+    text = table.reason.decode(errors="surrogateescape")
+    assert all(part in text for part in reason), text
+    return True
+
+
+@each_file_type
+def test_every_file_type_is_listed_and_opens(tmp_path: Path, maptype: str) -> None:
+    assert maptype in TABLE_TYPES
+    name = file_of(maptype, tmp_path, b"1")
+    table = open_table(name)
+    assert table.reason is None
+    assert table.type_name == name
+    assert found(table, b"key") == b"1"
+
+
+@each_file_type
+def test_open_table_is_shared(tmp_path: Path, maptype: str) -> None:
+    name = file_of(maptype, tmp_path, b"1")
+    table = open_table(name)
+    assert open_table(name) is table
+    assert open_table(name, 540736) is table
+
+
+@each_file_type
+def test_replaced_file_is_another_table(tmp_path: Path, maptype: str) -> None:
+    name = file_of(maptype, tmp_path, b"old")
+    old = open_table(name)
+    file_of(maptype, tmp_path, b"new")
+    new = open_table(name)
+    assert new is not old
+    assert found(old, b"key") == b"old"
+    assert found(new, b"key") == b"new"
+    assert open_table(name) is new
+
+
+@each_file_type
+def test_table_nobody_holds_is_closed(tmp_path: Path, maptype: str) -> None:
+    name = file_of(maptype, tmp_path, b"1")
+
+    def descriptors() -> int:
+        gc.collect()
+        return sum(
+            os.path.samefile(f"/proc/self/fd/{fd}", tmp_path / f"t.{maptype}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        )
+
+    table = open_table(name)
+    assert descriptors() == 1
+    del table
+    assert descriptors() == 0
+
+
+@each_file_type
+def test_missing_file(tmp_path: Path, maptype: str) -> None:
+    name = f"{maptype}:{tmp_path}/none".encode()
+    file = f"{tmp_path}/none.{maptype}"
+    assert is_surrogate(open_table(name), f"open database {file}: No such file or directory")
+
+
+@each_file_type
+def test_file_that_appears_later_is_opened(tmp_path: Path, maptype: str) -> None:
+    name = f"{maptype}:{tmp_path}/t".encode()
+    surrogate = open_table(name)
+    assert is_surrogate(surrogate)
+    file_of(maptype, tmp_path, b"1")
+    assert found(open_table(name), b"key") == b"1"
+
+
+@each_file_type
+@pytest.mark.parametrize("kind", ["empty", "directory", "fifo", "text", "loop"])
+def test_what_is_no_table(tmp_path: Path, maptype: str, kind: str) -> None:
+    path = tmp_path / f"t.{maptype}"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)  # must not block
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(b"text\n" * 2000 if kind == "text" else b"")
+    assert is_surrogate(open_table(f"{maptype}:{tmp_path}/t".encode()), f"t.{maptype}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@each_file_type
+def test_file_that_must_not_be_read(tmp_path: Path, maptype: str) -> None:
+    name = file_of(maptype, tmp_path, b"1")
+    (tmp_path / f"t.{maptype}").chmod(0)
+    assert is_surrogate(open_table(name), "Permission denied")
+
+
+@pytest.mark.parametrize("name", [b"nosuch:x", b":x", b":", b"", b"cdb", b"CDB:x", b"../cdb:x", b"os:x"])
+def test_unknown_type(name: bytes) -> None:
+    maptype = name.partition(b":")[0].decode()
+    expected = "No such file" if maptype in TABLE_TYPES else f"unsupported dictionary type: {maptype}"
+    assert is_surrogate(open_table(name), expected)
+
+
+def test_type_of_strange_bytes() -> None:
+    assert is_surrogate(open_table(b"\xff\xfe:x"), "unsupported dictionary type: \udcff\udcfe")
+
+
+def test_file_name_of_strange_bytes(tmp_path: Path) -> None:
+    place = bytes(tmp_path) + b"/\xff\xe9"
+    assert is_surrogate(open_table(b"cdb:" + place), "\udcff\udce9.cdb: No such file")
+    Path(os.fsdecode(place + b".cdb")).write_bytes(cdb_image([(b"key", b"1")]))
+    assert found(open_table(b"cdb:" + place), b"key") == b"1"
+
+
+@pytest.mark.parametrize("maptype", GONE)
+def test_type_that_is_gone_names_another(maptype: str) -> None:
+    assert is_surrogate(open_table(f"{maptype}:x".encode()), f"unsupported dictionary type: {maptype}; use ")
+
+
+def test_read_only_type_is_not_opened_for_updates(tmp_path: Path) -> None:
+    name = file_of("cdb", tmp_path, b"1")
+    assert is_surrogate(open_table(name, writes=True), f"{name.decode()} map requires O_RDONLY access mode")
+
+
+def test_slow_table_shows_its_own_flags() -> None:
+    class Answers(base.SlowTable):
+        flags = base.PATTERN
+        fold_bit = base.FOLD_MUL
+
+    answers = Answers()
+    table = Slow(b"slow:x", answers)
+    assert table.flags == base.PATTERN
+    assert table.answers is answers
+    assert table.reason is None
+    assert table.generation == 0
+    assert not table.changed
+    with pytest.raises(TypeError):
+        table.sequence()
+
+
+def test_generation_of_a_file_that_never_changes_in_place(tmp_path: Path) -> None:
+    table = open_table(file_of("cdb", tmp_path, b"1"))
+    assert table.generation == 0
+    assert table.lookup(b"key")[0] == OK
+    assert table.lookup(b"none")[0] == NOKEY
