@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from proxymap._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
 from proxymap._hash cimport hash_view
+from proxymap._table cimport CHANGED_SPOILED, table
 from proxymap._words cimport *
 
 cdef enum:
@@ -155,13 +156,14 @@ cdef int flags_of_open(const instance *i, const table *t, bint utf8_layer) noexc
 cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil:
     """Let t be the instance's table; returns the one that it replaces, or NULL.
 
-    A table that cannot be opened any more does not replace one that still
-    answers: then t itself is returned.
+    A table that cannot be opened any more does not replace one that still can
+    be trusted: then t itself is returned.
     """
     cdef table *old = i.t
     i.opening = False
-    if old != NULL and old.reason == NULL and t.reason != NULL:
-        return t
+    if t.reason != NULL and old != NULL and old.reason == NULL:
+        if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
+            return t
     i.t = t
     i.open_flags = flags_of_open(i, t, utf8_layer)
     if old == NULL or old.reason != NULL:

@@ -13,6 +13,8 @@ cdef enum:  # what an epoll event is about; the first field of whatever its data
     SOURCE_WAKE = 3      # a signal, or the shell wants the loop to return
     SOURCE_TIMER = 4
     SOURCE_CLIENT = 5
+    SOURCE_IDLE = 6      # the timer of max_idle
+    SOURCE_STATUS = 7    # the status channel to master
 
 
 cdef struct source:
@@ -24,6 +26,7 @@ cdef struct client:
     source source
     uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
     bint parked          # waits for a table or a worker: not read meanwhile
+    bint more            # the latest read filled the scratch: there are probably more bytes
     bint discarding      # it has been told BAD; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at
     buf input            # what is not served yet; empty between requests
@@ -47,10 +50,12 @@ cdef struct clients:
     client *first_timed
     client *dead             # closed in this turn; freed at its end
     size_t count
+    uint64_t closed          # connections that have ended
     size_t buffered          # bytes that all inputs and outputs together have allocated
     size_t request_size_limit
     size_t buffer_size_limit
     uint64_t ipc_timeout_ms
+    bint closing             # draining: whoever got a reply is let go
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
     char *received           # one scratch for all reads; a client keeps only what is not served
     buf replies              # one scratch for all replies
@@ -64,4 +69,4 @@ cdef void client_answered(clients *all, job *j) noexcept nogil
 cdef void clients_opened(clients *all, job *j) noexcept nogil
 cdef void clients_tick(clients *all) noexcept nogil
 cdef void clients_sweep(clients *all) noexcept nogil
-cdef void clients_drain(clients *all) noexcept nogil
+cdef void clients_hang_up(clients *all) noexcept nogil

@@ -7,9 +7,10 @@ an incomplete list, a list that waits for a table, or output that the socket
 did not take. A client with unsent output, or parked, is not read; so its
 replies keep their order, and it delays nobody else.
 
-Limits: the longest list, and what all buffers together may hold. Who exceeds
-one is told BAD; the rest of what it sends is read and thrown away for a while,
-since closing over unread bytes would destroy the reply.
+Limits: who sends a longer list than request_size_limit is told BAD; the rest of
+what it sends is read and thrown away for a while, since closing over unread
+bytes would destroy the reply. When all buffers together hold buffer_size_limit,
+who needs more is hung up on; Postfix's clients then come again after a second.
 
 One thread, the loop's; no GIL. Source: epoll(7), unix(7); wire.md.
 """
@@ -34,7 +35,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
     int shutdown(int, int)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RD, SHUT_WR
+    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -72,6 +73,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
 
 cdef void clients_free(clients *all) noexcept nogil:
     while all.first != NULL:
+        all.first.parked = False  # whom it waits for will not be back
         client_close(all, all.first)
     clients_sweep(all)
     free(all.received)
@@ -103,7 +105,10 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
 
 
 cdef void client_close(clients *all, client *c) noexcept nogil:
-    """Hang up. The memory goes at the end of the turn, since events of this turn may still name it."""
+    """Hang up. The memory goes at the end of the turn, since events of this turn may still name it.
+
+    A parked client is still known to a table or a worker: its memory goes when they are done with it.
+    """
     if c.source.fd < 0:
         return
     close(c.source.fd)
@@ -120,6 +125,12 @@ cdef void client_close(clients *all, client *c) noexcept nogil:
     if c.next != NULL:
         c.next.previous = c.previous
     all.count -= 1
+    all.closed += 1
+    if not c.parked:
+        bury(all, c)
+
+
+cdef inline void bury(clients *all, client *c) noexcept nogil:
     c.next = all.dead
     all.dead = c
 
@@ -185,11 +196,12 @@ cdef void client_receive(clients *all, client *c) noexcept nogil:
         if n == 0 or (errno != EAGAIN and errno != EINTR):
             client_close(all, c)
         return
+    c.more = n == READ_SIZE
     buf_clear(&all.replies)
     if not began_before:
         used = serve_lists(all, c, all.received, n)
     if used < <size_t> n and input_keep(all, c, all.received + used, n - used) < 0:
-        client_refuse(all, c)
+        client_close(all, c)  # not BAD, which would end a Postfix process that did nothing wrong
     elif began_before:
         client_serve_input(all, c)
     else:
@@ -299,6 +311,9 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
         watch(all, c, EPOLLOUT)  # replies had piled up: the next turn serves on
         return
     elif buf_len(&c.input) == 0:
+        if all.closing and not c.more:
+            client_close(all, c)
+            return
         if c.timed:
             clear_deadline(all, c)
     elif not c.timed:
@@ -308,9 +323,14 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
 
 # Waiting for a table or a worker
 
-cdef void unpark(clients *all, client *c) noexcept nogil:
+cdef bint unpark(clients *all, client *c) noexcept nogil:
+    """c need not wait any longer; is it still there?"""
     c.parked = False
     c.session.waits_for = NULL
+    if c.source.fd < 0:
+        bury(all, c)
+        return False
+    return True
 
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
@@ -321,8 +341,8 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
     i.waiters = NULL
     while c != NULL:
         next = c.waiter
-        unpark(all, c)
-        client_resume(all, c)
+        if unpark(all, c):
+            client_resume(all, c)
         c = next
 
 
@@ -332,8 +352,8 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> who.client
     buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
-    unpark(all, c)
-    client_finish(all, c)
+    if unpark(all, c):
+        client_finish(all, c)
 
 
 # Limits and deadlines
@@ -423,18 +443,12 @@ cdef void clients_tick(clients *all) noexcept nogil:
         c = next
 
 
-cdef void clients_drain(clients *all) noexcept nogil:
-    """Stop: what has arrived is answered, and each client is let go after its last reply.
-
-    Shutting down the reading side first makes a client that sends only now
-    notice it at once, as with a connection that was closed while idle; ours
-    reads what is left, then end-of-file, and closes.
-    """
+cdef void clients_hang_up(clients *all) noexcept nogil:
+    """Let everyone go who does not wait for a reply. See Loop.drain for those who may be about to ask."""
     cdef client *c = all.first
     cdef client *next
     while c != NULL:
         next = c.next
-        shutdown(c.source.fd, SHUT_RD)
-        while c.source.fd >= 0 and not c.parked and not buf_len(&c.output):
-            client_event(all, c)
+        if not c.parked and not buf_len(&c.output):
+            client_close(all, c)
         c = next

@@ -119,13 +119,13 @@ cdef int request_kind(view name) noexcept nogil:
 
 
 cdef int request_dialect(const scan *s, const char *data) noexcept nogil:
-    """instance_flags tells; it is looked for anywhere, so that BAD has the right shape too."""
+    """Requests of 3.11 have instance_flags before flags; so has a spoilt one, and BAD gets its shape."""
     cdef unsigned int i
-    if has_attr(s, data, 2, b"instance_flags", 14):
-        return DIALECT_3_11
     for i in range(1, LIST_STRINGS // 2):
         if has_attr(s, data, i, b"instance_flags", 14):
             return DIALECT_3_11
+        if has_attr(s, data, i, b"flags", 5):
+            return DIALECT_3_6
     return DIALECT_3_6
 
 

@@ -14,7 +14,7 @@ from posix.unistd cimport close, write
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from proxymap._buf cimport buf_append_view, buf_free, view, view_of
+from proxymap._buf cimport buf_append, buf_append_view, buf_free, view, view_of
 from proxymap._table cimport Table
 
 import os
@@ -38,6 +38,9 @@ cdef extern from "<pthread.h>" nogil:
 
 
 cdef double FOREVER = 1e9  # seconds
+
+cdef enum:
+    LINE_MAX = 2000  # bytes of a log line, where the log cuts; what clients send may be much longer
 
 
 cdef job *job_new(int kind) noexcept nogil:
@@ -102,13 +105,17 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil:
     """Have the parts, joined, logged; lost (and counted) when the logger cannot keep up."""
     cdef job *j = job_new(JOB_LOG)
+    cdef size_t room = LINE_MAX
+    cdef size_t n
     cdef int i
     if j == NULL:
         return
     j.status = level
     for i in range(count):
-        if buf_append_view(&j.name, parts[i]) < 0:
+        n = min(parts[i].len, room)
+        if buf_append(&j.name, parts[i].ptr, n) < 0:
             break
+        room -= n
     if queue_put(q, j) < 0:
         job_free(j)
 
@@ -160,6 +167,11 @@ cdef class Queue:
             raise ValueError("this job was handed over already")
         if queue_put(&self.q, wrapped.j) == 0:
             wrapped.j = NULL
+
+    def log(self, int level, bytes text not None):
+        """Have a line logged by whoever takes from this queue."""
+        cdef view part = view_of(text, len(text))
+        log_line(&self.q, level, &part, 1)
 
     def close(self):
         """No more waiting: takers get what is left, then None."""

@@ -2,6 +2,11 @@ from collections.abc import Iterable
 
 from proxymap._jobs import Queue
 
+END_WOKEN: int
+END_MASTER: int
+END_IDLE: int
+END_USED: int
+
 class Loop:
     def __init__(
         self,
@@ -19,8 +24,15 @@ class Loop:
         request_size_limit: int = ...,
         buffer_size_limit: int = ...,
         ipc_timeout: float = 3600,
+        status_fd: int = -1,
+        generation: int = 0,
+        max_use: int = 0,
+        max_idle: int = 0,
     ) -> None: ...
-    def run(self) -> None: ...
+    def run(self) -> int: ...
+    def add_client(self, fd: int) -> None: ...
+    @property
+    def progress(self) -> tuple[int, bool]: ...
     def stop_accepting(self) -> None: ...
     def drain(self, seconds: float) -> int: ...
     def counters(self) -> dict[str, int]: ...

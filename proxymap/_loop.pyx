@@ -9,7 +9,11 @@ One turn: wait, take the events, answer, free what was closed. The wait is
 shared by all that are ready; there is no other call per request than a recv
 and a send.
 
-Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2).
+As a child of master(8) the loop also watches the status channel, whose end is
+the word to leave, tells master when it is overloaded (_status), counts
+connections for max_use, and times max_idle while there are none.
+
+Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2), multi_server(3).
 """
 
 import os
@@ -18,18 +22,22 @@ from cpython.ref cimport Py_DECREF
 from libc.errno cimport ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from posix.unistd cimport close, read
 
 from proxymap._buf cimport view_of, view_str, view
 from proxymap._cache cimport cache, cache_free, cache_init
 from proxymap._catalog cimport catalog_approve, instance
 from proxymap._client cimport (
-    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_LISTENER, SOURCE_TIMER, SOURCE_WAKE, client, client_answered,
-    client_event, client_new, clients, clients_drain, clients_free, clients_init, clients_opened,
+    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
+    client, client_answered,
+    client_event, client_new, clients, clients_free, clients_hang_up, clients_init, clients_opened,
     clients_sweep, clients_tick, source,
 )
+from proxymap._clock cimport now_ms
 from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
 from proxymap._service cimport service, service_free, service_init
+from proxymap._status cimport channel, status_init, status_is_changing, status_watch
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
@@ -49,6 +57,11 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int, epoll_event *, int, int)
 
 cdef extern from "<sys/timerfd.h>" nogil:
+    struct timespec:
+        long tv_sec
+    struct itimerspec:
+        timespec it_value
+    int timerfd_settime(int, int, const itimerspec *, itimerspec *)
     enum: TFD_NONBLOCK, TFD_CLOEXEC
     int timerfd_create(int, int)
 
@@ -58,7 +71,22 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     EVENTS = 256       # taken in one turn
     ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
+    QUIET_MS = 100     # a client that asks nothing for so long is idle
     PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
+    BUSY_EVENTS = 64   # ready in one turn: whoever comes now waits some hundred microseconds
+
+cpdef enum:  # why run returned
+    END_WOKEN = 1   # the wake descriptor is readable
+    END_MASTER = 2  # the status channel is at its end: reload, stop, or master is gone
+    END_IDLE = 3    # no client for max_idle
+    END_USED = 4    # max_use connections have ended, and none is left
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    typedef volatile uint64_t proxymap_turns;
+    """
+    ctypedef uint64_t volatile_u64 "proxymap_turns"
 
 
 cdef struct loop:
@@ -69,11 +97,22 @@ cdef struct loop:
     source *listeners
     int listener_count
     bint accepting        # the listeners are watched
+    uint64_t resume_ms    # when they will be again, after a pause
     source answers
     source wake
     source timer
     queue *done
-    bint woken            # run is to return
+    int ended             # END_*: run is to return
+    # As a child of master:
+    source status_end     # fd -1: no master
+    channel status        # what it is told
+    source idle           # timer of max_idle
+    uint64_t max_use      # 0: no limit
+    uint64_t max_idle     # seconds; 0: no limit
+    bint idling           # no client is connected, and the loop has seen to it
+    # For the watchdog, which another thread reads:
+    volatile_u64 turns
+    volatile_u64 waiting
 
 
 cdef void watch_source(loop *l, source *s, int operation) noexcept nogil:
@@ -103,6 +142,7 @@ cdef void accept_clients(loop *l, source *listener) noexcept nogil:
             text = view_str(b"accept connection: out of file descriptors or memory; pausing")
             log_line(l.service.log, LEVEL_ERROR, &text, 1)
             set_accepting(l, False)
+            l.resume_ms = now_ms() + PAUSE_MS
             return
         elif errno != EINTR and errno != ECONNABORTED:
             return
@@ -139,8 +179,34 @@ cdef void take_event(loop *l, source *s) noexcept nogil:
         take_answers(l)
     elif s.kind == SOURCE_TIMER:
         take_tick(l)
+    elif s.kind == SOURCE_IDLE:
+        l.ended = END_IDLE
+    elif s.kind == SOURCE_STATUS:
+        l.ended = END_MASTER
     else:
-        l.woken = True
+        l.ended = END_WOKEN
+
+
+# The life of a child of master
+
+cdef void set_idle_timer(loop *l, uint64_t seconds) noexcept nogil:
+    cdef itimerspec when
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long> seconds
+    timerfd_settime(l.idle.fd, 0, &when, NULL)
+
+
+cdef void watch_use(loop *l) noexcept nogil:
+    """max_idle counts while no client is connected; max_use is obeyed when none is."""
+    if l.all.count and l.idling:
+        l.idling = False
+        set_idle_timer(l, 0)
+    elif l.all.count == 0 and not l.idling:
+        l.idling = True
+        if l.max_use and l.all.closed >= l.max_use:
+            l.ended = END_USED
+        else:
+            set_idle_timer(l, l.max_idle)
 
 
 cdef void give_up_tables(loop *l):
@@ -160,14 +226,21 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     """One turn; 0, or -1 with errno if epoll itself fails."""
     cdef epoll_event events[EVENTS]
     cdef bint paused = not l.accepting and l.listener_count
-    cdef int i
-    cdef int n = epoll_wait(l.epoll, events, EVENTS, PAUSE_MS if paused and timeout_ms < 0 else timeout_ms)
+    cdef int i, n
+    if paused or status_is_changing(&l.status):
+        timeout_ms = PAUSE_MS
+    l.waiting = 1
+    n = epoll_wait(l.epoll, events, EVENTS, timeout_ms)
+    l.waiting = 0
+    l.turns += 1
     if n < 0:
         return 0 if errno == EINTR else -1
     for i in range(n):
         take_event(l, <source *> events[i].data.ptr)
     clients_sweep(&l.all)
-    if paused:
+    if l.status.fd >= 0:
+        status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
+    if paused and now_ms() >= l.resume_ms:
         set_accepting(l, True)
     return 0
 
@@ -177,6 +250,7 @@ cdef class Loop:
 
     todo, done, log: the queues to the workers, from them, and to the logger.
     Limits are bytes and seconds. wake_fd: readable when `run` is to return.
+    status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """
 
     cdef loop l
@@ -185,13 +259,15 @@ cdef class Loop:
     def __cinit__(
         self, list listeners, Queue todo not None, Queue done not None, Queue log not None, int wake_fd, *,
         approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
-        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
+        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600,
+        int status_fd=-1, unsigned int generation=0, uint64_t max_use=0, uint64_t max_idle=0
     ):
         cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
         self.todo, self.done, self.log = todo, done, log
         self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
-        if self.l.epoll < 0 or self.l.timer.fd < 0:
+        self.l.idle.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        if self.l.epoll < 0 or self.l.timer.fd < 0 or self.l.idle.fd < 0:
             raise OSError(errno, os.strerror(errno))
         service_init(&self.l.service, seed)
         self.l.service.todo = &todo.q
@@ -212,6 +288,9 @@ cdef class Loop:
         self.l.all.buffer_size_limit = buffer_size_limit
         self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
         self.l.done = &done.q
+        status_init(&self.l.status, status_fd, os.getpid(), generation)
+        self.l.max_use = max_use
+        self.l.max_idle = max_idle
         self.watch_sources(listeners, done.eventfd, wake_fd)
 
     def watch_sources(self, list listeners, int answers_fd, int wake_fd):
@@ -231,6 +310,12 @@ cdef class Loop:
         watch_source(&self.l, &self.l.answers, EPOLL_CTL_ADD)
         watch_source(&self.l, &self.l.wake, EPOLL_CTL_ADD)
         watch_source(&self.l, &self.l.timer, EPOLL_CTL_ADD)
+        self.l.idle.kind = SOURCE_IDLE
+        watch_source(&self.l, &self.l.idle, EPOLL_CTL_ADD)
+        self.l.status_end.kind = SOURCE_STATUS
+        self.l.status_end.fd = self.l.status.fd
+        if self.l.status.fd >= 0:
+            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_ADD)
         set_accepting(&self.l, True)
 
     def __dealloc__(self):
@@ -246,30 +331,76 @@ cdef class Loop:
             close(self.l.epoll)
         if self.l.timer.fd > 0:
             close(self.l.timer.fd)
+        if self.l.idle.fd > 0:
+            close(self.l.idle.fd)
 
-    def run(self):
-        """Serve until the wake descriptor is readable. OSError if the loop itself cannot go on."""
+    def run(self) -> int:
+        """Serve until something needs the shell; returns what, END_*. OSError if the loop cannot go on."""
         cdef int failed = 0
-        self.l.woken = False
+        self.l.ended = 0
         with nogil:
-            while not failed and not self.l.woken:
+            watch_use(&self.l)
+            while not failed and not self.l.ended:
                 failed = serve_turn(&self.l, -1)
+                watch_use(&self.l)
         if failed:
             raise OSError(errno, os.strerror(errno))
+        return self.l.ended
+
+    def add_client(self, int fd):
+        """Serve a connection that was accepted elsewhere, without greeting it; the loop closes fd."""
+        cdef bint greeting = self.l.all.greeting
+        self.l.all.greeting = False
+        client_new(&self.l.all, fd)
+        self.l.all.greeting = greeting
+
+    @property
+    def progress(self):
+        """(turns so far, is it waiting for events?), for a watchdog in another thread."""
+        return self.l.turns, bool(self.l.waiting)
+
+    def accept_all(self):
+        cdef int i
+        cdef size_t before
+        for i in range(self.l.listener_count):
+            before = 0
+            while self.l.all.count != before:
+                before = self.l.all.count
+                accept_clients(&self.l, &self.l.listeners[i])
 
     def stop_accepting(self):
         set_accepting(&self.l, False)
         self.l.listener_count = 0
 
-    def drain(self, seconds) -> int:
-        """Answer what has arrived and let everyone go; returns how many were left when time was up."""
-        cdef int left_ms = <int> (seconds * 1000)
+    def drain(self, double seconds) -> int:
+        """Answer what has arrived and let everyone go; returns how many were left when time was up.
+
+        Without master that includes who waits to be accepted; master's next child
+        accepts those that wait now.
+
+        A client that is asking without pause is let go right after a reply, when it
+        waits for nothing and will see the end before it asks again. To hang up on it
+        at any other moment would make it lose its next request, and a second
+        (Postfix's client sleeps for that long). So the idle ones are let go last.
+        """
+        cdef uint64_t start_ms = now_ms()
+        cdef uint64_t until_ms = start_ms + <uint64_t> (seconds * 1000)
+        cdef bint hung_up = False
+        if self.l.status.fd < 0:
+            self.accept_all()
         self.stop_accepting()
+        watch_source(&self.l, &self.l.wake, EPOLL_CTL_DEL)  # they stay readable, and would end each turn
+        if self.l.status.fd >= 0:
+            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
+            self.l.status.fd = -1
+        self.l.all.closing = True
         with nogil:
-            clients_drain(&self.l.all)
-            while self.l.all.count and left_ms > 0:
+            while self.l.all.count and now_ms() < until_ms:
                 serve_turn(&self.l, 10)
-                left_ms -= 10
+                if not hung_up and now_ms() - start_ms >= QUIET_MS:
+                    clients_hang_up(&self.l.all)
+                    clients_sweep(&self.l.all)
+                    hung_up = True
         return self.l.all.count
 
     def counters(self) -> dict:

@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap._buf cimport (
-    buf, buf_append_view, buf_clear, buf_free, buf_view, memchr, view, view_is, view_of, view_str,
+    buf, buf_append_view, buf_clear, buf_free, buf_len, buf_view, memchr, view, view_is, view_of, view_str,
 )
 from proxymap._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap._catalog cimport (
@@ -174,9 +174,14 @@ cdef void close_table(service *s, table *t) noexcept nogil:
             job_free(j)
 
 
+cdef inline int given_flags(const request *r) noexcept nogil:
+    """What a table is opened with: in 3.11 the flags of a lookup are those of an earlier reply."""
+    return r.inst_flags if r.dialect == DIALECT_3_11 else r.flags
+
+
 cdef instance *add_instance(service *s, const request *r) noexcept nogil:
     cdef table *retired
-    cdef instance *i = catalog_add(&s.tables, r.table, r.dialect, r.inst_flags, r.flags, &retired)
+    cdef instance *i = catalog_add(&s.tables, r.table, r.dialect, r.inst_flags, given_flags(r), &retired)
     close_table(s, retired)
     return i
 
@@ -226,6 +231,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     """A lookup, update, delete or sequence on an open table."""
     cdef view key = NONE, value = NONE
     cdef int flags = r.flags
+    cdef size_t before = buf_len(out)
     cdef int status
     if r.dialect == DIALECT_3_6:
         flags = i.flags = (i.flags & ~DICT_FLAGS_REQUEST) | (r.flags & DICT_FLAGS_REQUEST)
@@ -245,6 +251,11 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, status, flags, key, value)
+    if status == STAT_OK and i.t.damaged != NULL and i.t.damaged[0]:
+        # The value was a view of the file until now, and the file was cut meanwhile.
+        out.end = out.start + before
+        distrust(s, i)
+        reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
     return SERVED
 
 

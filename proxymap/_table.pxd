@@ -5,6 +5,12 @@ from libc.stdint cimport uint64_t
 from proxymap._buf cimport buf, view, view_until_nul
 from proxymap._words cimport *
 
+cpdef enum:  # the file of an open table, compared with what was opened
+    CHANGED_NOT = 0
+    CHANGED_REPLACED = 1  # its name leads to another file, or none; what is open is as good as ever
+    CHANGED_SPOILED = 2   # it was written over or cut: what is open is not to be trusted
+
+
 cdef struct cursor:
     # Where one connection stands in the sequence of one table.
     uint64_t of          # which table, by the number that the catalog gave it
@@ -23,8 +29,10 @@ cdef struct table:
     int (*sequence)(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil
     # Changes whenever answers may change; NULL: never.
     uint64_t (*generation)(table *t) noexcept nogil
-    # Is the file behind it no longer the one that was opened, or damaged? NULL: never.
-    bint (*changed)(table *t) noexcept nogil
+    # What has become of the file behind it, CHANGED_*; NULL: nothing ever.
+    int (*changed)(table *t) noexcept nogil
+    # Set when the file was cut while it was read: an answer given meanwhile is void. NULL: never.
+    const int *damaged
 
     void *self           # what the type itself needs
     bint cached          # may the cache stand in front of it?

@@ -20,6 +20,7 @@ cdef class Table:
         self.t.sequence = NULL
         self.t.generation = NULL
         self.t.changed = NULL
+        self.t.damaged = NULL
         self.t.flags = 0
         self.t.fold_bit = 0
         self.t.cached = False
@@ -52,14 +53,17 @@ cdef class Table:
         return 0 if self.t.generation == NULL else self.t.generation(&self.t)
 
     @property
-    def changed(self) -> bool:
-        return self.t.changed != NULL and self.t.changed(&self.t)
+    def changed(self) -> int:
+        """0, CHANGED_REPLACED or CHANGED_SPOILED."""
+        return 0 if self.t.changed == NULL else self.t.changed(&self.t)
 
     def lookup(self, bytes key not None, int flags=DICT_FLAGS_TRY):
         """(status, flags afterwards, value)."""
         cdef buf scratch
         cdef view value = view_of(NULL, 0)
         cdef int status
+        if self.t.lookup == NULL:
+            raise TypeError("this table answers on a worker thread")
         buf_init(&scratch)
         try:
             status = self.t.lookup(&self.t, view_of(key, len(key)), &flags, &scratch, &value)

@@ -1,8 +1,9 @@
 """log - Postfix's log form: where lines go, what they look like, how often
 
 A line is `[level: ]text`, without control characters, at most 2000 bytes. It
-goes to stderr, to syslog, or to postlogd (main.cf: maillog_file). Any thread
-may log; the loop's own lines come through a queue that `run` empties. A line
+goes to stderr, to syslog, or to postlogd (main.cf: maillog_file). While the
+server runs, every thread's lines go through one queue, which the log thread
+empties (`run`): a destination that is slow or full delays nobody else. A line
 that comes again within WINDOW seconds is counted, and the count is told after.
 
 Source: syslog_name(5), postlogd(8); master.md 5.
@@ -11,9 +12,9 @@ Source: syslog_name(5), postlogd(8); master.md 5.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warnin
 TEXT_MAX = 2000  # bytes, as Postfix cuts
 WINDOW = 10.0  # seconds in which the same line is not written twice
 REMEMBERED = 256  # lines in that window; more are written as they come
+
+STDERR = 2
 
 Sink = Callable[[int, str], None]
 
@@ -34,12 +37,14 @@ def clean(text: str) -> str:
 
 
 def to_stderr(ident: str) -> Sink:
+    """A line that stderr does not take at once, since nobody reads it, is lost."""
+
     def write(level: int, line: str) -> None:
         try:
-            sys.stderr.write(f"{ident}[{os.getpid()}]: {line}\n")
-            sys.stderr.flush()
-        except (OSError, ValueError, AttributeError):
-            pass  # nobody reads: nothing to be done about it
+            if select.select([], [STDERR], [], 0)[1]:
+                os.write(STDERR, f"{ident}[{os.getpid()}]: {line}\n".encode())
+        except (OSError, ValueError):
+            pass  # closed
 
     return write
 
@@ -73,12 +78,12 @@ def to_postlog(ident: str, path: str, hostname: str) -> Sink:
 
 
 class Log:
-    """Writes lines to its sinks. `verbose` is how often -v was given."""
+    """Writes lines to its sinks, or to `queue` while there is one. `verbose` is how often -v was given."""
 
     def __init__(self, sinks: list[Sink], verbose: int = 0) -> None:
         self.sinks = sinks
         self.verbose = verbose
-        self._lock = threading.Lock()
+        self.queue: Queue | None = None
         self._recent: dict[tuple[int, str], tuple[float, int]] = {}
 
     def fatal(self, text: str) -> None:
@@ -97,36 +102,37 @@ class Log:
         if self.verbose:
             self.write(LEVEL_INFO, text)
 
-    def exception(self, text: str, level: int = LEVEL_ERROR) -> None:
-        """The exception being handled, as one line with where it came from."""
+    def exception(self, text: str, level: int = LEVEL_ERROR, error: BaseException | None = None) -> None:
+        """The exception being handled (or `error`), as one line with where it came from."""
         import traceback
 
-        kind, error, trace = sys.exc_info()
+        error = error or sys.exception()
+        frames = traceback.extract_tb(error.__traceback__)[-4:] if error else []
         where = " < ".join(
-            f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})"
-            for frame in reversed(traceback.extract_tb(trace)[-4:])
+            f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in reversed(frames)
         )
-        self.write(level, f"{text}: {kind.__name__ if kind else 'error'}: {error} [{where}]")
+        self.write(level, f"{text}: {type(error).__name__}: {error} [{where}]")
 
     def write(self, level: int, text: str) -> None:
+        if self.queue is not None:
+            self.queue.log(level, text.encode(errors="surrogateescape"))
+        else:
+            self._write(level, text)
+
+    def _write(self, level: int, text: str) -> None:
         line = clean(text)
         now = time.monotonic()
-        with self._lock:
-            self._tell_counts(now)
-            seen = self._recent.get((level, line))
-            if seen is not None:
-                self._recent[level, line] = (seen[0], seen[1] + 1)
-                return
-            if len(self._recent) < REMEMBERED:
-                self._recent[level, line] = (now, 0)
-            self._emit(level, line)
+        self.tell_counts(now)
+        seen = self._recent.get((level, line))
+        if seen is not None:
+            self._recent[level, line] = (seen[0], seen[1] + 1)
+            return
+        if len(self._recent) < REMEMBERED:
+            self._recent[level, line] = (now, 0)
+        self._emit(level, line)
 
-    def tell_counts(self, *, all_of_them: bool = False) -> None:
+    def tell_counts(self, now: float) -> None:
         """Write how often lines came again whose window is over."""
-        with self._lock:
-            self._tell_counts(float("inf") if all_of_them else time.monotonic())
-
-    def _tell_counts(self, now: float) -> None:
         while self._recent:
             (level, line), (since, again) = next(iter(self._recent.items()))
             if now - since < WINDOW:
@@ -140,14 +146,11 @@ class Log:
             sink(level, PREFIX[level] + line)
 
     def run(self, queue: Queue) -> None:
-        """Write the loop's lines until its queue is closed. The body of the log thread."""
-        while True:
-            job = queue.take(WINDOW)
+        """Write what comes through the queue until that is closed and empty. The body of the log thread."""
+        while (job := queue.take(WINDOW)) is not None or not queue.closed:
             if job is not None:
-                self.write(job.level, job.name.decode(errors="surrogateescape"))
-            lost = queue.take_lost()
-            if lost:
-                self.warning(f"{lost} log lines were lost: they came too fast")
-            self.tell_counts(all_of_them=job is None and queue.closed)
-            if job is None and queue.closed:
-                return
+                self._write(job.level, job.name.decode(errors="surrogateescape"))
+            if lost := queue.take_lost():
+                self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
+            self.tell_counts(time.monotonic())
+        self.tell_counts(float("inf"))

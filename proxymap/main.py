@@ -9,16 +9,19 @@ import getopt
 import os
 import resource
 import sys
+import threading
 import time
 
-from proxymap import standalone
-from proxymap.errors import ConfigError
+from proxymap import master, standalone
 from proxymap._jobs import LEVEL_FATAL
+from proxymap.errors import ConfigError
 from proxymap.log import Log, Sink, to_postlog, to_stderr, to_syslog
+from proxymap.master import Start
 from proxymap.settings import Settings, load
 
 USAGE = """\
 usage: proxymap --listen unix:PATH [options]
+       proxymap -t unix [options]           (by master(8): see proxymapctl enable)
 
 Serve Postfix's proxymap protocol: lookup tables that main.cf approves
 (proxy_read_maps, proxy_write_maps), over a UNIX-domain socket.
@@ -30,11 +33,16 @@ Serve Postfix's proxymap protocol: lookup tables that main.cf approves
   -n proxymap|proxywrite   the service: read-only tables, or read-write ones
                            (default: proxymap)
   -o NAME=VALUE            override a parameter; may be repeated
-  --log-to stderr|mail     where log lines go: stderr, or as main.cf says,
-                           to maillog_file or syslog (default: stderr)
+  --log-to stderr|mail     where log lines go: stderr, or as main.cf says, to
+                           maillog_file or syslog (default: stderr; by master: mail)
   -v                       log more; may be repeated
   -V                       log to stderr too
   --version, --help
+
+What master(8) passes, as in multi_server(3): -c chroot, -d not a daemon,
+-D debugger_command, -i max_idle, -l and -z (the process limit), -m max_use,
+-s number of sockets, -S one client on standard input, -t transport, -u run as
+mail_owner.
 
 SIGTERM and SIGINT: stop after answering what is pending.
 Exit status: 0 stopped on request; 1 a fatal error, which is logged.
@@ -43,7 +51,9 @@ Example: proxymap --listen unix:/run/proxymap.sock --config-directory /etc/postf
 """
 
 FATAL_PAUSE = 1.0  # seconds before a fatal exit, so that a restart loop is slow
-SERVICES = ("proxymap", "proxywrite")
+IDENT = "proxymap"  # the process name in the log, for both services
+SHORT = "cdDi:lm:n:o:s:St:uvVz"  # multi_server(3)
+LONG = ["listen=", "config-directory=", "log-to=", "version", "help"]
 
 
 class Options:
@@ -54,14 +64,14 @@ class Options:
         self.listen: str | None = None
         self.service_name = "proxymap"
         self.overrides: list[str] = []
-        self.log_to = "stderr"
-        self.verbose = 0
+        self.log_to = ""
+        self.verbose = int("MAIL_VERBOSE" in os.environ)
         self.to_stderr = False
         self.only_show: str | None = None
+        self.start = Start()
+        self.start.debug = "MAIL_DEBUG" in os.environ
         try:
-            found, rest = getopt.getopt(
-                arguments, "n:o:vV", ["listen=", "config-directory=", "log-to=", "version", "help"]
-            )
+            found, rest = getopt.getopt(arguments, SHORT, LONG)
         except getopt.GetoptError as error:
             raise ConfigError(f"{error}; see proxymap --help") from None
         if rest:
@@ -69,32 +79,44 @@ class Options:
         for name, value in found:
             self._take(name, value)
 
+    @property
+    def under_master(self) -> bool:
+        return bool(self.start.transport or self.start.on_stdin)
+
     def _take(self, name: str, value: str) -> None:
-        if name == "--listen":
-            self.listen = value
-        elif name == "--config-directory":
-            self.config_directory = value
-        elif name == "-n":
-            if value not in SERVICES:
-                raise ConfigError(f'-n "{value}": the service name is one of {", ".join(SERVICES)}')
-            self.service_name = value
-        elif name == "-o":
-            self.overrides.append(value)
+        if name in ("--version", "--help"):
+            self.only_show = name
         elif name == "--log-to":
             if value not in ("stderr", "mail"):
                 raise ConfigError(f'--log-to "{value}": expected stderr or mail')
             self.log_to = value
+        elif name == "-s":
+            if not value.isdecimal() or int(value) < 1:
+                raise ConfigError(f'-s "{value}": expected a number of sockets')
+            self.start.sockets = int(value)
+        elif name in OVERRIDES:
+            self.overrides.append(OVERRIDES[name] + value)
+        elif name in WORDS:
+            setattr(self, WORDS[name], value)
+        elif name == "-t":
+            self.start.transport = value
         elif name == "-v":
             self.verbose += 1
         elif name == "-V":
             self.to_stderr = True
-        else:
-            self.only_show = name
+        elif name in SWITCHES:
+            setattr(self.start, SWITCHES[name], True)
+        # -l and -z tell the process limit, which is master's business.
+
+
+OVERRIDES = {"-o": "", "-i": "max_idle=", "-m": "max_use="}
+WORDS = {"--listen": "listen", "--config-directory": "config_directory", "-n": "service_name"}
+SWITCHES = {"-c": "chroot", "-d": "not_daemon", "-D": "debug", "-S": "on_stdin", "-u": "unprivileged"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
-    log = Log([to_stderr("postfix/proxymap")])
+    log = Log([early_sink()])
     try:
         options = Options(sys.argv[1:] if arguments is None else arguments)
         if options.only_show:
@@ -118,33 +140,61 @@ def show(what: str) -> None:
 
 
 def serve(options: Options, log: Log) -> None:
-    """Configure, then live until asked to stop."""
+    """Configure, then live until the end."""
+    sys.dont_write_bytecode = True  # root's umask would make it unreadable for mail_owner
     settings, main_cf = load(
-        options.config_directory, options.overrides, options.service_name, "proxymap", log.warning
+        options.config_directory, options.overrides, options.service_name, IDENT, log.warning
     )
     log.verbose = options.verbose
     log.sinks = open_sinks(settings, options)
+    threading.excepthook = lambda details: log.exception("a thread ended", error=details.exc_value)
     raise_descriptor_limit()
-    standalone.run(settings, main_cf, log, listen=options.listen, writes=options.service_name == "proxywrite")
+    writes = is_read_write(settings, options.service_name)
+    if options.under_master:
+        master.run(settings, main_cf, log, options.start, writes=writes)
+    else:
+        standalone.run(settings, main_cf, log, listen=options.listen, writes=writes)
+
+
+def is_read_write(settings: Settings, service_name: str) -> bool:
+    """Which of the two services is this? Postfix's names count, and those that main.cf tells its clients."""
+    if service_name in ("proxymap", settings.proxymap_service_name):
+        return False
+    if service_name in ("proxywrite", settings.proxywrite_service_name):
+        return True
+    raise ConfigError(
+        f'service name "{service_name}": expected proxymap or proxywrite,'
+        " or what main.cf's proxymap_service_name or proxywrite_service_name say"
+    )
+
+
+def early_sink() -> Sink:
+    """Where lines go before main.cf was read: with master to postlog or syslog, else to stderr."""
+    tag = os.environ.get("MAIL_LOGTAG")
+    if not tag:
+        return to_stderr(f"postfix/{IDENT}")
+    if postlog := os.environ.get("POSTLOG_SERVICE"):
+        return to_postlog(f"{tag}/{IDENT}", postlog, os.environ.get("POSTLOG_HOSTNAME", ""))
+    return to_syslog(f"{tag}/{IDENT}", "mail")
 
 
 def open_sinks(settings: Settings, options: Options) -> list[Sink]:
     """Where main.cf and the command line want the log. ConfigError if maillog_file is not allowed."""
-    ident = f"{settings.syslog_name}/proxymap"
-    sinks = [to_stderr(ident)] if options.log_to == "stderr" or options.to_stderr else []
-    if options.log_to == "mail":
-        if settings.maillog_file:
-            if not settings.maillog_file.startswith(settings.maillog_file_prefixes):
-                prefixes = " ".join(settings.maillog_file_prefixes)
-                raise ConfigError(
-                    f"parameter maillog_file: {settings.maillog_file} begins with none of"
-                    f" maillog_file_prefixes ({prefixes})"
-                )
-            postlog = os.path.join(settings.queue_directory, "public", settings.postlog_service_name)
-            sinks.append(to_postlog(ident, postlog, settings.myhostname))
-        else:
-            sinks.append(to_syslog(ident, settings.syslog_facility))
-    return sinks
+    ident = f"{settings.syslog_name}/{IDENT}"
+    log_to = options.log_to or ("mail" if options.under_master else "stderr")
+    sinks = [to_stderr(ident)] if log_to == "stderr" or options.to_stderr else []
+    if log_to == "stderr":
+        return sinks
+    if not settings.maillog_file:
+        return [*sinks, to_syslog(ident, settings.syslog_facility)]
+    if not settings.maillog_file.startswith(settings.maillog_file_prefixes):
+        prefixes = " ".join(settings.maillog_file_prefixes)
+        raise ConfigError(
+            f"parameter maillog_file: {settings.maillog_file} begins with none of"
+            f" maillog_file_prefixes ({prefixes})"
+        )
+    postlog = os.path.join(settings.queue_directory, "public", settings.postlog_service_name)
+    return [*sinks, to_postlog(ident, postlog, settings.myhostname)]
 
 
 def raise_descriptor_limit() -> None:

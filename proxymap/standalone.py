@@ -22,6 +22,7 @@ from proxymap.settings import Settings
 BACKLOG = 4096  # connections that wait for accept; the kernel cuts it to net.core.somaxconn
 SOCKET_MODE = 0o666  # as Postfix: the folder decides who may connect
 LISTEN_FDS_START = 3
+PATH_MAX = 107  # bytes of a socket's path; unix(7)
 
 
 def run(settings: Settings, main_cf: MainCf, log: Log, *, listen: str | None, writes: bool) -> None:
@@ -34,7 +35,6 @@ def run(settings: Settings, main_cf: MainCf, log: Log, *, listen: str | None, wr
             notify("READY=1")
             log.info(f"serving {listen or 'the sockets of systemd'} for {settings.config_directory}/main.cf")
             server.run()
-            notify("STOPPING=1")
 
 
 def enter_queue_directory(settings: Settings, log: Log) -> None:
@@ -70,18 +70,21 @@ def own_socket(listen: str) -> Iterator[Listeners]:
     if kind != "unix" or not path:
         raise ConfigError(f'--listen "{listen}": expected unix:PATH')
     path = os.path.abspath(path)
+    if len(os.fsencode(path)) > PATH_MAX:
+        raise ConfigError(f"--listen {listen}: a socket's path has at most {PATH_MAX} bytes")
     refuse_occupied(path)
-    private = f"{path}.{os.getpid()}"
+    private = os.path.join(os.path.dirname(path), f".{os.getpid()}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if os.path.exists(private) and stat.S_ISSOCK(os.lstat(private).st_mode):
+            os.unlink(private)  # a killed server had our number
         sock.bind(private)
         os.chmod(private, SOCKET_MODE)
         sock.listen(BACKLOG)
         inode = os.stat(private).st_ino
     except OSError as error:
         sock.close()
-        hint = " (a socket's path has at most 107 bytes)" if "too long" in str(error) else ""
-        raise ConfigError(f"--listen {listen}: {error.strerror or error}{hint}") from None
+        raise ConfigError(f"--listen {listen}: {error.strerror or error}") from None
     try:
         yield Listeners([sock], private, path)
     finally:
@@ -127,6 +130,7 @@ def stop_on_signals(server: Server) -> Iterator[None]:
     """SIGTERM and SIGINT stop the server after its pending replies."""
 
     def stop(*_: object) -> None:
+        notify("STOPPING=1")
         server.stop()
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from proxymap import _fold, tables
 from proxymap._jobs import JOB_CLOSE, JOB_LOOKUP, JOB_OPEN, Job, Queue
+from proxymap._table import Surrogate
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.log import Log
 
@@ -53,9 +54,13 @@ class Workers:
                 self._lookup(job)
 
     def _open(self, job: Job) -> None:
-        if job.flags & UTF8_REQUEST:
-            _fold.load()
-        table = tables.open_table(job.name, job.flags, writes=self.writes)
+        try:
+            if job.flags & UTF8_REQUEST:
+                _fold.load()
+            table = tables.open_table(job.name, job.flags, writes=self.writes)
+        except Exception:
+            self.log.exception(f"open {job.name.decode(errors='surrogateescape')}")
+            table = Surrogate(job.name, b"open failed unexpectedly")
         table.cached = job.name.partition(b":")[0] in self.cached
         if table.reason is not None:
             self.log.error(table.reason.decode(errors="surrogateescape"))
@@ -66,7 +71,10 @@ class Workers:
         status, value = STAT_RETRY, b""
         try:
             found = job.table.answers.lookup(job.key)
-            status, value = (STAT_NOKEY, b"") if found is None else (STAT_OK, found)
+            if found is None:
+                status = STAT_NOKEY
+            else:
+                status, value = STAT_OK, found.partition(b"\0")[0]  # a NUL would end the reply's value
         except ProxymapError as error:
             status = error.status
             self.log.warning(f"{job.table.type_name.decode(errors='surrogateescape')} lookup error: {error}")

@@ -32,7 +32,7 @@ proxymap  unix  -  -  n  -  -  proxymap
 proxywrite unix -  -  n  -  1  proxymap
 """
 QUEUE_DIRECTORIES = {"pid": 0o755, "private": 0o700, "public": 0o710}
-START_LIMIT = 30.0      # seconds; for a machine that is very busy
+START_LIMIT = 30.0  # seconds; for a machine that is very busy
 DAEMON_LIMIT = 10.0
 
 
@@ -100,7 +100,7 @@ class StockPostfix:
         lines = [f"{name} = {value}\n" for name, value in self._main.items()]
         path = self.config_dir / "main.cf"
         path.write_text("".join(lines))
-        old = time.time() - 60      # Postfix waits until main.cf is older than a second or two
+        old = time.time() - 60  # Postfix waits until main.cf is older than a second or two
         os.utime(path, (old, old))
 
     def socket(self, service: str = "proxymap") -> str:
@@ -140,7 +140,7 @@ class StockPostfix:
         """End master, which ends its children, and wait for it."""
         if self._master is None:
             return
-        group = self._master.pid        # its session is its own: see start()
+        group = self._master.pid  # its session is its own: see start()
         self._master.terminate()
         try:
             self._master.wait(DAEMON_LIMIT)
@@ -153,7 +153,7 @@ class StockPostfix:
     def remove(self) -> None:
         """Stop, and remove the whole directory."""
         self.stop()
-        for _ in range(3):      # a daemon that is just ending may still write to its log
+        for _ in range(3):  # a daemon that is just ending may still write to its log
             shutil.rmtree(self.dir, ignore_errors=True)
 
     def __enter__(self) -> StockPostfix:

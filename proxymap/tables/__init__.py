@@ -32,6 +32,7 @@ GONE = {
 }
 
 _open: WeakValueDictionary[bytes, Table] = WeakValueDictionary()
+_opening: dict[bytes, threading.Lock] = {}  # a table that opens slowly delays only itself
 _lock = threading.Lock()
 
 
@@ -43,12 +44,16 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False) -> Tab
     `flags` are those of the first request.
     """
     with _lock:
-        table = _open.get(type_name)
+        opening = _opening.setdefault(type_name, threading.Lock())
+    with opening:
+        with _lock:
+            table = _open.get(type_name)
         if table is not None and not table.changed:
             return table
         table = _open_new(type_name, flags, writes)
         if table.reason is None:
-            _open[type_name] = table
+            with _lock:
+                _open[type_name] = table
         return table
 
 
@@ -57,17 +62,15 @@ def _open_new(type_name: bytes, flags: int, writes: bool) -> Table:
     try:
         module, writable = TABLE_TYPES[os.fsdecode(maptype)]
     except KeyError:
-        return Surrogate(type_name, _unsupported(os.fsdecode(maptype)).encode())
+        return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))))
     if writes and not writable:
         return Surrogate(type_name, b"%s map requires O_RDONLY access mode" % type_name)
     try:
         table = import_module(f"proxymap.tables.{module}").open_table(type_name, mapname, flags)
     except OSError as error:
-        return Surrogate(
-            type_name, f"open database {error.filename}: {error.strerror}".encode(errors="surrogateescape")
-        )
+        return Surrogate(type_name, os.fsencode(f"open database {error.filename}: {error.strerror}"))
     except (ValueError, ImportError, errors.ProxymapError) as error:
-        return Surrogate(type_name, str(error).encode(errors="surrogateescape"))
+        return Surrogate(type_name, os.fsencode(str(error)))
     return table if isinstance(table, Table) else Slow(type_name, table)
 
 

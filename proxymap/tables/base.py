@@ -1,8 +1,8 @@
 """base - SlowTable: what a table type that answers on a worker thread must offer
 
 A `.py` table type subclasses it and has `lookup`; the other operations as far
-as the type has them. Called on any of the worker threads, one call at a time
-for each table. Errors: TableRetry, TableConfig (errors.py); whatever else is
+as the type has them. Called on any of the worker threads, by several at a time
+for the same table. Errors: TableRetry, TableConfig (errors.py); whatever else is
 raised is logged with its traceback and becomes RETRY.
 """
 

@@ -1,0 +1,304 @@
+"""fix_server - our daemon as a process, raw connections to it, and what /proc says of it
+
+    with ServerProcess() as server:
+        table = server.cdb("t", {b"k": b"v"})
+        server.start()
+        with server.connect() as peer:
+            assert peer.ask(lookup(table, b"k")) == [(b"status", b"0"), (b"value", b"v")]
+
+Every table that is made here is approved. Waiting is generous: a limit is there
+to end a broken run, not to measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cdbx
+import lmdb
+from oracle import FIELDS, Attributes, encode, take_list
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 30.0  # seconds; for a machine that is very busy
+GREETING = b"protocol\0proxymap_protocol\0\0"
+DIALECTS = ("3.6", "3.11")
+
+# Dictionary flags, as tests spell them.
+TRY0, TRY1, FIXED, PATTERN, LOCK = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6
+FOLD_FIX, OPEN_LOCK, BULK_UPDATE, MULTI_WRITER = 1 << 14, 1 << 16, 1 << 17, 1 << 18
+
+
+def request(kind: str, table: bytes, dialect: str = "3.6", **fields: bytes | int) -> bytes:
+    """A request as a client of that dialect sends it; flags and instance_flags are LOCK unless given."""
+    attributes = [(b"request", kind.encode()), (b"table", table)]
+    for name in FIELDS[dialect][kind]:
+        value = fields.get(name, LOCK if name.endswith("flags") else b"")
+        attributes.append((name.encode(), b"%d" % value if isinstance(value, int) else value))
+    return encode(attributes)
+
+
+def lookup(table: bytes, key: bytes, dialect: str = "3.6", **fields: bytes | int) -> bytes:
+    return request("lookup", table, dialect, key=key, **fields)
+
+
+def found(value: bytes) -> Attributes:
+    """The 3.6 reply to a lookup that finds value."""
+    return [(b"status", b"0"), (b"value", value)]
+
+
+NOT_FOUND: Attributes = [(b"status", b"1"), (b"value", b"")]
+BARE_BAD: Attributes = [(b"status", b"3")]
+
+
+def wait_until(true: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
+    deadline = time.monotonic() + limit
+    while not (result := true()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {limit} s in vain: {what}")
+        time.sleep(0.01)
+    return result
+
+
+class Peer:
+    """A raw connection: bytes out, attribute lists in."""
+
+    def __init__(self, path: str, greeted: bool = True) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(LIMIT)
+        self.unread = b""
+        self.socket.connect(path)
+        if greeted:
+            assert self.read_exactly(len(GREETING)) == GREETING
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def send_slowly(self, data: bytes) -> None:
+        """One byte a piece."""
+        for i in range(len(data)):
+            self.socket.sendall(data[i : i + 1])
+
+    def read_exactly(self, count: int) -> bytes:
+        while len(self.unread) < count:
+            data = self.socket.recv(1 << 16)
+            assert data, f"the server hung up after {self.unread!r:.200}"
+            self.unread += data
+        data, self.unread = self.unread[:count], self.unread[count:]
+        return data
+
+    def reply(self) -> Attributes:
+        """The next reply."""
+        while (taken := take_list(self.unread)) is None:
+            data = self.socket.recv(1 << 16)
+            assert data, f"the server hung up after {self.unread!r:.200}"
+            self.unread += data
+        reply, self.unread = taken
+        return reply
+
+    def ask(self, data: bytes) -> Attributes:
+        self.send(data)
+        return self.reply()
+
+    def rest(self) -> bytes:
+        """All that comes until the server hangs up."""
+        pieces, self.unread = [self.unread], b""
+        while data := self.socket.recv(1 << 20):
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ServerProcess:
+    """`python -m proxymap` on a main.cf of its own. Everything lies in `dir`, which remove() removes."""
+
+    def __init__(
+        self,
+        main: Mapping[str, str] | None = None,
+        *,
+        own: Mapping[str, str] | None = None,
+        greeted: bool = True,
+    ) -> None:
+        """main, own: parameters of main.cf and of proxymap.cf. Not started yet."""
+        self.dir = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))  # short: a socket's path is limited
+        self.path = str(self.dir / "s")
+        self.log_file = self.dir / "log"
+        self.greeted = greeted
+        self.approved: list[str] = []
+        self.main = {
+            "compatibility_level": "3.6",
+            "queue_directory": str(self.dir),
+            "myhostname": "test.invalid",
+            **(main or {}),
+        }
+        self.own = dict(own or {})
+        self.process: subprocess.Popen[bytes] | None = None
+
+    # Tables
+
+    def approve(self, *names: bytes | str) -> None:
+        self.approved += [os.fsdecode(name) for name in names]
+
+    def cdb(self, name: str, records: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Build a cdb table and approve it; returns its type:name."""
+        write_cdb(self.dir / f"{name}.cdb", records)
+        self.approve(f"cdb:{self.dir}/{name}")
+        return f"cdb:{self.dir}/{name}".encode()
+
+    def lmdb(self, name: str, records: Mapping[bytes, bytes]) -> bytes:
+        """The same for lmdb; keys and values are stored as they are given."""
+        write_lmdb(self.dir / f"{name}.lmdb", records)
+        self.approve(f"lmdb:{self.dir}/{name}")
+        return f"lmdb:{self.dir}/{name}".encode()
+
+    # Life
+
+    def write_config(self) -> None:
+        maps = {
+            name: ", ".join("proxy:" + table for table in self.approved)
+            for name in ("proxy_read_maps", "proxy_write_maps")
+        }
+        write_parameters(self.dir / "main.cf", maps | self.main)
+        write_parameters(self.dir / "proxymap.cf", self.own)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "proxymap", "--listen", f"unix:{self.path}"),
+            *("--config-directory", str(self.dir), *arguments),
+        ]
+
+    def start(self, *arguments: str, wait: bool = True, **keywords: Any) -> Self:
+        """Write the configuration and start. keywords go to Popen."""
+        self.write_config()
+        keywords.setdefault("env", environment())
+        with self.log_file.open("ab") as log:
+            keywords.setdefault("stderr", log)
+            self.process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, **keywords)
+        if wait:
+            wait_until(lambda: os.path.exists(self.path) or not self.alive(), "the server's socket")
+            assert self.alive(), self.log()
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop; returns its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(LIMIT)
+
+    def remove(self) -> None:
+        if self.alive():
+            assert self.process is not None
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    # Talking to it, looking at it
+
+    def connect(self) -> Peer:
+        return Peer(self.path, self.greeted)
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def log_lines(self) -> list[str]:
+        """The log without the process's name and number."""
+        return [re.sub(r"^\S+\[\d+\]: ", "", line) for line in self.log().splitlines()]
+
+    def wait_log(self, text: str) -> None:
+        wait_until(lambda: text in self.log(), f"{text!r} in the log")
+
+    def resident(self) -> int:
+        """Bytes of memory in use."""
+        return self._memory("VmRSS")
+
+    def peak(self) -> int:
+        """The most that it ever was."""
+        return self._memory("VmHWM")
+
+    def _memory(self, field: str) -> int:
+        match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert match is not None
+        return int(match[1]) * 1024
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What the daemon is started with: nothing of the tester's that it would heed."""
+    drop = ("MAIL_CONFIG", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def write_parameters(path: Path, parameters: Mapping[str, str]) -> None:
+    path.write_text("".join(f"{name} = {value}\n" for name, value in parameters.items()))
+
+
+def write_cdb(path: Path, records: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
+    """A new file, put in place by a rename, as postmap does."""
+    new = path.with_suffix(".new")
+    with new.open("w+b") as file:
+        maker = cdbx.CDB.make(file, mmap=False)
+        for key, value in records.items() if isinstance(records, Mapping) else records:
+            maker.add(key, value)
+        maker.commit()
+        file.flush()
+    new.rename(path)
+
+
+def write_lmdb(path: Path, records: Mapping[bytes, bytes]) -> None:
+    with (
+        lmdb.open(str(path), subdir=False, map_size=64 << 20, lock=False) as env,
+        env.begin(write=True) as txn,
+    ):
+        for key, value in records.items():
+            txn.put(key, value)
+
+
+@contextlib.contextmanager
+def peers(server: ServerProcess, count: int) -> Iterator[list[Peer]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(server.connect()) for _ in range(count)]

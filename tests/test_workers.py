@@ -1,0 +1,352 @@
+"""test_workers - slow tables on worker threads: they delay nobody, fail alone, and replies keep their order
+
+The server runs in this process, so that a table type of the test can be
+registered, and its lookups held back until the test lets them go.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import pytest
+from fix_server import (
+    DIALECTS,
+    LIMIT,
+    LOCK,
+    Peer,
+    found,
+    lookup,
+    request,
+    wait_until,
+    write_cdb,
+    write_parameters,
+)
+from oracle import reply
+
+from proxymap import standalone, tables
+from proxymap.errors import TableConfig, TableRetry
+from proxymap.log import Log
+from proxymap.server import Server
+from proxymap.settings import load
+from proxymap.tables.base import SlowTable
+
+OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
+WORKERS = 3
+FAST_LOOKUPS = 200
+
+
+class Gate:
+    """What the slow tables of one test do, and have done."""
+
+    def __init__(self) -> None:
+        self.opens = threading.Event()  # cleared: opening "slow:opens" waits
+        self.answers = threading.Event()  # cleared: the lookup of "wait..." waits
+        self.opens.set()
+        self.asked: list[bytes] = []
+        self.opened: list[bytes] = []
+
+    def open_table(self, type_name: bytes, mapname: bytes, flags: int) -> SlowTable:
+        self.opened.append(type_name)
+        if mapname == b"opens":
+            assert self.opens.wait(LIMIT)
+        elif mapname == b"unforeseen":
+            raise ZeroDivisionError("unforeseen")
+        elif mapname == b"config":
+            raise TableConfig("config says nonsense")
+        return GatedTable(self)
+
+
+class GatedTable(SlowTable):
+    """Its keys say what happens."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def lookup(self, key: bytes) -> bytes | None:
+        self.gate.asked.append(key)
+        what = key.partition(b" ")[0]
+        if what == b"wait":
+            assert self.gate.answers.wait(LIMIT)
+        elif what == b"retry":
+            raise TableRetry("server is down")
+        elif what == b"config":
+            raise TableConfig("no such column")
+        elif what == b"bug":
+            raise KeyError("oops")
+        elif what == b"text":
+            return "not bytes"  # type: ignore[return-value]
+        elif what == b"number":
+            return 5  # type: ignore[return-value]
+        elif what == b"nul":
+            return b"before\0after"
+        elif what == b"large":
+            return b"x" * 1_000_000
+        elif what == b"no":
+            return None
+        return b"value of " + key
+
+
+class InProcess:
+    """A Server on a thread, with cdb:DIR/t and slow:t."""
+
+    def __init__(self, folder: Path, gate: Gate) -> None:
+        self.gate = gate
+        self.folder = folder
+        self.lines: list[str] = []
+        self.path = str(folder / "s")
+        self.cdbs = [f"cdb:{folder}/t{i}".encode() for i in range(4)]
+        for i in range(4):
+            write_cdb(folder / f"t{i}.cdb", {b"k%d" % i: b"v%d" % i for i in range(FAST_LOOKUPS)})
+        names = [
+            *(name.decode() for name in self.cdbs),
+            "slow:t",
+            "slow:opens",
+            "slow:unforeseen",
+            "slow:config",
+        ]
+        write_parameters(
+            folder / "main.cf",
+            {"compatibility_level": "3.6", "proxy_read_maps": " ".join("proxy:" + name for name in names)},
+        )
+        write_parameters(folder / "proxymap.cf", {"worker_count": str(WORKERS)})
+        settings, main_cf = load(str(folder))
+        self.sockets = standalone.own_socket(f"unix:{self.path}")
+        listeners = self.sockets.__enter__()
+        log = Log([lambda level, line: self.lines.append(line)])
+        fds = [sock.fileno() for sock in listeners.sockets]
+        self.server = Server(settings, main_cf, log, fds, writes=False)
+        listeners.publish()
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+
+    def connect(self) -> Peer:
+        return Peer(self.path)
+
+    def stop(self) -> None:
+        self.gate.opens.set()
+        self.gate.answers.set()
+        self.server.stop()
+        self.thread.join(LIMIT)
+        assert not self.thread.is_alive()
+        self.sockets.__exit__(None, None, None)
+
+    def fast_lookups_are_served(self, table: int = 0) -> None:
+        with self.connect() as peer:
+            for i in range(FAST_LOOKUPS):
+                assert peer.ask(lookup(self.cdbs[table], b"k%d" % i)) == found(b"v%d" % i)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    module = types.ModuleType("proxymap.tables.gated")
+    module.open_table = gate.open_table  # type: ignore[attr-defined]
+    monkeypatch.setattr(tables, "_open", WeakValueDictionary())  # another test's tables have another gate
+    monkeypatch.setitem(sys.modules, "proxymap.tables.gated", module)
+    monkeypatch.setitem(tables.TABLE_TYPES, "slow", ("gated", False))
+    return gate
+
+
+@pytest.fixture
+def server(gate: Gate) -> Iterator[InProcess]:
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate)
+        yield server
+        server.stop()
+
+
+def slow(key: bytes, dialect: str = "3.6") -> bytes:
+    return lookup(b"slow:t", key, dialect)
+
+
+def value_of(key: bytes) -> list[tuple[bytes, bytes]]:
+    return found(b"value of " + key)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_table_answers(server: InProcess, dialect: str) -> None:
+    with server.connect() as peer:
+        asked = request("open", b"slow:t", dialect)
+        assert peer.ask(asked) == reply("open", dialect, OK, LOCK | SlowTable.flags)
+        assert peer.ask(slow(b"a", dialect)) == reply("lookup", dialect, OK, LOCK, value=b"value of a")
+        assert peer.ask(slow(b"no", dialect)) == reply("lookup", dialect, NOKEY, LOCK)
+        large = reply("lookup", dialect, OK, LOCK, value=b"x" * 1_000_000)
+        assert peer.ask(slow(b"large", dialect)) == large
+
+
+def test_slow_lookups_do_not_delay_fast_ones(server: InProcess, gate: Gate) -> None:
+    server.fast_lookups_are_served()
+    waiting = [server.connect() for _ in range(WORKERS + 2)]
+    for i, peer in enumerate(waiting):
+        peer.send(slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers are busy")
+    server.fast_lookups_are_served()
+    assert len(gate.asked) == WORKERS  # none of them has gone on meanwhile
+    gate.answers.set()
+    for i, peer in enumerate(waiting):
+        assert peer.reply() == value_of(b"wait %d" % i)
+        peer.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_replies_of_a_pipelining_client_keep_their_order(server: InProcess, gate: Gate, dialect: str) -> None:
+    fast = lookup(server.cdbs[0], b"k1", dialect, flags=LOCK | 4)
+    fast_reply = reply("lookup", dialect, OK, LOCK | 4, value=b"v1")
+    keys = [b"wait", b"a", b"no", b"large", b"retry", b"b"]
+    with server.connect() as peer:
+        peer.send(b"".join(fast + slow(key, dialect) + fast for key in keys))
+        wait_until(lambda: gate.asked, "the first slow lookup")
+        server.fast_lookups_are_served(1)
+        assert gate.asked == [b"wait"]  # the next is asked when this one is answered
+        gate.answers.set()
+        for key in keys:
+            assert peer.reply() == fast_reply
+            status = {b"no": NOKEY, b"retry": RETRY}.get(key, OK)
+            value = b"x" * 1_000_000 if key == b"large" else b"value of " + key
+            assert peer.reply() == reply("lookup", dialect, status, LOCK, value=value)
+            assert peer.reply() == fast_reply
+    assert gate.asked == keys
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "words"),
+    [
+        (b"retry", RETRY, "warning: slow:t lookup error: server is down"),
+        (b"config", CONFIG, "warning: slow:t lookup error: no such column"),
+        (b"bug", RETRY, "error: slow:t lookup error: KeyError: 'oops' [lookup (test_workers.py:"),
+        (b"text", RETRY, "error: slow:t lookup error: "),
+        (b"number", RETRY, "error: slow:t lookup error: "),
+    ],
+)
+def test_failure_is_a_status_and_one_log_line(server: InProcess, key: bytes, status: int, words: str) -> None:
+    with server.connect() as peer:
+        for _ in range(WORKERS * 2):  # no worker is lost by it
+            assert peer.ask(slow(key)) == reply("lookup", "3.6", status)
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    assert len([line for line in server.lines if "slow:t" in line]) == 1
+    assert any(line.startswith(words) for line in server.lines)
+
+
+def test_value_ends_at_its_first_nul(server: InProcess) -> None:
+    with server.connect() as peer:
+        assert peer.ask(slow(b"nul")) == found(b"before")
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(b"slow:unforeseen", "ZeroDivisionError"), (b"slow:config", "nonsense")]
+)
+def test_table_that_fails_to_open_is_retry_and_costs_no_worker(
+    server: InProcess, name: bytes, words: str
+) -> None:
+    for _ in range(WORKERS * 2):
+        with server.connect() as peer:
+            assert peer.ask(request("open", name))[0] == (b"status", b"0")
+            assert peer.ask(lookup(name, b"k")) == reply("lookup", "3.6", RETRY)
+    assert any(words in line for line in server.lines)
+    server.fast_lookups_are_served()
+
+
+def test_slow_open_delays_only_those_who_wait_for_that_table(server: InProcess, gate: Gate) -> None:
+    server.fast_lookups_are_served()
+    gate.opens.clear()
+    waiting = [server.connect() for _ in range(5)]
+    for i, peer in enumerate(waiting):
+        peer.send(
+            lookup(server.cdbs[0], b"k1") + lookup(b"slow:opens", b"%d" % i) + lookup(server.cdbs[0], b"k2")
+        )
+    for peer in waiting:
+        assert peer.reply() == found(b"v1")
+    server.fast_lookups_are_served()
+    gate.opens.set()
+    for i, peer in enumerate(waiting):
+        assert peer.reply() == value_of(b"%d" % i)
+        assert peer.reply() == found(b"v2")
+        peer.close()
+    assert gate.opened == [b"slow:opens"]
+
+
+def test_slow_open_does_not_delay_the_opening_of_other_tables(server: InProcess, gate: Gate) -> None:
+    gate.opens.clear()
+    with server.connect() as waits:
+        waits.send(lookup(b"slow:opens", b"k"))
+        wait_until(lambda: gate.opened, "the slow open")
+        for table in range(4):
+            server.fast_lookups_are_served(table)
+        gate.opens.set()
+        assert waits.reply() == value_of(b"k")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_client_that_leaves_while_its_table_is_opened_hurts_nobody(
+    server: InProcess, gate: Gate, pipelined: bool
+) -> None:
+    server.fast_lookups_are_served()
+    gate.opens.clear()
+    with server.connect() as waits:
+        waits.send(lookup(b"slow:opens", b"a"))
+        for _ in range(20):
+            with server.connect() as leaves:
+                leaves.send(
+                    (lookup(server.cdbs[0], b"k1") if pipelined else b"") + lookup(b"slow:opens", b"k")
+                )
+        server.fast_lookups_are_served()  # new clients take the memory of the old
+        gate.opens.set()
+        assert waits.reply() == value_of(b"a")
+    server.fast_lookups_are_served()
+    wait_until(lambda: server.server.loop.counters()["clients"] == 0, "all clients are gone")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_client_that_leaves_while_a_worker_is_asked_hurts_nobody(
+    server: InProcess, gate: Gate, pipelined: bool
+) -> None:
+    server.fast_lookups_are_served()
+    with (
+        server.connect() as peer
+    ):  # with the table open, each request is at a worker before its client is missed
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    gate.asked.clear()
+    for i in range(20):
+        with server.connect() as leaves:
+            leaves.send((lookup(server.cdbs[0], b"k1") if pipelined else b"") + slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers are busy")
+    server.fast_lookups_are_served()
+    gate.answers.set()
+    wait_until(lambda: len(gate.asked) == 20, "the rest")
+    with server.connect() as peer:
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    wait_until(lambda: server.server.loop.counters()["clients"] == 0, "all clients are gone")
+    assert server.server.loop.counters()["buffered_bytes"] == 0
+
+
+@pytest.mark.parametrize("kind", ["update", "delete", "sequence"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_the_type_cannot_do_is_refused_where_stock_may_exit(
+    server: InProcess, dialect: str, kind: str
+) -> None:
+    status = CONFIG if kind == "sequence" else DENY
+    with server.connect() as peer:
+        asked = request(kind, b"slow:t", dialect, key=b"k", value=b"v", function=0)
+        answer = peer.ask(asked)
+        assert answer == reply(kind, dialect, status, LOCK if status == CONFIG else 0)
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+
+
+def test_slow_lookup_is_answered_before_the_end(server: InProcess, gate: Gate) -> None:
+    with server.connect() as peer:
+        peer.send(slow(b"wait") + slow(b"a"))
+        wait_until(lambda: gate.asked, "the slow lookup")
+        server.server.stop()
+        gate.answers.set()
+        assert peer.reply() == value_of(b"wait")
+        assert peer.reply() == value_of(b"a")
+        assert peer.rest() == b""
+    server.thread.join(LIMIT)
+    assert not server.thread.is_alive()
