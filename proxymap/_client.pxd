@@ -26,6 +26,7 @@ cdef struct client:
     source source
     uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
     bint parked          # waits for a table or a worker: not read meanwhile
+    bint quiet           # while draining: has sent nothing since the latest look
     bint more            # the latest read filled the scratch: there are probably more bytes
     bint discarding      # it has been told BAD; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at
@@ -51,11 +52,12 @@ cdef struct clients:
     client *dead             # closed in this turn; freed at its end
     size_t count
     uint64_t closed          # connections that have ended
+    size_t let_go            # how many were, while draining
     size_t buffered          # bytes that all inputs and outputs together have allocated
     size_t request_size_limit
     size_t buffer_size_limit
     uint64_t ipc_timeout_ms
-    bint closing             # draining: whoever got a reply is let go
+    bint closing             # draining: who got a reply is let go while it is still unread
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
     char *received           # one scratch for all reads; a client keeps only what is not served
     buf replies              # one scratch for all replies
@@ -69,4 +71,6 @@ cdef void client_answered(clients *all, job *j) noexcept nogil
 cdef void clients_opened(clients *all, job *j) noexcept nogil
 cdef void clients_tick(clients *all) noexcept nogil
 cdef void clients_sweep(clients *all) noexcept nogil
+cdef size_t clients_waiting(const clients *all) noexcept nogil
+cdef void clients_let_go_quiet(clients *all) noexcept nogil
 cdef void clients_hang_up(clients *all) noexcept nogil

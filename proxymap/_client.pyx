@@ -37,6 +37,12 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int, int)
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int, unsigned long, int *)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum: SIOCOUTQ
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         void *ptr
@@ -197,6 +203,7 @@ cdef void client_receive(clients *all, client *c) noexcept nogil:
             client_close(all, c)
         return
     c.more = n == READ_SIZE
+    c.quiet = False
     buf_clear(&all.replies)
     if not began_before:
         used = serve_lists(all, c, all.received, n)
@@ -311,8 +318,8 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
         watch(all, c, EPOLLOUT)  # replies had piled up: the next turn serves on
         return
     elif buf_len(&c.input) == 0:
-        if all.closing and not c.more:
-            client_close(all, c)
+        if all.closing and not c.more and reply_is_unread(c):
+            client_let_go(all, c)
             return
         if c.timed:
             clear_deadline(all, c)
@@ -443,12 +450,61 @@ cdef void clients_tick(clients *all) noexcept nogil:
         c = next
 
 
-cdef void clients_hang_up(clients *all) noexcept nogil:
-    """Let everyone go who does not wait for a reply. See Loop.drain for those who may be about to ask."""
+# The end
+#
+# Postfix's client looks whether its connection is still open, then asks. Who is hung
+# up on between the two loses the request, and sleeps a second before it asks again.
+# So a client that asks without pause is let go when it cannot be there: while it has
+# not read our latest reply. An idle one is let go after it was quiet for a while.
+# Either way it is told end-of-file first, and what it may send too late is read and
+# thrown away: a closed socket would mean ECONNRESET, or SIGPIPE and postmap's death.
+
+cdef bint reply_is_unread(const client *c) noexcept nogil:
+    cdef int bytes = 0
+    return ioctl(c.source.fd, SIOCOUTQ, &bytes) == 0 and bytes > 0
+
+
+cdef void client_let_go(clients *all, client *c) noexcept nogil:
+    shutdown(c.source.fd, SHUT_WR)
+    c.discarding = True
+    all.let_go += 1
+    set_deadline(all, c, DISCARD_MS)
+    watch(all, c, EPOLLIN)
+
+
+cdef bint is_idle(const client *c) noexcept nogil:
+    return not c.parked and not c.discarding and buf_len(&c.output) == 0
+
+
+cdef size_t clients_waiting(const clients *all) noexcept nogil:
+    """How many have not been let go."""
+    cdef const client *c = all.first
+    cdef size_t count = 0
+    while c != NULL:
+        count += not c.discarding
+        c = c.next
+    return count
+
+
+cdef void clients_let_go_quiet(clients *all) noexcept nogil:
+    """Let those go that have sent nothing since the latest call."""
     cdef client *c = all.first
     cdef client *next
     while c != NULL:
         next = c.next
-        if not c.parked and not buf_len(&c.output):
-            client_close(all, c)
+        if c.quiet and is_idle(c):
+            client_let_go(all, c)
+        else:
+            c.quiet = True
+        c = next
+
+
+cdef void clients_hang_up(clients *all) noexcept nogil:
+    """Let everyone go who does not wait for a reply."""
+    cdef client *c = all.first
+    cdef client *next
+    while c != NULL:
+        next = c.next
+        if is_idle(c):
+            client_let_go(all, c)
         c = next

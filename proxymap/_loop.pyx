@@ -31,7 +31,8 @@ from proxymap._catalog cimport catalog_approve, instance
 from proxymap._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
     client, client_answered,
-    client_event, client_new, clients, clients_free, clients_hang_up, clients_init, clients_opened,
+    client_event, client_new, clients, clients_free, clients_hang_up,
+    clients_let_go_quiet, clients_waiting, clients_init, clients_opened,
     clients_sweep, clients_tick, source,
 )
 from proxymap._clock cimport now_ms
@@ -72,6 +73,8 @@ cdef enum:
     EVENTS = 256       # taken in one turn
     ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
     QUIET_MS = 100     # a client that asks nothing for so long is idle
+    PATIENCE_MS = 800  # at the end, with those who ask without pause
+    LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
     PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
     BUSY_EVENTS = 64   # ready in one turn: whoever comes now waits some hundred microseconds
 
@@ -376,16 +379,14 @@ cdef class Loop:
         """Answer what has arrived and let everyone go; returns how many were left when time was up.
 
         Without master that includes who waits to be accepted; master's next child
-        accepts those that wait now.
-
-        A client that is asking without pause is let go right after a reply, when it
-        waits for nothing and will see the end before it asks again. To hang up on it
-        at any other moment would make it lose its next request, and a second
-        (Postfix's client sleeps for that long). So the idle ones are let go last.
+        accepts those that wait now. Clients that wait for a table or a worker may take
+        all the time there is; who still asks without pause is let go before that.
         """
         cdef uint64_t start_ms = now_ms()
         cdef uint64_t until_ms = start_ms + <uint64_t> (seconds * 1000)
-        cdef bint hung_up = False
+        cdef uint64_t look_ms = start_ms + QUIET_MS
+        cdef uint64_t linger_ms = 0
+        cdef size_t before
         if self.l.status.fd < 0:
             self.accept_all()
         self.stop_accepting()
@@ -395,13 +396,20 @@ cdef class Loop:
             self.l.status.fd = -1
         self.l.all.closing = True
         with nogil:
+            clients_let_go_quiet(&self.l.all)
             while self.l.all.count and now_ms() < until_ms:
+                before = self.l.all.let_go
                 serve_turn(&self.l, 10)
-                if not hung_up and now_ms() - start_ms >= QUIET_MS:
+                if now_ms() >= start_ms + PATIENCE_MS:
                     clients_hang_up(&self.l.all)
-                    clients_sweep(&self.l.all)
-                    hung_up = True
-        return self.l.all.count
+                elif now_ms() >= look_ms:
+                    clients_let_go_quiet(&self.l.all)
+                    look_ms = now_ms() + QUIET_MS
+                if self.l.all.let_go != before:
+                    linger_ms = now_ms() + LINGER_MS
+                elif clients_waiting(&self.l.all) == 0 and now_ms() >= linger_ms:
+                    break
+        return clients_waiting(&self.l.all)
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""
