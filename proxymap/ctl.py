@@ -1,4 +1,4 @@
-"""ctl - proxymapctl, the administrator's tool: query, dump, build
+"""ctl - proxymapctl, the administrator's tool: query, dump, build; enable, disable, status, check
 
 Each subcommand is one function that is given the parsed arguments and returns
 an exit status; main() turns exceptions into one line on standard error and a
@@ -49,6 +49,8 @@ examples:
   cut -f1 keys | proxymapctl query lmdb:/etc/postfix/access - > answers
   proxymapctl dump lmdb:/etc/postfix/access
   proxymapctl build cdb:/etc/postfix/virtual
+  proxymapctl check && proxymapctl enable && proxymapctl status
+  proxymapctl disable
 
 exit status:
   0 found or done   1 not found      64 wrong usage      65 a source that cannot be built
@@ -124,6 +126,10 @@ def parser() -> Parser:
     _add_query(commands, _common())
     _add_dump(commands, _common())
     _add_build(commands, _common())
+    _add_switch(commands, _common(), "enable", "let Postfix's master run this server")
+    _add_switch(commands, _common(), "disable", "let Postfix's master run what it ran before")
+    _add_status(commands, _common())
+    _add_check(commands, _common())
     return main_parser
 
 
@@ -170,6 +176,30 @@ def _add_build(commands: Commands, common: Parser) -> None:
     add("-o", dest="keep_root", action="store_true", help="stay root, do not become SOURCE's owner")
     add("-p", dest="inherit_mode", action="store_false", help="new files have mode 0644, not SOURCE's")
     build_parser.set_defaults(run=build, duplicates="warn", trailing_nul=None)
+
+
+def _add_switch(commands: Commands, common: Parser, name: str, text: str) -> None:
+    description = f"{text}: master.cf, reload, and a lookup to see that it works."
+    switch_parser = commands.add_parser(
+        name, parents=[common], help=text, description=description.capitalize()
+    )
+    switch_parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
+    switch_parser.add_argument(
+        "--service", choices=["proxymap", "proxywrite", "both"], default="proxymap", help="default: proxymap"
+    )
+    switch_parser.set_defaults(run=switch, on=name == "enable")
+
+
+def _add_status(commands: Commands, common: Parser) -> None:
+    text = "which server master runs, and which one answers"
+    status_parser = commands.add_parser("status", parents=[common], help=text, description=text)
+    status_parser.set_defaults(run=status)
+
+
+def _add_check(commands: Commands, common: Parser) -> None:
+    text = "verify tables, main.cf and master.cf, offline; status 78 if there is a fault"
+    check_parser = commands.add_parser("check", parents=[common], help=text, description=text)
+    check_parser.set_defaults(run=check)
 
 
 def table_name(text: str) -> str:
@@ -262,6 +292,44 @@ def build(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
+def switch(arguments: argparse.Namespace) -> int:
+    """enable and disable."""
+    from . import serving, takeover
+
+    services = ["proxymap", "proxywrite"] if arguments.service == "both" else [arguments.service]
+    turn = takeover.enable if arguments.on else takeover.disable
+    try:
+        for line in turn(serving.Instance(_directory(arguments)), services, arguments.dry_run):
+            print(line, flush=True)
+    except takeover.Refused as refusal:
+        for fault in refusal.faults:
+            complain(f"refused: {fault.line()}", EX_NOPERM)
+        return EX_NOPERM
+    except takeover.Failed as failure:
+        return complain(str(failure), EX_UNAVAILABLE)
+    return EX_OK
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """One line for each service."""
+    from . import serving
+
+    for state in serving.status(serving.Instance(_directory(arguments))):
+        print(json.dumps(state) if arguments.json else serving.status_line(state))
+    return EX_OK
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """One line for each fault."""
+    from .check import as_json
+    from .check import check as faults_of
+
+    faults = faults_of(_directory(arguments))
+    for fault in faults:
+        print(json.dumps(as_json(fault)) if arguments.json else fault.line())
+    return EX_OK if all(fault.warning for fault in faults) else EX_CONFIG
+
+
 def _file_trouble(error: OSError) -> tuple[str, int]:
     status = {FileNotFoundError: EX_NOINPUT, PermissionError: EX_NOPERM}.get(type(error), EX_CANTCREAT)
     return f"{error.filename}: {error.strerror}" if error.filename else str(error), status
@@ -323,10 +391,14 @@ def _settings(arguments: argparse.Namespace) -> Settings | None:
     """main.cf's parameters; None on a host without main.cf, unless one was asked for."""
     from . import settings
 
-    directory = arguments.config or os.environ.get("MAIL_CONFIG") or "/etc/postfix"
+    directory = _directory(arguments)
     if not arguments.config and not os.path.exists(os.path.join(directory, "main.cf")):
         return None
     return settings.load(directory)[0]
+
+
+def _directory(arguments: argparse.Namespace) -> str:
+    return arguments.config or os.environ.get("MAIL_CONFIG") or "/etc/postfix"
 
 
 def _stdin_keys() -> Iterable[bytes]:

@@ -231,7 +231,7 @@ def test_after_trouble_the_connection_lives(kind: Any, path: str, status: int, b
         with pytest.raises(BY_STATUS[status], match="t:x"):
             client.lookup("t:x", b"bad")
         assert client.lookup("t:x", b"a") == b"1"
-        assert len(server.requests) == 3    # the table is still open
+        assert len(server.requests) == 3  # the table is still open
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -258,7 +258,7 @@ def test_hang_up_or_junk_is_protocol_error(kind: Any, path: str, cut: str, reply
         with pytest.raises(ProtocolError):
             client.lookup("t:x", b"junk")
         assert client.lookup("t:x", b"a") == b"1"
-        assert (b"request", b"open") in server.requests[-2]     # on a new connection, so opened again
+        assert (b"request", b"open") in server.requests[-2]  # on a new connection, so opened again
 
 
 def test_two_replies_to_one_request_are_protocol_error(kind: Any, path: str) -> None:
@@ -386,7 +386,7 @@ def tables(stock_postfix: StockPostfix) -> StockPostfix:  # noqa: F811
 def test_stock_lookup(kind: Any, tables: StockPostfix, maptype: str) -> None:
     table = f"{maptype}:{tables.tables}/v"
     with kind(tables.socket()) as client:
-        assert client.open(table) & 16      # "fixed", which decides about folding
+        assert client.open(table) & 16  # "fixed", which decides about folding
         assert client.lookup(table, b"a") == b"1"
         assert client.lookup(table, b"UPPER") == b"x"
         assert client.lookup(table, b"absent") is None

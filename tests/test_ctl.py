@@ -109,7 +109,7 @@ def test_trouble_has_its_status_and_one_line(server: ScriptedServer, key: str, s
 def test_query_goes_on_after_trouble_and_keeps_the_highest_status(server: ScriptedServer) -> None:
     code, out, err = ask(server, "query", "t:x", "-", stdin=b"retry\nconfig\nx\nretry\na\n")
     assert (code, out) == (78, b"a\t1\n")
-    assert err.count("\n") == 2     # each kind of trouble is told once
+    assert err.count("\n") == 2  # each kind of trouble is told once
 
 
 def test_denied_table_names_the_parameter(server: ScriptedServer) -> None:
@@ -175,7 +175,7 @@ def test_interrupt_is_quiet(tmp_path: Path) -> None:
     with ScriptedServer(str(tmp_path / "s"), lambda _: b"") as server:
         command = [sys.executable, "-m", "proxymap.ctl", "--socket", server.path, "query", "t:x", "a"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=HOME) as process:
-            while not server.requests:      # it waits for the reply from here on
+            while not server.requests:  # it waits for the reply from here on
                 time.sleep(0.01)
                 assert process.poll() is None
             process.send_signal(signal.SIGINT)
@@ -298,7 +298,7 @@ def test_bar_is_for_terminals_only(source: Path) -> None:
         while True:
             try:
                 shown += os.read(terminal, 10000)
-            except OSError:     # EIO: the other end is closed
+            except OSError:  # EIO: the other end is closed
                 break
     os.close(terminal)
     assert process.returncode == 0
