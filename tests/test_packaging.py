@@ -75,6 +75,11 @@ def test_wheel_has_the_compiled_modules_and_the_type_marker(wheel: Path) -> None
     assert not {name for name in names if name.endswith(".c") or name.startswith(("tests/", "benchmarks/"))}
 
 
+def test_wheel_has_the_manual(wheel: Path) -> None:
+    names = {name.partition(".data/data/")[2] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {f"share/man/man{page.suffix[1:]}/{page.name}" for page in (ROOT / "man").iterdir()} <= names
+
+
 def test_wheel_serves_from_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = tmp_path / "venv/bin"
