@@ -127,13 +127,17 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 @contextlib.contextmanager
 def stop_on_signals(server: Server) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server after its pending replies."""
+    """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP does no harm."""
 
     def stop(*_: object) -> None:
         notify("STOPPING=1")
         server.stop()
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def reload(*_: object) -> None:
+        server.log.warning("SIGHUP: cannot read the configuration anew; restart instead")
+
+    actions = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    handlers = {number: signal.signal(number, action) for number, action in actions.items()}
     previous = signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)
     try:
         yield

@@ -505,7 +505,6 @@ def test_table_that_is_missing_defers_as_with_the_stock_server(command: str) -> 
         assert ours.troubles() == stock.troubles()
 
 
-@pytest.mark.xfail(strict=True, reason="unix: tables are not served yet")
 def test_accounts_of_the_host_are_recipients_as_with_the_stock_server(command: str) -> None:  # noqa: F811
     maps = "proxy:unix:passwd.byname $alias_maps"
     with pair(command, local_recipient_maps=maps) as (stock, ours):

@@ -448,6 +448,7 @@ def test_sigterm_ends_it_promptly(fake: Callable[..., FakeMaster]) -> None:
         (["-t", "unix", "-o", "mail_owner=nobody-here", "-u"], "mail_owner"),
         (["-t", "unix", "-o", "queue_directory=/nowhere"], "queue_directory"),
         (["-t", "unix", "-o", "cache_size=x"], "cache_size"),
+        (["-t", "unix", "-o", "proxy_read_maps=${virtual_alias_maps"], "proxy_read_maps"),
     ],
 )
 def test_bad_start_is_one_fatal_line_exit_1_and_no_traceback(

@@ -20,6 +20,7 @@ from proxymap._table import Slow, Surrogate, Table
 TABLE_TYPES = {
     "cdb": ("cdb", False),
     "lmdb": ("lmdb", True),
+    "unix": ("unix", False),
 }
 
 # Types that Postfix has or had and we do not, with what to use in their place.
