@@ -117,6 +117,7 @@ cdef void client_close(clients *all, client *c) noexcept nogil:
     """
     if c.source.fd < 0:
         return
+    watch(all, c, 0)  # close alone does not do it while a forked child has the descriptor too
     close(c.source.fd)
     c.source.fd = -1
     clear_deadline(all, c)
@@ -164,10 +165,10 @@ cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
         operation = EPOLL_CTL_DEL
     e.events = events
     e.data.ptr = c
-    if epoll_ctl(all.epoll, operation, c.source.fd, &e) < 0:
-        client_close(all, c)
-        return
     c.events = events
+    if epoll_ctl(all.epoll, operation, c.source.fd, &e) < 0:
+        c.events = 0
+        client_close(all, c)
 
 
 # One turn
@@ -217,7 +218,10 @@ cdef void client_receive(clients *all, client *c) noexcept nogil:
 
 cdef void client_serve_input(clients *all, client *c) noexcept nogil:
     """Serve what the client's own input holds."""
-    buf_consume(&c.input, serve_lists(all, c, c.input.data + c.input.start, buf_len(&c.input)))
+    cdef size_t used = serve_lists(all, c, c.input.data + c.input.start, buf_len(&c.input))
+    buf_consume(&c.input, used)
+    if used:
+        clear_deadline(all, c)  # it was for the list that is done
     if buf_len(&c.input) == 0:
         all.buffered -= c.input.cap
         buf_free(&c.input)
@@ -332,7 +336,7 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
 
 cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
-    c.parked = False
+    c.parked = c.quiet = False
     c.session.waits_for = NULL
     if c.source.fd < 0:
         bury(all, c)
@@ -473,7 +477,7 @@ cdef void client_let_go(clients *all, client *c) noexcept nogil:
 
 
 cdef bint is_idle(const client *c) noexcept nogil:
-    return not c.parked and not c.discarding and buf_len(&c.output) == 0
+    return not c.parked and not c.discarding and buf_len(&c.output) == 0 and not has_lists(c)
 
 
 cdef size_t clients_waiting(const clients *all) noexcept nogil:

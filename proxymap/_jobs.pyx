@@ -16,6 +16,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from proxymap._buf cimport buf_append, buf_append_view, buf_free, view, view_of
 from proxymap._table cimport Table
+from proxymap._words cimport STAT_RETRY
 
 import os
 
@@ -235,4 +236,5 @@ cdef class Job:
     def answered(self, int status, bytes value=b""):
         """Answer a request to a slow table."""
         self.j.status = status
-        buf_append_view(&self.j.value, view_of(value, len(value)))
+        if buf_append_view(&self.j.value, view_of(value, len(value))) < 0:
+            self.j.status = STAT_RETRY

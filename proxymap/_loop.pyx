@@ -19,7 +19,7 @@ Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2), multi_server(3).
 import os
 
 from cpython.ref cimport Py_DECREF
-from libc.errno cimport ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -118,19 +118,24 @@ cdef struct loop:
     volatile_u64 waiting
 
 
-cdef void watch_source(loop *l, source *s, int operation) noexcept nogil:
+cdef int watch_source(loop *l, source *s, int operation) noexcept nogil:
+    """0, or -1 with errno; to watch what is watched already is no failure."""
     cdef epoll_event e
     e.events = EPOLLIN
     e.data.ptr = s
-    epoll_ctl(l.epoll, operation, s.fd, &e)
+    return 0 if epoll_ctl(l.epoll, operation, s.fd, &e) == 0 or errno == EEXIST else -1
 
 
 cdef void set_accepting(loop *l, bint accepting) noexcept nogil:
+    """Watch the listeners, or do not. Where the kernel has no room for them, try again after a pause."""
     cdef int i
+    cdef bint failed = False
     if l.accepting != accepting:
         for i in range(l.listener_count):
-            watch_source(l, &l.listeners[i], EPOLL_CTL_ADD if accepting else EPOLL_CTL_DEL)
-        l.accepting = accepting
+            if watch_source(l, &l.listeners[i], EPOLL_CTL_ADD if accepting else EPOLL_CTL_DEL) < 0:
+                failed = accepting
+        l.accepting = accepting and not failed
+        l.resume_ms = now_ms() + PAUSE_MS
 
 
 cdef void accept_clients(loop *l, source *listener) noexcept nogil:
@@ -145,7 +150,6 @@ cdef void accept_clients(loop *l, source *listener) noexcept nogil:
             text = view_str(b"accept connection: out of file descriptors or memory; pausing")
             log_line(l.service.log, LEVEL_ERROR, &text, 1)
             set_accepting(l, False)
-            l.resume_ms = now_ms() + PAUSE_MS
             return
         elif errno != EINTR and errno != ECONNABORTED:
             return
@@ -219,7 +223,7 @@ cdef void give_up_tables(loop *l):
     for slot in range(sizeof(l.service.tables.slots) // sizeof(instance *)):
         i = l.service.tables.slots[slot]
         while i != NULL:
-            if i.t != NULL:
+            if i.t != NULL and i.jobs == 0:  # a worker that hangs may still use it
                 Py_DECREF(<object> i.t.owner)
                 i.t = NULL
             i = i.chain
@@ -230,7 +234,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef bint paused = not l.accepting and l.listener_count
     cdef int i, n
-    if paused or status_is_changing(&l.status):
+    if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
     l.waiting = 1
     n = epoll_wait(l.epoll, events, EVENTS, timeout_ms)
@@ -363,11 +367,13 @@ cdef class Loop:
         return self.l.turns, bool(self.l.waiting)
 
     def accept_all(self):
+        """Take all that wait to be accepted by now."""
         cdef int i
         cdef size_t before
         for i in range(self.l.listener_count):
-            before = 0
-            while self.l.all.count != before:
+            before = self.l.all.count
+            accept_clients(&self.l, &self.l.listeners[i])
+            while self.l.all.count > before:
                 before = self.l.all.count
                 accept_clients(&self.l, &self.l.listeners[i])
 

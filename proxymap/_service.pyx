@@ -94,6 +94,8 @@ cdef int service_request(
     if i.opening or not is_open(s, i, &r):
         who.waits_for = i
         return PARKED
+    if i.t == NULL:
+        return refuse(&r, STAT_RETRY, out)  # without memory to have it opened
     if r.kind == REQ_OPEN:
         reply_append(out, &r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
         return SERVED

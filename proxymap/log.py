@@ -115,7 +115,7 @@ class Log:
 
     def write(self, level: int, text: str) -> None:
         if self.queue is not None:
-            self.queue.log(level, text.encode(errors="surrogateescape"))
+            self.queue.log(level, text.encode(errors="replace"))
         else:
             self._write(level, text)
 

@@ -102,6 +102,8 @@ class Server:
                 turns, since = now, time.monotonic()
             elif time.monotonic() - since >= seconds:
                 self.log.fatal("watchdog timeout")
+                self.lines.close()
+                self.logger.join(STOP_WAIT)
                 os._exit(1)
 
     def _take_wake(self) -> None:

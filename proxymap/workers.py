@@ -6,12 +6,15 @@ goes on to the next job.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import time
 from collections.abc import Iterable
 
 from proxymap import _fold, tables
 from proxymap._jobs import JOB_CLOSE, JOB_LOOKUP, JOB_OPEN, Job, Queue
-from proxymap._table import Surrogate
+from proxymap._table import Surrogate, Table
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.log import Log
 
@@ -41,8 +44,9 @@ class Workers:
     def stop(self, seconds: float) -> None:
         """Finish what is queued, if it does not take too long."""
         self.todo.close()
+        until = time.monotonic() + seconds
         for thread in self.threads:
-            thread.join(seconds)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while (job := self.todo.take()) is not None:
@@ -54,13 +58,13 @@ class Workers:
                 self._lookup(job)
 
     def _open(self, job: Job) -> None:
+        table: Table = Surrogate(job.name, b"open failed unexpectedly")
         try:
             if job.flags & UTF8_REQUEST:
                 _fold.load()
             table = tables.open_table(job.name, job.flags, writes=self.writes)
-        except Exception:
-            self.log.exception(f"open {job.name.decode(errors='surrogateescape')}")
-            table = Surrogate(job.name, b"open failed unexpectedly")
+        except BaseException as error:  # whatever it is: the clients wait, and the thread must live
+            self._complain(f"open {os.fsdecode(job.name)}", error)
         table.cached = job.name.partition(b":")[0] in self.cached
         if table.reason is not None:
             self.log.error(table.reason.decode(errors="surrogateescape"))
@@ -74,11 +78,15 @@ class Workers:
             if found is None:
                 status = STAT_NOKEY
             else:
-                status, value = STAT_OK, found.partition(b"\0")[0]  # a NUL would end the reply's value
+                status, value = STAT_OK, b"".join([found]).partition(b"\0")[0]  # a NUL would end the reply's value
         except ProxymapError as error:
             status = error.status
-            self.log.warning(f"{job.table.type_name.decode(errors='surrogateescape')} lookup error: {error}")
-        except Exception:
-            self.log.exception(f"{job.table.type_name.decode(errors='surrogateescape')} lookup error")
+            self.log.warning(f"{os.fsdecode(job.table.type_name)} lookup error: {error}")
+        except BaseException as error:
+            self._complain(f"{os.fsdecode(job.table.type_name)} lookup error", error)
         job.answered(status, value)
         self.done.put(job)
+
+    def _complain(self, text: str, error: BaseException) -> None:
+        with contextlib.suppress(Exception):
+            self.log.exception(text, error=error)
