@@ -78,7 +78,8 @@ class Workers:
             if found is None:
                 status = STAT_NOKEY
             else:
-                status, value = STAT_OK, b"".join([found]).partition(b"\0")[0]  # a NUL would end the reply's value
+                value = b"".join([found]).partition(b"\0")[0]  # a NUL would end the reply's value
+                status = STAT_OK
         except ProxymapError as error:
             status = error.status
             self.log.warning(f"{os.fsdecode(job.table.type_name)} lookup error: {error}")
