@@ -15,13 +15,19 @@ cpdef enum:  # what a job asks for
     JOB_OPEN = 1     # open the table called name with flags -> table
     JOB_CLOSE = 2    # let go of table; no answer
     JOB_LOG = 3      # log the text in name at level status; no answer
-    JOB_LOOKUP = 4   # ask a slow table: key -> status, value
+    JOB_LOOKUP = 4   # ask a table that takes long: key -> status, flags, value
+    JOB_SEQUENCE = 5  # the same: cursor, first -> status, key, value
+    JOB_UPDATE = 6   # key, value -> status, flags
+    JOB_DELETE = 7   # key -> status, flags
 
 
 cdef struct job:
     int kind       # JOB_*
     int flags      # dictionary flags
     int status     # answer: STAT_*; of a log line: LEVEL_*
+    uint64_t cursor    # of a sequence: the number of who walks
+    bint first         # of a sequence
+    uint64_t since_ms  # when it was put into a queue
     void *asker    # whom the answer is for; the loop's own business
     table *t
     buf name       # owned copies

@@ -14,7 +14,8 @@ from posix.unistd cimport close, write
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from proxymap._buf cimport buf_append, buf_append_view, buf_free, view, view_of
+from proxymap._buf cimport buf_append, buf_append_view, buf_clear, buf_free, view, view_of
+from proxymap._clock cimport now_ms
 from proxymap._table cimport Table
 from proxymap._words cimport STAT_RETRY
 
@@ -68,6 +69,7 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
         pthread_mutex_unlock(&q.lock)
         return -1
     j.next = NULL
+    j.since_ms = now_ms()
     q.last[0] = j
     q.last = &j.next
     q.held += 1
@@ -93,13 +95,18 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
             waited = pthread_cond_timedwait(&q.more, &q.lock, &until)
         else:
             pthread_cond_wait(&q.more, &q.lock)
-    j = q.first
-    if j != NULL:
-        q.first = j.next
-        if q.first == NULL:
-            q.last = &q.first
-        q.held -= 1
+    j = unlink_first(q) if q.first != NULL else NULL
     pthread_mutex_unlock(&q.lock)
+    return j
+
+
+cdef inline job *unlink_first(queue *q) noexcept nogil:
+    """With the lock held and the queue not empty."""
+    cdef job *j = q.first
+    q.first = j.next
+    if q.first == NULL:
+        q.last = &q.first
+    q.held -= 1
     return j
 
 
@@ -162,6 +169,21 @@ cdef class Queue:
         wrapped.j = j
         return wrapped
 
+    @property
+    def held(self) -> int:
+        """How many jobs wait."""
+        return self.q.held
+
+    def take_old(self, uint64_t age_ms):
+        """A job that has waited for so long, or None."""
+        cdef Job wrapped = None
+        pthread_mutex_lock(&self.q.lock)
+        if self.q.first != NULL and now_ms() - self.q.first.since_ms >= age_ms:
+            wrapped = Job.__new__(Job)
+            wrapped.j = unlink_first(&self.q)
+        pthread_mutex_unlock(&self.q.lock)
+        return wrapped
+
     def put(self, Job wrapped not None):
         """Hand over a job that was taken elsewhere; the caller must forget it."""
         if wrapped.j == NULL:
@@ -219,6 +241,23 @@ cdef class Job:
         return self.j.key.data[:self.j.key.end] if self.j.key.end else b""
 
     @property
+    def value(self) -> bytes:
+        return self.j.value.data[:self.j.value.end] if self.j.value.end else b""
+
+    @property
+    def cursor(self) -> int:
+        return self.j.cursor
+
+    @property
+    def first(self) -> bool:
+        return self.j.first
+
+    @property
+    def since_ms(self) -> int:
+        """When it was put into its queue, by the clock of now_ms."""
+        return self.j.since_ms
+
+    @property
     def table(self):
         """The table that is asked."""
         return <object> self.j.t.owner
@@ -233,8 +272,36 @@ cdef class Job:
         Py_DECREF(<object> self.j.t.owner)
         self.j.t = NULL
 
-    def answered(self, int status, bytes value=b""):
-        """Answer a request to a slow table."""
+    def answered(self, int status, int flags, bytes key=b"", bytes value=b""):
+        """Answer a request to a table."""
         self.j.status = status
-        if buf_append_view(&self.j.value, view_of(value, len(value))) < 0:
+        self.j.flags = flags
+        buf_clear(&self.j.key)
+        buf_clear(&self.j.value)
+        if (buf_append_view(&self.j.key, view_of(key, len(key))) < 0
+                or buf_append_view(&self.j.value, view_of(value, len(value))) < 0):
             self.j.status = STAT_RETRY
+
+    def given_up(self):
+        """An answer of RETRY in place of this job's own, which must not be put anywhere then."""
+        cdef Job answer = Job.__new__(Job)
+        answer.j = job_new(self.j.kind)
+        if answer.j == NULL:
+            raise MemoryError
+        answer.j.asker = self.j.asker
+        answer.j.t = self.j.t
+        answer.j.flags = self.j.flags
+        answer.j.status = STAT_RETRY
+        return answer
+
+
+def attach(Table table not None, Queue asks, Queue changes, crews) -> None:
+    """Have the table's jobs go to these queues; `crews`, who work on them, live as long as the table."""
+    table.t.asks = NULL if asks is None else <void *> &asks.q
+    table.t.changes = NULL if changes is None else <void *> &changes.q
+    table.crews = crews, asks, changes
+
+
+def clock_ms() -> int:
+    """Milliseconds of the clock that jobs are stamped with."""
+    return now_ms()

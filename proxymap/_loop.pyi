@@ -12,6 +12,7 @@ class Loop:
         self,
         listeners: list[int],
         todo: Queue,
+        asks: Queue,
         done: Queue,
         log: Queue,
         wake_fd: int,

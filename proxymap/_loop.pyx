@@ -255,22 +255,24 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
 cdef class Loop:
     """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
 
-    todo, done, log: the queues to the workers, from them, and to the logger.
+    todo, asks: the queues to the workers, for tables to open and for lookups; done: from
+    them; log: to the logger.
     Limits are bytes and seconds. wake_fd: readable when `run` is to return.
     status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """
 
     cdef loop l
-    cdef Queue todo, done, log
+    cdef Queue todo, asks, done, log
 
     def __cinit__(
-        self, list listeners, Queue todo not None, Queue done not None, Queue log not None, int wake_fd, *,
+        self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
+        Queue log not None, int wake_fd, *,
         approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
         size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600,
         int status_fd=-1, unsigned int generation=0, uint64_t max_use=0, uint64_t max_idle=0
     ):
         cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
-        self.todo, self.done, self.log = todo, done, log
+        self.todo, self.asks, self.done, self.log = todo, asks, done, log
         self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         self.l.idle.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
@@ -278,6 +280,7 @@ cdef class Loop:
             raise OSError(errno, os.strerror(errno))
         service_init(&self.l.service, seed)
         self.l.service.todo = &todo.q
+        self.l.service.asks = &asks.q
         self.l.service.log = &log.q
         self.l.service.writes = writes
         self.l.service.utf8_layer = utf8_layer

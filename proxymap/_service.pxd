@@ -26,13 +26,15 @@ cdef struct session:
 cdef struct service:
     catalog tables
     cache *results       # NULL: no cache
-    queue *todo          # jobs for the workers
+    queue *todo          # tables to open and to close
+    queue *asks          # lookups that turn out to take long
     queue *log
     bint writes          # proxywrite
     bint utf8_layer      # smtputf8_enable
     buf folded           # scratch: the folded key
     buf scratch          # scratch of the tables
     uint64_t requests
+    uint64_t cursors     # numbers the sequences that workers walk
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil

@@ -27,9 +27,10 @@ from proxymap._codec cimport (
 )
 from proxymap._fold cimport fold_ascii, fold_utf8, utf8_valid
 from proxymap._jobs cimport (
-    JOB_CLOSE, JOB_LOOKUP, JOB_OPEN, LEVEL_WARNING, job_free, job_new, log_line, queue_put,
+    JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
+    log_line, queue_put,
 )
-from proxymap._table cimport cursor, table
+from proxymap._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table
 from proxymap._words cimport *
 
 cdef enum:
@@ -237,18 +238,23 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     cdef int status
     if r.dialect == DIALECT_3_6:
         flags = i.flags = (i.flags & ~DICT_FLAGS_REQUEST) | (r.flags & DICT_FLAGS_REQUEST)
+    if r.kind == REQ_UPDATE:
+        flags |= DICT_FLAG_DUP_REPLACE | DICT_FLAG_SYNC_UPDATE
+    elif r.kind == REQ_DELETE:
+        flags |= DICT_FLAG_SYNC_UPDATE
     if i.t.reason != NULL:
         status = unavailable(s, i)
     elif r.kind == REQ_LOOKUP:
-        if i.t.lookup == NULL:
-            return send_lookup(s, who, i, r, flags, out)
-        status = lookup(s, i, r.key, &flags, &value)
-    elif r.kind == REQ_SEQUENCE and i.t.sequence != NULL:
+        status = STAT_LATER if i.t.lookup == NULL else lookup(s, i, r.key, &flags, &value)
+    elif r.kind == REQ_SEQUENCE:
         status = sequence(s, who, i, r.function, &key, &value)
     else:
-        complain(s, i, b" cannot do what was asked: this table type has no sequence, or no updates")
-        status = STAT_CONFIG
-    if status == STAT_RETRY and i.t.reason == NULL:
+        status = write(s, i, r, &flags)
+    if status == STAT_LATER:
+        if r.dialect == DIALECT_3_6:
+            i.flags = flags
+        return send(s, who, i, r, flags, out)
+    if status == STAT_RETRY and i.t.reason == NULL and i.t.changed != NULL:
         distrust(s, i)
     if r.dialect == DIALECT_3_6:
         i.flags = flags
@@ -274,7 +280,7 @@ cdef void distrust(service *s, instance *i) noexcept nogil:
     """A table gave RETRY: if its file was replaced or cut, open it again."""
     warn(s, view_str(b"table "), buf_view(&i.name),
          view_str(b" is damaged or was changed in place; answering RETRY"))
-    if i.t.changed != NULL and i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
+    if i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
         start_open(s, i)
 
@@ -335,10 +341,43 @@ cdef int lookup_cached(service *s, instance *i, view key, int *flags, view *valu
 
 
 cdef int sequence(service *s, session *who, instance *i, int function, view *key, view *value) noexcept nogil:
-    cdef cursor *c = session_cursor(who, i)
+    cdef cursor *c
+    if i.t.slow & SLOW_SEQUENCE:
+        return STAT_LATER
+    if i.t.sequence == NULL:
+        complain(s, i, b" cannot do what was asked: this table type has no sequence")
+        return STAT_CONFIG
+    c = session_cursor(who, i)
     if c == NULL:
         return STAT_RETRY
     return i.t.sequence(i.t, c, function, &s.scratch, key, value)
+
+
+cdef int write(service *s, instance *i, const request *r, int *flags) noexcept nogil:
+    """An update or a delete."""
+    cdef view key = r.key
+    cdef int status
+    if i.t.slow & SLOW_WRITE:
+        return STAT_LATER
+    if i.t.write == NULL:
+        complain(s, i, b" cannot do what was asked: this table type has no updates")
+        return STAT_CONFIG
+    status = check_change(s, i, r, flags[0], &key)
+    if status != STAT_LATER:
+        return status
+    return i.t.write(i.t, key, &r.value if r.kind == REQ_UPDATE else NULL, flags)
+
+
+cdef int check_change(service *s, instance *i, const request *r, int flags, view *key) noexcept nogil:
+    """Fold the key of an update or delete; STAT_LATER to go on. What is not UTF-8 is said to be done."""
+    cdef int status = fold_key(s, i, flags, key)
+    if status == STAT_NOKEY:
+        return STAT_OK
+    if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and r.kind == REQ_UPDATE:
+        if not utf8_valid(r.value):
+            warn_not_utf8(s, i, b': non-UTF-8 value "', r.value)
+            return STAT_OK
+    return STAT_LATER if status == STAT_OK else status
 
 
 cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
@@ -368,30 +407,69 @@ cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
     return c
 
 
-# Slow tables
+# What workers do
 
-cdef int send_lookup(
+cdef int send(
     service *s, session *who, instance *i, const request *r, int flags, buf *out
 ) noexcept nogil:
-    """Have a worker ask the table. The views of r are void afterwards."""
+    """Have a worker do what r asks. The views of r are void afterwards."""
     cdef view key = r.key
-    cdef int status = fold_key(s, i, flags, &key)
+    cdef queue *to = <queue *> (i.t.changes if r.kind == REQ_UPDATE or r.kind == REQ_DELETE else i.t.asks)
+    cdef int status = STAT_LATER
     cdef job *j
-    if status == STAT_OK:
-        j = job_new(JOB_LOOKUP)
-        status = STAT_RETRY
+    if r.kind == REQ_LOOKUP:
+        status = fold_key(s, i, flags, &key)
+        if status == STAT_OK:
+            status = STAT_LATER
+    elif r.kind != REQ_SEQUENCE:
+        status = check_change(s, i, r, flags, &key)
+    if status == STAT_LATER:
+        j = job_for(s, who, i, r, flags, key)
+        if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
+            i.jobs += 1
+            who.pending = r[0]
+            who.waits_for = i
+            return SENT
         if j != NULL:
-            j.flags = flags
-            j.asker = who
-            j.t = i.t
-            if buf_append_view(&j.key, key) == 0 and queue_put(s.todo, j) == 0:
-                i.jobs += 1
-                who.pending = r[0]
-                who.waits_for = i
-                return SENT
             job_free(j)
+        status = STAT_RETRY
     reply_append(out, r, status, flags, NONE, NONE)
     return SERVED
+
+
+cdef job *job_for(
+    service *s, session *who, instance *i, const request *r, int flags, view key
+) noexcept nogil:
+    """What is asked of a worker, with copies of all it needs; NULL without memory."""
+    cdef cursor *c
+    cdef job *j = job_new(JOB_LOOKUP)
+    if j == NULL:
+        return NULL
+    j.flags = flags
+    j.asker = who
+    j.t = i.t
+    if r.kind == REQ_UPDATE:
+        j.kind = JOB_UPDATE
+    elif r.kind == REQ_DELETE:
+        j.kind = JOB_DELETE
+    elif r.kind == REQ_SEQUENCE:
+        j.kind = JOB_SEQUENCE
+        c = session_cursor(who, i)
+        if c == NULL:
+            job_free(j)
+            return NULL
+        if c.position == 0:
+            s.cursors += 1
+            c.position = s.cursors
+        j.cursor = c.position
+        j.first = r.function == FUNC_FIRST
+        return j
+    if buf_append_view(&j.key, key) < 0 or (
+        r.kind == REQ_UPDATE and buf_append_view(&j.value, r.value) < 0
+    ):
+        job_free(j)
+        return NULL
+    return j
 
 
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil:
@@ -400,7 +478,11 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef view value = buf_view(&j.value)
     i.jobs -= 1
     who.waits_for = NULL
-    if j.status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value):
+    if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
+            and not utf8_valid(value)):
+        warn_not_utf8(s, i, b': non-UTF-8 value "', value)
         j.status = STAT_CONFIG
-    reply_append(out, &who.pending, j.status, j.flags, NONE, value)
+    if who.pending.dialect == DIALECT_3_6:
+        i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
+    reply_append(out, &who.pending, j.status, j.flags, buf_view(&j.key), value)
     return SERVED

@@ -11,10 +11,19 @@ cpdef enum:  # the file of an open table, compared with what was opened
     CHANGED_SPOILED = 2   # it was written over or cut: what is open is not to be trusted
 
 
+cdef enum:  # what lookup may return besides STAT_*
+    STAT_LATER = 100  # this one takes long: a worker is to ask, through Table.ask
+
+cpdef enum:  # what workers do for a table that the loop cannot ask itself
+    SLOW_LOOKUP = 1
+    SLOW_SEQUENCE = 2
+    SLOW_WRITE = 4
+
+
 cdef struct cursor:
     # Where one connection stands in the sequence of one table.
     uint64_t of          # which table, by the number that the catalog gave it
-    uint64_t position    # the table's own; 0: not begun, or at the end
+    uint64_t position    # the table's own; 0: not begun, or at the end. Of a slow table: its number
     buf key              # the latest key, for tables that seek by key
     cursor *next         # of the same connection
 
@@ -23,16 +32,24 @@ cdef struct table:
     # The answers below return STAT_*. Views that they hand out stay valid until
     # the caller's scratch is used again or the table is closed.
 
-    # Key to value. flags is the dictionary's flag word: read, and try bits cleared.
+    # Key to value. flags is the dictionary's flag word: read, and try bits cleared. NULL: it is slow.
     int (*lookup)(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil
     # The first or the next record; NULL: this type has no sequence.
     int (*sequence)(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil
+    # Lookup by a thread that has all the time in the world: never STAT_LATER. NULL: lookup itself.
+    int (*lookup_patiently)(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil
+    # Store value, or delete (value NULL), without touching a disk. NULL: there are no such updates.
+    int (*write)(table *t, view key, const view *value, int *flags) noexcept nogil
     # Changes whenever answers may change; NULL: never.
     uint64_t (*generation)(table *t) noexcept nogil
     # What has become of the file behind it, CHANGED_*; NULL: nothing ever.
     int (*changed)(table *t) noexcept nogil
     # Set when the file was cut while it was read: an answer given meanwhile is void. NULL: never.
     const int *damaged
+
+    int slow             # SLOW_*: what is asked of workers
+    void *asks           # struct queue: where jobs for them go; NULL: the service's own
+    void *changes        # struct queue: where updates and deletes go
 
     void *self           # what the type itself needs
     bint cached          # may the cache stand in front of it?
@@ -71,6 +88,7 @@ cdef class Table:
     cdef object __weakref__
     cdef table t
     cdef readonly bytes type_name
+    cdef readonly object crews  # who work on its queues; see attach in _jobs
 
 
 cdef class Surrogate(Table):

@@ -18,12 +18,16 @@ cdef class Table:
         self.type_name = type_name
         self.t.lookup = NULL
         self.t.sequence = NULL
+        self.t.lookup_patiently = NULL
+        self.t.write = NULL
         self.t.generation = NULL
         self.t.changed = NULL
         self.t.damaged = NULL
         self.t.flags = 0
         self.t.fold_bit = 0
         self.t.cached = False
+        self.t.slow = 0
+        self.t.asks = self.t.changes = NULL
         self.t.self = NULL
         self.t.owner = <void *> self
         self.t.reason = NULL
@@ -56,6 +60,47 @@ cdef class Table:
     def changed(self) -> int:
         """0, CHANGED_REPLACED or CHANGED_SPOILED."""
         return 0 if self.t.changed == NULL else self.t.changed(&self.t)
+
+    def ask(self, bytes key not None, int flags):
+        """Look key up from any thread, however long it takes: (status, flags afterwards, value).
+
+        May raise what a SlowTable raises. The GIL is not held meanwhile.
+        """
+        cdef buf scratch
+        cdef view value = view_of(NULL, 0)
+        cdef view wanted = view_of(key, len(key))
+        cdef int status
+        buf_init(&scratch)
+        try:
+            with nogil:
+                if self.t.lookup_patiently != NULL:
+                    status = self.t.lookup_patiently(&self.t, wanted, &flags, &scratch, &value)
+                else:
+                    status = self.t.lookup(&self.t, wanted, &flags, &scratch, &value)
+            text = value.ptr[:value.len] if status == STAT_OK else b""
+            if self.t.damaged != NULL and self.t.damaged[0]:  # the file was cut meanwhile
+                return STAT_RETRY, flags, b""
+            return status, flags, text
+        finally:
+            buf_free(&scratch)
+
+    def explain(self, bytes key not None) -> list:
+        """Where the answer to key comes from, a line each; for the administrator."""
+        return []
+
+    def write(self, list changes):
+        """Make changes (tables/base.py: Change) and have them on disk before it returns."""
+        raise TypeError("this table has no slow updates")
+
+    @property
+    def at_a_time(self) -> int:
+        """How many workers may ask it at the same time; 0: no limit of its own."""
+        return 0
+
+    @property
+    def slow(self) -> int:
+        """SLOW_*: what workers do for this table."""
+        return self.t.slow
 
     def lookup(self, bytes key not None, int flags=DICT_FLAGS_TRY):
         """(status, flags afterwards, value)."""
@@ -122,3 +167,28 @@ cdef class Slow(Table):
         self.answers = answers
         self.t.flags = answers.flags
         self.t.fold_bit = answers.fold_bit
+        self.t.slow = SLOW_LOOKUP
+        if answers.has_sequence:
+            self.t.slow |= SLOW_SEQUENCE
+        if answers.has_updates:
+            self.t.slow |= SLOW_WRITE
+
+    def ask(self, bytes key not None, int flags):
+        value, flags = self.answers.lookup_flags(key, flags)
+        if value is None:
+            return STAT_NOKEY, flags, b""
+        value = b"".join([value])  # bytes, or TypeError
+        return STAT_OK, flags, value.partition(b"\0")[0]
+
+    def explain(self, bytes key not None) -> list:
+        return self.answers.explain(key)
+
+    def write(self, list changes):
+        self.answers.write(changes)
+
+    @property
+    def at_a_time(self) -> int:
+        return self.answers.at_a_time
+
+    def __del__(self):
+        self.answers.close()

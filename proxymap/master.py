@@ -106,8 +106,11 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
 
 def load_what_is_needed_later() -> None:
     """After chroot nothing can be imported any more."""
-    for module, _ in TABLE_TYPES.values():
-        import_module(f"proxymap.tables.{module}")
+    for maptype in TABLE_TYPES.values():
+        try:
+            import_module(f"proxymap.tables.{maptype.module}")
+        except ImportError:
+            pass  # its library is missing, which open_table will say
     import_module("encodings.idna")
     import_module("traceback")
     import_module("linecache")

@@ -18,6 +18,7 @@ from proxymap.approval import approve
 from proxymap.log import Log
 from proxymap.maincf import MainCf
 from proxymap.settings import Settings
+from proxymap.tables.base import Host
 from proxymap.workers import Workers
 
 STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
@@ -44,7 +45,7 @@ class Server:
         **life: int,
     ) -> None:
         self.settings, self.log = settings, log
-        self.todo, self.done = Queue(), Queue(wakes_loop=True)
+        self.done = Queue(wakes_loop=True)
         self.lines = Queue(limit=LOG_LINES_MAX)
         self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.drain_limit = float(settings.drain_time_limit)
@@ -55,11 +56,12 @@ class Server:
             log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
         cached = () if writes else settings.cache_maptypes  # what is written to changes too often
         self.workers = Workers(
-            self.todo, self.done, log, count=settings.worker_count, writes=writes, cached=cached
+            self.done, log, Host(settings.smtputf8_enable, log.warning, main_cf.get),
+            count=settings.worker_count, time_limit=settings.lookup_time_limit, writes=writes, cached=cached,
         )  # fmt: skip
         self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
         self.loop = Loop(
-            listeners, self.todo, self.done, self.lines, self.wake_fd,
+            listeners, self.workers.todo, self.workers.asks, self.done, self.lines, self.wake_fd,
             approved=approved, writes=writes, utf8_layer=settings.smtputf8_enable, greeting=settings.greets,
             cache_size=settings.cache_size if cached else 0,
             request_size_limit=settings.request_size_limit, buffer_size_limit=settings.buffer_size_limit,

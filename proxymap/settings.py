@@ -208,7 +208,8 @@ class Settings:
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
-    worker_count = own("4", integer(1, 1000), "threads for slow work")
+    worker_count = own("4", integer(1, 1000), "threads for each slow table")
+    lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 
     def __init__(self, **values: object) -> None:

@@ -1,7 +1,9 @@
 """workers - threads that take a job, run Python for it, and hand the answer back
 
-A table that fails, fails alone: its answer is RETRY or CONFIG, and the worker
-goes on to the next job.
+One crew of threads opens and closes tables; each slow table has a crew of its
+own, so that one which hangs holds up nobody else. A table that fails, fails
+alone: its answer is RETRY or CONFIG, and the worker goes on to the next job.
+A lookup that takes longer than lookup_time_limit is answered RETRY.
 """
 
 from __future__ import annotations
@@ -10,59 +12,151 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 
 from proxymap import _fold, tables
-from proxymap._jobs import JOB_CLOSE, JOB_LOOKUP, JOB_OPEN, Job, Queue
-from proxymap._table import Surrogate, Table
+from proxymap._jobs import (
+    JOB_CLOSE,
+    JOB_LOOKUP,
+    JOB_OPEN,
+    JOB_UPDATE,
+    Job,
+    Queue,
+    attach,
+    clock_ms,
+)  # fmt: skip
+from proxymap._table import SLOW_WRITE, Surrogate, Table
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.log import Log
+from proxymap.tables.base import UTF8_REQUEST, Change, Host
 
-UTF8_REQUEST = 1 << 19  # dictionary flag: keys will be folded by Unicode's rules
+CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
+MINDING = 0.5  # seconds between two looks at what takes long
 
 
-class Workers:
-    """`count` threads between the queues `todo` and `done`.
-
-    cached: maptypes that the cache may stand in front of.
-    """
+class Crew:
+    """Up to `limit` threads that take jobs from `queue`; one more joins when all are busy."""
 
     def __init__(
-        self, todo: Queue, done: Queue, log: Log, *, count: int, writes: bool, cached: Iterable[str]
+        self, name: str, limit: int, work: Callable[[Crew, Job], None], busy: threading.Event
     ) -> None:
-        self.todo, self.done, self.log = todo, done, log
-        self.writes = writes
-        self.cached = frozenset(maptype.encode() for maptype in cached)
-        self.threads = [
-            threading.Thread(target=self._run, name=f"worker-{i}", daemon=True) for i in range(count)
-        ]
+        self.name, self.limit, self.work, self.busy = name, limit, work, busy
+        self.queue = Queue()
+        self.running: set[Job] = set()  # see claim
+        self.threads: list[threading.Thread] = []
+        self._idle = 0
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        for thread in self.threads:
-            thread.start()
+        thread = threading.Thread(target=self._run, name=f"{self.name}-{len(self.threads)}", daemon=True)
+        self.threads.append(thread)
+        self._idle += 1
+        thread.start()
 
-    def stop(self, seconds: float) -> None:
-        """Finish what is queued, if it does not take too long."""
-        self.todo.close()
-        until = time.monotonic() + seconds
+    def _run(self) -> None:
+        while (job := self.queue.take()) is not None:
+            with self._lock:
+                self._idle -= 1
+                if not self._idle and len(self.threads) < self.limit:
+                    self.start()
+            self.running.add(job)
+            self.busy.set()
+            self.work(self, job)
+            self.running.discard(job)
+            del job
+            with self._lock:
+                self._idle += 1
+
+    def claim(self, job: Job) -> bool:
+        """May the caller answer this job? True for the first who asks."""
+        try:
+            self.running.remove(job)
+        except KeyError:
+            return False
+        return True
+
+    def take_late(self, limit_ms: int) -> list[Job]:
+        """The jobs that came longer ago than that, running or not; the caller answers them."""
+        now = clock_ms()
+        late = [job for job in list(self.running) if now - job.since_ms >= limit_ms and self.claim(job)]
+        while (job := self.queue.take_old(limit_ms)) is not None:
+            late.append(job)
+        return late
+
+    def stop(self, until: float) -> None:
+        """Finish what is queued, if that does not take too long."""
+        self.queue.close()
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
-        while (job := self.todo.take()) is not None:
-            if job.kind == JOB_OPEN:
-                self._open(job)
-            elif job.kind == JOB_CLOSE:
-                job.closed()
-            elif job.kind == JOB_LOOKUP:
-                self._lookup(job)
+
+class Workers:
+    """The crews, and who minds them.
+
+    done: where answers go. count: threads for each slow table. time_limit: seconds
+    for a lookup. cached: maptypes that the cache may stand in front of.
+    """
+
+    def __init__(
+        self, done: Queue, log: Log, host: Host, *,
+        count: int, time_limit: int, writes: bool, cached: Iterable[str],
+    ) -> None:  # fmt: skip
+        self.done, self.log, self.host = done, log, host
+        self.count, self.limit_ms, self.writes = count, time_limit * 1000, writes
+        self.cached = frozenset(maptype.encode() for maptype in cached)
+        self.stopping = False
+        self._busy = threading.Event()
+        self._lock = threading.Lock()
+        self._openers = Crew("opener", count, self._open_or_close, self._busy)
+        self._askers = Crew("asker", count, self._ask, self._busy)
+        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers, self._askers])
+        self.todo, self.asks = self._openers.queue, self._askers.queue
+
+    def start(self) -> None:
+        self._openers.start()
+        self._askers.start()
+        threading.Thread(target=self._mind, name="minder", daemon=True).start()
+
+    def stop(self, seconds: float) -> None:
+        self.stopping = True
+        self._busy.set()
+        until = time.monotonic() + seconds
+        for crew in list(self._crews):
+            crew.stop(until)
+
+    def _mind(self) -> None:
+        """Answer RETRY to what takes too long; idle while nothing runs."""
+        while self._busy.wait() and not self.stopping:
+            time.sleep(MINDING)
+            self._busy.clear()
+            for crew in list(self._crews):
+                if crew.running or crew.queue.held:
+                    self._busy.set()
+                if crew.name == "asker":
+                    for job in crew.take_late(self.limit_ms):
+                        self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        name = os.fsdecode(job.table.type_name)
+        self.log.warning(f"{name} lookup error: no answer within {self.limit_ms // 1000} s")
+        self.done.put(job.given_up())
+
+    # Opening and closing
+
+    def _open_or_close(self, crew: Crew, job: Job) -> None:
+        if job.kind == JOB_OPEN:
+            self._open(job)
+        elif job.kind == JOB_CLOSE:
+            job.closed()
 
     def _open(self, job: Job) -> None:
         table: Table = Surrogate(job.name, b"open failed unexpectedly")
         try:
             if job.flags & UTF8_REQUEST:
                 _fold.load()
-            table = tables.open_table(job.name, job.flags, writes=self.writes)
+            table = tables.open_table(job.name, job.flags, writes=self.writes, host=self.host)
+            self._man(table)
         except BaseException as error:  # whatever it is: the clients wait, and the thread must live
             self._complain(f"open {os.fsdecode(job.name)}", error)
         table.cached = job.name.partition(b":")[0] in self.cached
@@ -71,22 +165,70 @@ class Workers:
         job.opened(table)
         self.done.put(job)
 
-    def _lookup(self, job: Job) -> None:
-        status, value = STAT_RETRY, b""
+    def _man(self, table: Table) -> None:
+        """Give a table that needs them crews of its own; they end with it."""
+        with self._lock:
+            if table.crews is not None or not table.slow:
+                return
+            asks = changes = None
+            if table.slow & ~SLOW_WRITE:
+                asks = self._crew_for(table, "asker", table.at_a_time or self.count, self._ask)
+            if table.slow & SLOW_WRITE:
+                changes = self._crew_for(table, "writer", 1, self._change)
+            attach(table, asks, changes, self)
+
+    def _crew_for(self, table: Table, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Queue:
+        crew = Crew(name, limit, work, self._busy)
+        crew.start()
+        self._crews.add(crew)
+        weakref.finalize(table, crew.queue.close).atexit = False
+        return crew.queue
+
+    # Asking
+
+    def _ask(self, crew: Crew, job: Job) -> None:
+        table = job.table
+        status, flags, key, value = STAT_RETRY, job.flags, b"", b""
         try:
-            found = job.table.answers.lookup(job.key)
-            if found is None:
+            if job.kind == JOB_LOOKUP:
+                status, flags, value = table.ask(job.key, job.flags)
+            elif (record := table.answers.sequence(job.cursor, job.first)) is None:
                 status = STAT_NOKEY
             else:
-                value = b"".join([found]).partition(b"\0")[0]  # a NUL would end the reply's value
-                status = STAT_OK
+                status, (key, value) = STAT_OK, record
         except ProxymapError as error:
             status = error.status
-            self.log.warning(f"{os.fsdecode(job.table.type_name)} lookup error: {error}")
+            self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         except BaseException as error:
-            self._complain(f"{os.fsdecode(job.table.type_name)} lookup error", error)
-        job.answered(status, value)
-        self.done.put(job)
+            self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
+        if crew.claim(job):
+            job.answered(status, flags, key, value)
+            self.done.put(job)
+
+    # Changing
+
+    def _change(self, crew: Crew, job: Job) -> None:
+        """Make all changes that wait, together; each is answered when all of them are on disk."""
+        jobs = [job]
+        while len(jobs) < CHANGES_AT_A_TIME and (more := crew.queue.take(0)) is not None:
+            jobs.append(more)
+        table = job.table
+        changes = [Change(j.key, j.value if j.kind == JOB_UPDATE else None, j.flags) for j in jobs]
+        try:
+            table.write(changes)
+        except ProxymapError as error:
+            self._fail(changes, error.status)
+            self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
+        except BaseException as error:
+            self._fail(changes, STAT_RETRY)
+            self._complain(f"{os.fsdecode(table.type_name)} update error", error)
+        for done, change in zip(jobs, changes, strict=True):
+            done.answered(change.status, change.flags)
+            self.done.put(done)
+
+    def _fail(self, changes: list[Change], status: int) -> None:
+        for change in changes:
+            change.status = status
 
     def _complain(self, text: str, error: BaseException) -> None:
         with contextlib.suppress(Exception):

@@ -34,7 +34,7 @@ from proxymap.errors import TableConfig, TableRetry
 from proxymap.log import Log
 from proxymap.server import Server
 from proxymap.settings import load
-from proxymap.tables.base import SlowTable
+from proxymap.tables.base import Opening, SlowTable
 
 OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
 WORKERS = 3
@@ -51,7 +51,7 @@ class Gate:
         self.asked: list[bytes] = []
         self.opened: list[bytes] = []
 
-    def open_table(self, type_name: bytes, mapname: bytes, flags: int) -> SlowTable:
+    def open_table(self, type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
         self.opened.append(type_name)
         if mapname == b"opens":
             assert self.opens.wait(LIMIT)
@@ -149,7 +149,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     module.open_table = gate.open_table  # type: ignore[attr-defined]
     monkeypatch.setattr(tables, "_open", WeakValueDictionary())  # another test's tables have another gate
     monkeypatch.setitem(sys.modules, "proxymap.tables.gated", module)
-    monkeypatch.setitem(tables.TABLE_TYPES, "slow", ("gated", False))
+    monkeypatch.setitem(tables.TABLE_TYPES, "slow", tables.TableType("gated"))
     return gate
 
 

@@ -1,9 +1,9 @@
 """The table types: one file each, one line each in TABLE_TYPES.
 
 `open_table` is the one way to a table. A module offers
-`open_table(type_name, mapname, flags)`, which returns a Table (a .pyx type,
-answers on the loop) or a SlowTable (a .py type, answers on a worker), and
-raises OSError, ValueError or an exception of errors.py. Loaded when first used.
+`open_table(type_name, mapname, opening)`, which returns a Table (a .pyx type,
+answers on the loop) or a SlowTable (answers on a worker), and raises OSError,
+ValueError or an exception of errors.py. Loaded when first used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import Slow, Surrogate, Table
+from proxymap.tables.base import Host, Opening
 
-# maptype: (module, can it be opened for updates?)
+
+class TableType:
+    """One type: its module; can it be opened for updates; which flags, given at open, make another table."""
+
+    def __init__(self, module: str, *, writable: bool = False, flags: int = 0) -> None:
+        self.module, self.writable, self.flags = module, writable, flags
+
+
 TABLE_TYPES = {
-    "cdb": ("cdb", False),
-    "lmdb": ("lmdb", True),
-    "unix": ("unix", False),
+    "cdb": TableType("cdb"),
+    "lmdb": TableType("lmdb", writable=True),
+    "unix": TableType("unix"),
 }
 
 # Types that Postfix has or had and we do not, with what to use in their place.
@@ -32,42 +40,49 @@ GONE = {
     "nisplus": "ldap, or unix",
 }
 
-_open: WeakValueDictionary[bytes, Table] = WeakValueDictionary()
-_opening: dict[bytes, threading.Lock] = {}  # a table that opens slowly delays only itself
+# What makes two tables the same: the name, the flags that matter at open, opened for updates or not.
+Key = tuple[bytes, int, bool]
+
+_open: WeakValueDictionary[Key, Table] = WeakValueDictionary()
+_opening: dict[Key, threading.RLock] = {}  # a table that opens slowly delays only itself
 _lock = threading.Lock()
 
 
-def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False) -> Table:
+def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: Host | None = None) -> Table:
     """The open table called `type_name` ("maptype:mapname"); never raises.
 
     Tables are shared: who asks again gets the same one, unless its file was
     replaced meanwhile. What cannot be opened is a Surrogate, with the reason.
     `flags` are those of the first request.
     """
+    while type_name.startswith(b"proxy:"):
+        type_name = type_name[6:]
+    known = TABLE_TYPES.get(os.fsdecode(type_name.partition(b":")[0]))
+    key = type_name, flags & known.flags if known else 0, writes
     with _lock:
-        opening = _opening.setdefault(type_name, threading.Lock())
+        opening = _opening.setdefault(key, threading.RLock())
     with opening:
         with _lock:
-            table = _open.get(type_name)
+            table = _open.get(key)
         if table is not None and not table.changed:
             return table
-        table = _open_new(type_name, flags, writes)
+        table = _open_new(type_name, flags, writes, host or Host())
         if table.reason is None:
             with _lock:
-                _open[type_name] = table
+                _open[key] = table
         return table
 
 
-def _open_new(type_name: bytes, flags: int, writes: bool) -> Table:
+def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
     maptype, _, mapname = type_name.partition(b":")
-    try:
-        module, writable = TABLE_TYPES[os.fsdecode(maptype)]
-    except KeyError:
+    known = TABLE_TYPES.get(os.fsdecode(maptype))
+    if known is None:
         return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))))
-    if writes and not writable:
+    if writes and not known.writable:
         return Surrogate(type_name, b"%s map requires O_RDONLY access mode" % type_name)
+    opening = Opening(flags, writes, host, lambda name: open_table(name, flags, writes=writes, host=host))
     try:
-        table = import_module(f"proxymap.tables.{module}").open_table(type_name, mapname, flags)
+        table = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
         return Surrogate(type_name, os.fsencode(f"open database {error.filename}: {error.strerror}"))
     except (ValueError, ImportError, errors.ProxymapError) as error:

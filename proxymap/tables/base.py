@@ -1,13 +1,56 @@
-"""base - SlowTable: what a table type that answers on a worker thread must offer
+"""base - what every table type shares: how it is opened, and what one that answers on a worker must offer
 
-A `.py` table type subclasses it and has `lookup`; the other operations as far
-as the type has them. Called on any of the worker threads, by several at a time
-for the same table. Errors: TableRetry, TableConfig (errors.py); whatever else is
-raised is logged with its traceback and becomes RETRY.
+A `.py` type subclasses SlowTable and has `lookup`; the other operations as far
+as the type has them. Its methods are called on worker threads, several at a
+time for the same table. Errors: TableRetry, TableConfig (errors.py); whatever
+else is raised is logged with its traceback and becomes RETRY.
 """
 
-FIXED, PATTERN = 1 << 4, 1 << 5  # dictionary flags: keys are looked up, or matched
+from __future__ import annotations
+
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from proxymap._table import Table
+
+# Dictionary flags that a Python table type deals with; all of them are in _words.pxd.
+TRY0NULL, TRY1NULL = 1 << 2, 1 << 3  # keys without a trailing NUL, keys with one
+FIXED, PATTERN = 1 << 4, 1 << 5  # keys are looked up, or matched
+DUP_WARN, DUP_IGNORE, DUP_REPLACE = 1 << 0, 1 << 1, 1 << 7
+NO_REGSUB = 1 << 11  # rules with $number are refused
 FOLD_FIX, FOLD_MUL = 1 << 14, 1 << 15
+UTF8_REQUEST, UTF8_ACTIVE = 1 << 19, 1 << 20
+RHS_IS_FILE = 1 << 21  # values are names of files whose content is wanted, in base64
+ALL_FLAGS = -1
+
+
+class Host:
+    """What tables may know of the host that they are opened on.
+
+    utf8: smtputf8_enable. warn: takes a line for the log, without "warning: ".
+    parameter: the value of a main.cf parameter, expanded; "" if it is not set.
+    """
+
+    def __init__(
+        self,
+        utf8: bool = True,
+        warn: Callable[[str], None] = lambda text: None,
+        parameter: Callable[[str], str] = lambda name: "",
+    ) -> None:
+        self.utf8, self.warn, self.parameter = utf8, warn, parameter
+
+
+class Opening:
+    """One table being opened.
+
+    flags: the dictionary flags of the request that opens it. writes: for updates,
+    and created if it is missing. member: opens a table that this one is made of,
+    such as unionmap's, with the same flags; never raises (see tables.open_table).
+    """
+
+    def __init__(self, flags: int, writes: bool, host: Host, member: Callable[[bytes], Table]) -> None:
+        self.flags, self.writes, self.host, self.member = flags, writes, host, member
 
 
 class SlowTable:
@@ -15,10 +58,40 @@ class SlowTable:
 
     flags = FIXED  # as an open reply shows them
     fold_bit = FOLD_FIX  # the request flag that has the key folded before lookup sees it
+    has_sequence = False  # does it have `sequence`?
+    has_updates = False  # does it have `write`?
+    at_a_time = 0  # lookups under way at the same time; 0: as many as worker_count says
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None if there is no such key."""
         raise NotImplementedError
 
+    def lookup_flags(self, key: bytes, flags: int) -> tuple[bytes | None, int]:
+        """The same for types that heed dictionary flags: (value, flags afterwards)."""
+        return self.lookup(key), flags
+
+    def sequence(self, cursor: int, first: bool) -> tuple[bytes, bytes] | None:
+        """The first or the next record, or None at the end. `cursor` is the number of who walks."""
+        raise NotImplementedError
+
+    def write(self, changes: list[Change]) -> None:
+        """Make all changes, in order, and have them on disk before it returns. See Change."""
+        raise NotImplementedError
+
+    def explain(self, key: bytes) -> list[str]:
+        """Where the answer comes from, a line each: which row, which statement."""
+        return []
+
     def close(self) -> None:
         """Let go of connections and files."""
+
+
+class Change:
+    """One update (value: bytes) or delete (value: None), and what has become of it.
+
+    `write` sets status (errors.STAT_*) and, where try bits are decided, flags.
+    """
+
+    def __init__(self, key: bytes, value: bytes | None, flags: int) -> None:
+        self.key, self.value, self.flags = key, value, flags
+        self.status = 2  # RETRY

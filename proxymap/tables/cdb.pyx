@@ -218,5 +218,5 @@ cdef class CdbTable(Table):
         map_close(&self.db.m)
 
 
-def open_table(bytes type_name, bytes mapname, int flags) -> CdbTable:
+def open_table(bytes type_name, bytes mapname, opening) -> CdbTable:
     return CdbTable(type_name, mapname + b".cdb")

@@ -571,5 +571,5 @@ cdef class LmdbTable(Table):
         map_close(&self.db.m)
 
 
-def open_table(bytes type_name, bytes mapname, int flags) -> LmdbTable:
+def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
     return LmdbTable(type_name, mapname + b".lmdb")

@@ -13,7 +13,7 @@ import os
 import pwd
 
 from proxymap.errors import TableRetry
-from proxymap.tables.base import SlowTable
+from proxymap.tables.base import Opening, SlowTable
 
 
 class Passwd(SlowTable):
@@ -56,7 +56,7 @@ class Group(SlowTable):
 TABLES = {b"passwd.byname": Passwd, b"group.byname": Group}
 
 
-def open_table(type_name: bytes, mapname: bytes, flags: int) -> SlowTable:
+def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
     if mapname not in TABLES:
         raise ValueError(f"unknown table: {os.fsdecode(type_name)}")
     return TABLES[mapname]()
