@@ -11,6 +11,7 @@ import tempfile
 import threading
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -34,7 +35,7 @@ from proxymap.errors import TableConfig, TableRetry
 from proxymap.log import Log
 from proxymap.server import Server
 from proxymap.settings import load
-from proxymap.tables.base import Opening, SlowTable
+from proxymap.tables.base import Change, Opening, SlowTable
 
 OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
 WORKERS = 3
@@ -44,11 +45,16 @@ FAST_LOOKUPS = 200
 class Gate:
     """What the slow tables of one test do, and have done."""
 
+    time_limit = 10  # seconds: lookup_time_limit
+
     def __init__(self) -> None:
         self.opens = threading.Event()  # cleared: opening "slow:opens" waits
         self.answers = threading.Event()  # cleared: the lookup of "wait..." waits
         self.opens.set()
+        self.writes = threading.Event()  # cleared: writing waits
+        self.writes.set()
         self.asked: list[bytes] = []
+        self.written: list[list[tuple[bytes, bytes | None]]] = []
         self.opened: list[bytes] = []
 
     def open_table(self, type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
@@ -65,8 +71,23 @@ class Gate:
 class GatedTable(SlowTable):
     """Its keys say what happens."""
 
+    has_sequence = has_updates = True
+
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        self.walks: dict[int, int] = {}
+
+    def sequence(self, cursor: int, first: bool) -> tuple[bytes, bytes] | None:
+        step = self.walks[cursor] = 0 if first else self.walks.get(cursor, -1) + 1
+        return (b"k%d" % step, b"v%d" % step) if step < 3 else None
+
+    def write(self, changes: list[Change]) -> None:
+        self.gate.written.append([(change.key, change.value) for change in changes])
+        assert self.gate.writes.wait(LIMIT)
+        for change in changes:
+            if change.key == b"full":
+                raise OSError(28, "No space left on device")
+            change.status = NOKEY if change.key == b"absent" else OK
 
     def lookup(self, key: bytes) -> bytes | None:
         self.gate.asked.append(key)
@@ -95,7 +116,7 @@ class GatedTable(SlowTable):
 class InProcess:
     """A Server on a thread, with cdb:DIR/t and slow:t."""
 
-    def __init__(self, folder: Path, gate: Gate) -> None:
+    def __init__(self, folder: Path, gate: Gate, writes: bool = False) -> None:
         self.gate = gate
         self.folder = folder
         self.lines: list[str] = []
@@ -106,21 +127,28 @@ class InProcess:
         names = [
             *(name.decode() for name in self.cdbs),
             "slow:t",
+            "slow:u",
             "slow:opens",
             "slow:unforeseen",
             "slow:config",
         ]
         write_parameters(
             folder / "main.cf",
-            {"compatibility_level": "3.6", "proxy_read_maps": " ".join("proxy:" + name for name in names)},
+            {
+                "compatibility_level": "3.6",
+                "proxy_read_maps": " ".join("proxy:" + name for name in names),
+                "proxy_write_maps": " ".join("proxy:" + name for name in names),
+            },
         )
-        write_parameters(folder / "proxymap.cf", {"worker_count": str(WORKERS)})
+        write_parameters(
+            folder / "proxymap.cf", {"worker_count": str(WORKERS), "lookup_time_limit": f"{gate.time_limit}s"}
+        )
         settings, main_cf = load(str(folder))
         self.sockets = standalone.own_socket(f"unix:{self.path}")
         listeners = self.sockets.__enter__()
         log = Log([lambda level, line: self.lines.append(line)])
         fds = [sock.fileno() for sock in listeners.sockets]
-        self.server = Server(settings, main_cf, log, fds, writes=False)
+        self.server = Server(settings, main_cf, log, fds, writes=writes)
         listeners.publish()
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -131,6 +159,7 @@ class InProcess:
     def stop(self) -> None:
         self.gate.opens.set()
         self.gate.answers.set()
+        self.gate.writes.set()
         self.server.stop()
         self.thread.join(LIMIT)
         assert not self.thread.is_alive()
@@ -149,7 +178,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     module.open_table = gate.open_table  # type: ignore[attr-defined]
     monkeypatch.setattr(tables, "_open", WeakValueDictionary())  # another test's tables have another gate
     monkeypatch.setitem(sys.modules, "proxymap.tables.gated", module)
-    monkeypatch.setitem(tables.TABLE_TYPES, "slow", tables.TableType("gated"))
+    monkeypatch.setitem(tables.TABLE_TYPES, "slow", tables.TableType("gated", writable=True))
     return gate
 
 
@@ -157,6 +186,15 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def server(gate: Gate) -> Iterator[InProcess]:
     with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
         server = InProcess(Path(folder), gate)
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def writer(gate: Gate) -> Iterator[InProcess]:
+    """The proxywrite service."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate, writes=True)
         yield server
         server.stop()
 
@@ -329,14 +367,116 @@ def test_client_that_leaves_while_a_worker_is_asked_hurts_nobody(
 @pytest.mark.parametrize("kind", ["update", "delete", "sequence"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_the_type_cannot_do_is_refused_where_stock_may_exit(
-    server: InProcess, dialect: str, kind: str
+    server: InProcess, dialect: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(GatedTable, "has_sequence", False)
     status = CONFIG if kind == "sequence" else DENY
     with server.connect() as peer:
         asked = request(kind, b"slow:t", dialect, key=b"k", value=b"v", function=0)
         answer = peer.ask(asked)
         assert answer == reply(kind, dialect, status, LOCK if status == CONFIG else 0)
         assert peer.ask(slow(b"a")) == value_of(b"a")
+
+
+def test_table_whose_workers_are_all_stuck_holds_up_no_other_table(server: InProcess, gate: Gate) -> None:
+    stuck = [server.connect() for _ in range(WORKERS + 2)]
+    for i, peer in enumerate(stuck):
+        peer.send(slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers of slow:t are busy")
+    with server.connect() as peer:  # opens slow:u, and asks it
+        assert peer.ask(lookup(b"slow:u", b"a")) == value_of(b"a")
+    server.fast_lookups_are_served()  # opens a cdb
+    gate.answers.set()
+    for i, peer in enumerate(stuck):
+        assert peer.reply() == value_of(b"wait %d" % i)
+        peer.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_lookup_that_takes_too_long_is_answered_retry(gate: Gate, dialect: str) -> None:
+    gate.time_limit = 1
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate)
+        stuck = [server.connect() for _ in range(WORKERS + 2)]  # two of them wait behind the others
+        for peer in stuck:
+            peer.send(slow(b"wait", dialect))
+        for peer in stuck:
+            assert peer.reply() == reply("lookup", dialect, RETRY, LOCK)
+        text = "slow:t lookup error: no answer within 1 s"
+        wait_until(lambda: any(text in line for line in server.lines), "the log line")
+        gate.answers.set()  # what comes now is nobody's answer
+        for peer in stuck:
+            assert peer.ask(slow(b"a", dialect)) == reply("lookup", dialect, OK, LOCK, value=b"value of a")
+            peer.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_sequence_has_a_cursor_for_each_connection(server: InProcess, dialect: str) -> None:
+    def walk(peer: Peer, function: int) -> list[tuple[bytes, bytes]]:
+        return peer.ask(request("sequence", b"slow:t", dialect, function=function))
+
+    def record(step: int) -> list[tuple[bytes, bytes]]:
+        return reply("sequence", dialect, OK, LOCK, key=b"k%d" % step, value=b"v%d" % step)
+
+    with server.connect() as one, server.connect() as other:
+        assert walk(one, 0) == record(0)
+        assert walk(other, 0) == record(0)
+        assert [walk(one, 1), walk(one, 1)] == [record(1), record(2)]
+        assert walk(other, 1) == record(1)
+        assert walk(one, 1) == reply("sequence", dialect, NOKEY, LOCK)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_update_and_delete_are_answered_with_their_status(
+    writer: InProcess, gate: Gate, dialect: str
+) -> None:
+    forced = LOCK | 256  # DICT_FLAG_SYNC_UPDATE
+    with writer.connect() as peer:
+        asked = request("update", b"slow:t", dialect, key=b"k", value=b"v")
+        assert peer.ask(asked) == reply("update", dialect, OK, forced | 128)
+        asked = request("delete", b"slow:t", dialect, key=b"absent")
+        assert peer.ask(asked) == reply("delete", dialect, NOKEY, forced)
+        asked = request("update", b"slow:t", dialect, key=b"full", value=b"v")
+        assert peer.ask(asked) == reply("update", dialect, RETRY, forced | 128)
+    assert gate.written == [[(b"k", b"v")], [(b"absent", None)], [(b"full", b"v")]]
+    wait_until(lambda: any("slow:t update error: OSError" in line for line in writer.lines), "the log line")
+
+
+def requests_served(server: InProcess, count: int) -> bool:
+    return bool(server.server.loop.counters()["requests"] >= count)
+
+
+def test_updates_that_wait_are_written_together_and_in_order(writer: InProcess, gate: Gate) -> None:
+    gate.writes.clear()
+    peers = [writer.connect() for _ in range(10)]
+    for i, peer in enumerate(peers):
+        peer.send(request("update", b"slow:t", key=b"k%d" % i, value=b"v"))
+        wait_until(lambda: gate.written, "the first write")
+        wait_until(partial(requests_served, writer, i + 1), "the request")
+    with writer.connect() as reader:  # is not held up by the writing
+        assert reader.ask(slow(b"a")) == value_of(b"a")
+    gate.writes.set()
+    for peer in peers:
+        assert peer.reply() == [(b"status", b"0")]
+        peer.close()
+    assert gate.written == [[(b"k0", b"v")], [(b"k%d" % i, b"v") for i in range(1, 10)]]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("kind", ["update", "delete"])
+def test_change_that_is_not_utf8_is_said_to_be_done_and_is_not(
+    writer: InProcess, gate: Gate, dialect: str, kind: str
+) -> None:
+    utf8 = 1 << 19
+    with writer.connect() as peer:
+        for fields in ({"key": b"\xff", "value": b"v"}, {"key": b"k", "value": b"\xff"})[
+            : 1 + (kind == "update")
+        ]:
+            asked = request(kind, b"slow:t", dialect, flags=utf8, instance_flags=utf8, **fields)
+            assert dict(peer.ask(asked))[b"status"] == b"0"
+    assert gate.written == []
+    wait_until(lambda: any("non-UTF-8" in line for line in writer.lines), "the log line")
 
 
 def test_slow_lookup_is_answered_before_the_end(server: InProcess, gate: Gate) -> None:
