@@ -17,10 +17,12 @@ cdef struct instance:
     int flags           # the dictionary's flag word as the latest request left it (3.6)
     table *t            # NULL until it was opened once
     uint64_t id         # another one for each table that t has been; for the cache
-    bint opening        # a worker is at it
+    bint opening        # a worker is at it, and requests wait
+    bint renewing       # a worker is at it, and requests are answered by the old table
+    bint again          # something happened to the files meanwhile
     bint complained     # the log knows that a request of it cannot be done
-    unsigned int jobs   # slow requests out; t stays open while there are any
-    uint64_t retry_ms       # when opening again may be tried
+    uint64_t retry_ms   # when opening again may be tried
+    uint64_t looked     # the turn in which a polled table was looked at
     unsigned long used  # when it was last asked for, in requests
     void *waiters       # connections that wait until it is open
 

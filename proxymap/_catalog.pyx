@@ -94,7 +94,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
     for slot in range(SLOTS):
         i = c.slots[slot]
         while i != NULL:
-            if not i.opening and not i.jobs and i.waiters == NULL:
+            if not i.opening and not i.renewing and i.waiters == NULL and (i.t == NULL or not i.t.jobs):
                 if oldest == NULL or i.used < oldest.used:
                     oldest = i
             i = i.chain
@@ -160,7 +160,7 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
     be trusted: then t itself is returned.
     """
     cdef table *old = i.t
-    i.opening = False
+    i.opening = i.renewing = False
     if t.reason != NULL and old != NULL and old.reason == NULL:
         if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
             return t

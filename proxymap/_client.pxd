@@ -15,6 +15,7 @@ cdef enum:  # what an epoll event is about; the first field of whatever its data
     SOURCE_CLIENT = 5
     SOURCE_IDLE = 6      # the timer of max_idle
     SOURCE_STATUS = 7    # the status channel to master
+    SOURCE_WATCH = 8     # inotify: something happened to watched files
 
 
 cdef struct source:

@@ -27,6 +27,7 @@ cdef struct job:
     int status     # answer: STAT_*; of a log line: LEVEL_*
     uint64_t cursor    # of a sequence: the number of who walks
     bint first         # of a sequence
+    bint settle        # of an open: the file was being written to; wait until it is quiet
     uint64_t since_ms  # when it was put into a queue
     void *asker    # whom the answer is for; the loop's own business
     table *t

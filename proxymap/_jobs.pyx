@@ -253,6 +253,11 @@ cdef class Job:
         return self.j.first
 
     @property
+    def settle(self) -> bool:
+        """Of an open: may the file still be written to?"""
+        return self.j.settle
+
+    @property
     def since_ms(self) -> int:
         """When it was put into its queue, by the clock of now_ms."""
         return self.j.since_ms

@@ -1,6 +1,8 @@
 from collections.abc import Iterable
 
 from proxymap._jobs import Queue
+from proxymap._table import Table
+from proxymap._watch import Watch
 
 END_WOKEN: int
 END_MASTER: int
@@ -15,8 +17,10 @@ class Loop:
         asks: Queue,
         done: Queue,
         log: Queue,
+        watching: Watch,
         wake_fd: int,
         *,
+        config: Table | None = None,
         approved: Iterable[bytes],
         writes: bool = False,
         utf8_layer: bool = True,

@@ -30,15 +30,16 @@ from proxymap._cache cimport cache, cache_free, cache_init
 from proxymap._catalog cimport catalog_approve, instance
 from proxymap._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
-    client, client_answered,
-    client_event, client_new, clients, clients_free, clients_hang_up,
+    SOURCE_WATCH, client, client_answered, client_event, client_new, clients, clients_free, clients_hang_up,
     clients_let_go_quiet, clients_waiting, clients_init, clients_opened,
     clients_sweep, clients_tick, source,
 )
 from proxymap._clock cimport now_ms
 from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
-from proxymap._service cimport service, service_free, service_init
+from proxymap._service cimport service, service_free, service_init, service_look
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
+from proxymap._table cimport Table
+from proxymap._watch cimport Watch, watch, watch_take
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
@@ -104,6 +105,8 @@ cdef struct loop:
     source answers
     source wake
     source timer
+    source changes        # inotify
+    watch *watch
     queue *done
     int ended             # END_*: run is to return
     # As a child of master:
@@ -190,6 +193,8 @@ cdef void take_event(loop *l, source *s) noexcept nogil:
         l.ended = END_IDLE
     elif s.kind == SOURCE_STATUS:
         l.ended = END_MASTER
+    elif s.kind == SOURCE_WATCH:
+        pass  # taken before all others
     else:
         l.ended = END_WOKEN
 
@@ -223,7 +228,7 @@ cdef void give_up_tables(loop *l):
     for slot in range(sizeof(l.service.tables.slots) // sizeof(instance *)):
         i = l.service.tables.slots[slot]
         while i != NULL:
-            if i.t != NULL and i.jobs == 0:  # a worker that hangs may still use it
+            if i.t != NULL and i.t.jobs == 0:  # a worker that hangs may still use it
                 Py_DECREF(<object> i.t.owner)
                 i.t = NULL
             i = i.chain
@@ -242,6 +247,10 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     l.turns += 1
     if n < 0:
         return 0 if errno == EINTR else -1
+    l.service.turn += 1
+    for i in range(n):
+        if events[i].data.ptr == &l.changes and watch_take(l.watch):
+            service_look(&l.service)  # first: a request that came after a change gets the new content
     for i in range(n):
         take_event(l, <source *> events[i].data.ptr)
     clients_sweep(&l.all)
@@ -256,18 +265,22 @@ cdef class Loop:
     """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
 
     todo, asks: the queues to the workers, for tables to open and for lookups; done: from
-    them; log: to the logger.
+    them; log: to the logger. watching: what they watch files with. config: stands for the
+    files of the configuration.
     Limits are bytes and seconds. wake_fd: readable when `run` is to return.
     status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """
 
     cdef loop l
     cdef Queue todo, asks, done, log
+    cdef Watch watching
+    cdef Table config
 
     def __cinit__(
         self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
-        Queue log not None, int wake_fd, *,
-        approved, bint writes=False, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
+        Queue log not None, Watch watching not None, int wake_fd, *,
+        Table config=None, approved, bint writes=False, bint utf8_layer=True, bint greeting=True,
+        size_t cache_size=0,
         size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600,
         int status_fd=-1, unsigned int generation=0, uint64_t max_use=0, uint64_t max_idle=0
     ):
@@ -298,6 +311,11 @@ cdef class Loop:
         self.l.all.buffer_size_limit = buffer_size_limit
         self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
         self.l.done = &done.q
+        self.watching = watching
+        self.l.watch = &watching.w
+        self.config = config
+        if config is not None:
+            self.l.service.config = &self.config.t
         status_init(&self.l.status, status_fd, os.getpid(), generation)
         self.l.max_use = max_use
         self.l.max_idle = max_idle
@@ -320,6 +338,10 @@ cdef class Loop:
         watch_source(&self.l, &self.l.answers, EPOLL_CTL_ADD)
         watch_source(&self.l, &self.l.wake, EPOLL_CTL_ADD)
         watch_source(&self.l, &self.l.timer, EPOLL_CTL_ADD)
+        self.l.changes.kind = SOURCE_WATCH
+        self.l.changes.fd = self.watching.fd
+        if self.l.changes.fd >= 0:
+            watch_source(&self.l, &self.l.changes, EPOLL_CTL_ADD)
         self.l.idle.kind = SOURCE_IDLE
         watch_source(&self.l, &self.l.idle, EPOLL_CTL_ADD)
         self.l.status_end.kind = SOURCE_STATUS

@@ -22,6 +22,6 @@ cdef struct mapped:
 
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil
 cdef int map_grow(mapped *m) noexcept nogil
-cdef bint map_replaced(const mapped *m, const char *path) noexcept nogil
+cdef bint map_cut(const mapped *m) noexcept nogil
 cdef bint map_touched(const mapped *m) noexcept nogil
 cdef void map_close(mapped *m) noexcept nogil

@@ -13,15 +13,17 @@ Source: mmap(2), sigaction(2).
 """
 
 from libc.errno cimport EINVAL, ENOMEM, errno
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, mmap, munmap,
 )
 from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, siginfo_t
-from posix.stat cimport S_ISREG, fstat, stat, struct_stat
+from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.unistd cimport _SC_PAGESIZE, close, sysconf
+
+from proxymap._stamp cimport stat_mtime_ns
 
 cdef extern from "<signal.h>" nogil:
     enum: SIGBUS
@@ -34,12 +36,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
-
-cdef extern from *:
-    """
-    #define stat_mtime_ns(s) ((uint64_t) (s).st_mtim.tv_sec * 1000000000ull + (uint64_t) (s).st_mtim.tv_nsec)
-    """
-    uint64_t stat_mtime_ns(struct_stat s) nogil
 
 cdef extern from *:
     """
@@ -173,16 +169,16 @@ cdef int map_grow(mapped *m) noexcept nogil:
     return 0
 
 
-cdef bint map_replaced(const mapped *m, const char *path) noexcept nogil:
-    """Does path name another file, or none, by now?"""
-    cdef struct_stat st
-    return stat(path, &st) < 0 or st.st_ino != m.inode or st.st_dev != m.device
-
-
 cdef bint map_touched(const mapped *m) noexcept nogil:
     """Was the open file itself written to or cut since it was mapped?"""
     cdef struct_stat st
     return fstat(m.fd, &st) < 0 or stat_mtime_ns(st) != m.mtime_ns or <size_t> st.st_size != m.size
+
+
+cdef bint map_cut(const mapped *m) noexcept nogil:
+    """Is the open file shorter than it was?"""
+    cdef struct_stat st
+    return fstat(m.fd, &st) < 0 or <size_t> st.st_size < m.size
 
 
 cdef void map_close(mapped *m) noexcept nogil:

@@ -7,7 +7,7 @@ from proxymap._cache cimport cache
 from proxymap._catalog cimport catalog, instance
 from proxymap._codec cimport request, scan
 from proxymap._jobs cimport job, queue
-from proxymap._table cimport cursor
+from proxymap._table cimport cursor, table
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
@@ -34,6 +34,8 @@ cdef struct service:
     buf folded           # scratch: the folded key
     buf scratch          # scratch of the tables
     uint64_t requests
+    table *config        # stands for the files of the configuration; NULL: unknown
+    uint64_t turn        # of the loop
     uint64_t cursors     # numbers the sequences that workers walk
 
 
@@ -42,5 +44,6 @@ cdef void service_free(service *s) noexcept nogil
 cdef int service_request(
     service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
+cdef void service_look(service *s) noexcept nogil
 cdef instance *service_opened(service *s, job *j) noexcept nogil
 cdef void session_free(session *who) noexcept nogil

@@ -30,7 +30,10 @@ from proxymap._jobs cimport (
     JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
     log_line, queue_put,
 )
-from proxymap._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table
+from proxymap._stamp cimport same_content, stamp_at
+from proxymap._table cimport (
+    CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, origin, table,
+)
 from proxymap._words cimport *
 
 cdef enum:
@@ -92,7 +95,7 @@ cdef int service_request(
         i = add_instance(s, &r)
         if i == NULL:
             return refuse(&r, STAT_RETRY, out)
-    if i.opening or not is_open(s, i, &r):
+    if i.opening or not is_open(s, i):
         who.waits_for = i
         return PARKED
     if i.t == NULL:
@@ -167,8 +170,12 @@ cdef void complain(service *s, instance *i, const char *what) noexcept nogil:
 # Opening
 
 cdef void close_table(service *s, table *t) noexcept nogil:
+    """Drop an instance's reference to t; later, if jobs are out that name it."""
     cdef job *j
     if t == NULL:
+        return
+    if t.jobs:
+        t.retired += 1
         return
     j = job_new(JOB_CLOSE)
     if j != NULL:
@@ -189,33 +196,71 @@ cdef instance *add_instance(service *s, const request *r) noexcept nogil:
     return i
 
 
-cdef bint start_open(service *s, instance *i) noexcept nogil:
-    """Have a worker open the table."""
+cdef void job_is_back(service *s, table *t) noexcept nogil:
+    """A job that names t was answered."""
+    t.jobs -= 1
+    while t.jobs == 0 and t.retired:
+        t.retired -= 1
+        close_table(s, t)
+
+
+cdef bint start_open(service *s, instance *i, bint settle, bint background) noexcept nogil:
+    """Have a worker open the table, for the first time or again; until then requests wait, or do not."""
     cdef job *j = job_new(JOB_OPEN)
     if j == NULL:
         return False
     j.flags = i.given_flags
     j.asker = i
+    j.settle = settle
     if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
         job_free(j)
         return False
-    i.opening = True
+    i.opening = not background
+    i.renewing = background
     return True
 
 
-cdef bint is_open(service *s, instance *i, const request *r) noexcept nogil:
-    """Can the request be answered now? If not, a worker is opening the table, for the first time or again.
-
-    Again: when it could not be opened before or is damaged (not more often than
-    each OPEN_RETRY_MS), or when a client opens it and its file was replaced.
-    """
+cdef bint is_open(service *s, instance *i) noexcept nogil:
+    """Can a request be answered now? If not, a worker is opening the table, for the first time or again."""
     if i.t == NULL:
-        return not start_open(s, i)
-    if i.t.reason == NULL and not (r.kind == REQ_OPEN and i.t.changed != NULL and i.t.changed(i.t)):
+        return not start_open(s, i, False, False)
+    if i.t.polled and i.looked != s.turn:
+        i.looked = s.turn
+        look_at(s, i)
+        return not i.opening
+    if i.t.reason == NULL or i.renewing or now_ms() < i.retry_ms:
         return True
-    if i.jobs or now_ms() < i.retry_ms:
-        return True
-    return not start_open(s, i)
+    return not start_open(s, i, True, False)
+
+
+cdef void look_at(service *s, instance *i) noexcept nogil:
+    """Have the table opened again if its files have changed."""
+    cdef int changed
+    if i.opening or i.renewing:
+        i.again = True
+        return
+    if i.t == NULL or i.t.reason != NULL or i.t.changed == NULL:
+        return
+    changed = i.t.changed(i.t)
+    if changed:
+        start_open(s, i, changed == CHANGED_SPOILED, changed == CHANGED_REPLACED and not i.t.quick)
+
+
+cdef void service_look(service *s) noexcept nogil:
+    """Something happened to the files of some tables, or of the configuration."""
+    cdef instance *i
+    cdef origin *o = s.config.origins if s.config != NULL else NULL
+    cdef size_t slot
+    while o != NULL:
+        if not same_content(o.seen, stamp_at(o.path)):
+            o.seen = stamp_at(o.path)
+            warn(s, view_str(b""), view_str(o.path), view_str(b" has changed; reload to have it obeyed"))
+        o = o.next
+    for slot in range(sizeof(s.tables.slots) // sizeof(instance *)):
+        i = s.tables.slots[slot]
+        while i != NULL:
+            look_at(s, i)
+            i = i.chain
 
 
 cdef instance *service_opened(service *s, job *j) noexcept nogil:
@@ -225,6 +270,9 @@ cdef instance *service_opened(service *s, job *j) noexcept nogil:
     if i.t.reason != NULL or retired == j.t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     close_table(s, retired)
+    if i.again:
+        i.again = False
+        look_at(s, i)
     return i
 
 
@@ -280,9 +328,9 @@ cdef void distrust(service *s, instance *i) noexcept nogil:
     """A table gave RETRY: if its file was replaced or cut, open it again."""
     warn(s, view_str(b"table "), buf_view(&i.name),
          view_str(b" is damaged or was changed in place; answering RETRY"))
-    if i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
+    if now_ms() >= i.retry_ms:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
-        start_open(s, i)
+        look_at(s, i)
 
 
 cdef void warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil:
@@ -426,7 +474,7 @@ cdef int send(
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
-            i.jobs += 1
+            i.t.jobs += 1
             who.pending = r[0]
             who.waits_for = i
             return SENT
@@ -476,8 +524,8 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     """Append the reply to the request that j answers."""
     cdef instance *i = who.waits_for
     cdef view value = buf_view(&j.value)
-    i.jobs -= 1
     who.waits_for = NULL
+    job_is_back(s, j.t)
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(value)):
         warn_not_utf8(s, i, b': non-UTF-8 value "', value)

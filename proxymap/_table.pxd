@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from proxymap._buf cimport buf, view, view_until_nul
+from proxymap._stamp cimport stamp
 from proxymap._words cimport *
 
 cpdef enum:  # the file of an open table, compared with what was opened
@@ -28,6 +29,13 @@ cdef struct cursor:
     cursor *next         # of the same connection
 
 
+cdef struct origin:
+    # A file that a table was loaded from.
+    const char *path   # borrowed from Table.files
+    stamp seen         # as it was when it was loaded, or refused
+    origin *next
+
+
 cdef struct table:
     # The answers below return STAT_*. Views that they hand out stay valid until
     # the caller's scratch is used again or the table is closed.
@@ -46,6 +54,12 @@ cdef struct table:
     int (*changed)(table *t) noexcept nogil
     # Set when the file was cut while it was read: an answer given meanwhile is void. NULL: never.
     const int *damaged
+
+    origin *origins      # the files behind it
+    bint quick           # is opened in no time: requests wait for the new content after a change
+    bint polled          # no event tells of changes: look each turn
+    unsigned int jobs    # out to workers; it stays open while there are any
+    unsigned int retired  # references to drop when there are none
 
     int slow             # SLOW_*: what is asked of workers
     void *asks           # struct queue: where jobs for them go; NULL: the service's own
@@ -88,7 +102,16 @@ cdef class Table:
     cdef object __weakref__
     cdef table t
     cdef readonly bytes type_name
-    cdef readonly object crews  # who work on its queues; see attach in _jobs
+    cdef readonly list files    # paths, in the order of origins
+    cdef public int faults      # rules or lines that were skipped when it was loaded
+    cdef public bint watches_content  # must each write to its files be seen, or only whole changes?
+    cdef public object crews  # who work on its queues; see attach in _jobs
+
+    cdef forget_origins(self)
+
+
+cdef int origins_changed(table *t) noexcept nogil
+cdef bint origins_replaced(table *t) noexcept nogil
 
 
 cdef class Surrogate(Table):

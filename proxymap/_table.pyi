@@ -1,12 +1,21 @@
+from collections.abc import Iterable
 from typing import Any
 
+CHANGED_NOT: int
+CHANGED_REPLACED: int
+CHANGED_SPOILED: int
 SLOW_LOOKUP: int
 SLOW_SEQUENCE: int
 SLOW_WRITE: int
 
 class Table:
+    def __init__(self, type_name: bytes) -> None: ...
     type_name: bytes
     cached: bool
+    files: list[bytes]
+    faults: int
+    watches_content: bool
+    polled: bool
     @property
     def flags(self) -> int: ...
     @property
@@ -22,6 +31,9 @@ class Table:
     @property
     def crews(self) -> Any: ...
     def ask(self, key: bytes, flags: int) -> tuple[int, int, bytes]: ...
+    def loaded_from(self, files: Iterable[tuple[bytes, tuple[int, int, int, int]]]) -> None: ...
+    def stamps(self) -> list[tuple[int, int, int, int]]: ...
+    def refuse(self, stamps: list[tuple[int, int, int, int]]) -> None: ...
     def write(self, changes: list[Any]) -> None: ...
     @property
     def at_a_time(self) -> int: ...

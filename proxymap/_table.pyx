@@ -5,9 +5,12 @@ __cinit__; the loop then calls them without the GIL. Table owns the memory: the
 struct lives as long as the object, which the catalog holds by reference.
 """
 
+from libc.stdlib cimport calloc, free
+
 from cpython.bytes cimport PyBytes_AsString
 
 from proxymap._buf cimport buf, buf_free, buf_init, view, view_of
+from proxymap._stamp cimport same_content, same_file, stamp, stamp_at
 from proxymap._words cimport *
 
 
@@ -26,11 +29,74 @@ cdef class Table:
         self.t.flags = 0
         self.t.fold_bit = 0
         self.t.cached = False
+        self.t.origins = NULL
+        self.t.quick = self.t.polled = False
+        self.t.jobs = self.t.retired = 0
         self.t.slow = 0
+        self.files = []
+        self.faults = 0
+        self.watches_content = False
         self.t.asks = self.t.changes = NULL
         self.t.self = NULL
         self.t.owner = <void *> self
         self.t.reason = NULL
+
+    def __dealloc__(self):
+        self.forget_origins()
+
+    cdef forget_origins(self):
+        cdef origin *o
+        while self.t.origins != NULL:
+            o = self.t.origins
+            self.t.origins = o.next
+            free(o)
+
+    def loaded_from(self, files):
+        """Remember the files behind the table, to notice when they change.
+
+        files: (path, (device, inode, size, mtime in ns)) of each, as it was read.
+        """
+        cdef origin *o
+        self.forget_origins()
+        self.files = []
+        for path, (device, inode, size, mtime_ns) in files:
+            o = <origin *> calloc(1, sizeof(origin))
+            if o == NULL:
+                raise MemoryError
+            self.files.append(path)
+            o.path = PyBytes_AsString(path)
+            o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
+            o.next = self.t.origins
+            self.t.origins = o
+        if self.t.changed == NULL:
+            self.t.changed = origins_changed
+
+    def stamps(self) -> list:
+        """Of its files as they are now; see loaded_from and refuse."""
+        cdef origin *o = self.t.origins
+        cdef stamp s
+        found = []
+        while o != NULL:
+            s = stamp_at(o.path)
+            found.append((s.device, s.inode, s.size, s.mtime_ns))
+            o = o.next
+        return found
+
+    def refuse(self, stamps):
+        """What its files had when these were their stamps is no good: go on with the old."""
+        cdef origin *o = self.t.origins
+        for device, inode, size, mtime_ns in stamps:
+            o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
+            o = o.next
+
+    @property
+    def polled(self) -> bool:
+        """Must it be looked at, since no event tells of changes?"""
+        return self.t.polled
+
+    @polled.setter
+    def polled(self, bint polled):
+        self.t.polled = polled
 
     @property
     def cached(self) -> bool:
@@ -139,6 +205,26 @@ cdef class Table:
             buf_free(&c.key)
 
 
+cdef int origins_changed(table *t) noexcept nogil:
+    """Is any of the files not what was loaded?"""
+    cdef origin *o = t.origins
+    while o != NULL:
+        if not same_content(o.seen, stamp_at(o.path)):
+            return CHANGED_REPLACED
+        o = o.next
+    return CHANGED_NOT
+
+
+cdef bint origins_replaced(table *t) noexcept nogil:
+    """Is any of the files another one? What is in them does not count."""
+    cdef origin *o = t.origins
+    while o != NULL:
+        if not same_file(o.seen, stamp_at(o.path)):
+            return True
+        o = o.next
+    return False
+
+
 cdef int surrogate_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
     return STAT_RETRY
 
@@ -168,6 +254,8 @@ cdef class Slow(Table):
         self.t.flags = answers.flags
         self.t.fold_bit = answers.fold_bit
         self.t.slow = SLOW_LOOKUP
+        if answers.files:
+            self.loaded_from(answers.files)
         if answers.has_sequence:
             self.t.slow |= SLOW_SEQUENCE
         if answers.has_updates:

@@ -14,6 +14,7 @@ import time
 
 from proxymap._jobs import Queue
 from proxymap._loop import END_WOKEN, Loop
+from proxymap._table import Table
 from proxymap.approval import approve
 from proxymap.log import Log
 from proxymap.maincf import MainCf
@@ -21,6 +22,7 @@ from proxymap.settings import Settings
 from proxymap.tables.base import Host
 from proxymap.workers import Workers
 
+NO_FILE = (0, 0, 0, 0)
 STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
 LOG_LINES_MAX = 1000  # waiting for the logger; more are lost and counted
 
@@ -61,12 +63,25 @@ class Server:
         )  # fmt: skip
         self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
         self.loop = Loop(
-            listeners, self.workers.todo, self.workers.asks, self.done, self.lines, self.wake_fd,
-            approved=approved, writes=writes, utf8_layer=settings.smtputf8_enable, greeting=settings.greets,
+            listeners, self.workers.todo, self.workers.asks, self.done, self.lines,
+            self.workers.watch, self.wake_fd,
+            config=self._watch_configuration(), approved=approved, writes=writes,
+            utf8_layer=settings.smtputf8_enable, greeting=settings.greets,
             cache_size=settings.cache_size if cached else 0,
             request_size_limit=settings.request_size_limit, buffer_size_limit=settings.buffer_size_limit,
             ipc_timeout=settings.ipc_timeout, **life,
         )  # fmt: skip
+
+    def _watch_configuration(self) -> Table:
+        """What stands for the files of the configuration, which are watched."""
+        directory = os.fsencode(self.settings.config_directory)
+        paths = [os.path.join(directory, name) for name in (b"main.cf", b"proxymap.cf")]
+        config = Table(b"configuration")
+        config.loaded_from([(path, NO_FILE) for path in paths])
+        config.refuse(config.stamps())
+        for path in paths:
+            self.workers.watch.add(path)
+        return config
 
     def run(self) -> None:
         """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered."""

@@ -24,8 +24,8 @@ FLOORS = [
     ["_catalog", "source", "tables.base"],
     ["_cache", "_codec", "_jobs"],
     ["_table"],
-    ["_fold", "_map"],
-    ["_hash", "_status", "errors"],
+    ["_fold", "_map", "_watch"],
+    ["_hash", "_stamp", "_status", "errors"],
     ["_clock"],
     ["_buf"],
     ["_words"],
@@ -35,7 +35,7 @@ FLOOR = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
     *("_buf", "_cache", "_catalog", "_client", "_clock", "_codec"),
-    *("_hash", "_service", "_status", "_words"),
+    *("_hash", "_service", "_stamp", "_status", "_watch", "_words"),
 ]
 
 

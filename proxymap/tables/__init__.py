@@ -14,20 +14,27 @@ from importlib import import_module
 from weakref import WeakValueDictionary
 
 from proxymap import errors
-from proxymap._table import Slow, Surrogate, Table
+from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import Host, Opening
 
 
 class TableType:
-    """One type: its module; can it be opened for updates; which flags, given at open, make another table."""
+    """One type.
 
-    def __init__(self, module: str, *, writable: bool = False, flags: int = 0) -> None:
-        self.module, self.writable, self.flags = module, writable, flags
+    module: the file here. suffix: what follows a table's name in the name of its
+    file; None if it has no single one. writable: can it be opened for updates?
+    flags: dictionary flags that make another table of it when they are given at open.
+    """
+
+    def __init__(
+        self, module: str, *, suffix: bytes | None = None, writable: bool = False, flags: int = 0
+    ) -> None:
+        self.module, self.suffix, self.writable, self.flags = module, suffix, writable, flags
 
 
 TABLE_TYPES = {
-    "cdb": TableType("cdb"),
-    "lmdb": TableType("lmdb", writable=True),
+    "cdb": TableType("cdb", suffix=b".cdb"),
+    "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
     "unix": TableType("unix"),
 }
 
@@ -51,9 +58,10 @@ _lock = threading.Lock()
 def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: Host | None = None) -> Table:
     """The open table called `type_name` ("maptype:mapname"); never raises.
 
-    Tables are shared: who asks again gets the same one, unless its file was
-    replaced meanwhile. What cannot be opened is a Surrogate, with the reason.
-    `flags` are those of the first request.
+    Tables are shared: who asks again gets the same one, unless its files have
+    changed; and even then if the new content is worse than the old, which the
+    log is told. What cannot be opened is a Surrogate, with the reason. `flags`
+    are those of the first request.
     """
     while type_name.startswith(b"proxy:"):
         type_name = type_name[6:]
@@ -66,11 +74,22 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
             table = _open.get(key)
         if table is not None and not table.changed:
             return table
-        table = _open_new(type_name, flags, writes, host or Host())
-        if table.reason is None:
+        host = host or Host()
+        stamps = table.stamps() if table is not None else []
+        new = _open_new(type_name, flags, writes, host)
+        if (
+            table is not None
+            and table.changed != CHANGED_SPOILED
+            and (new.reason or new.faults > table.faults)
+        ):
+            trouble = new.reason.decode(errors="surrogateescape") if new.reason else "faulty lines"
+            host.warn(f"{os.fsdecode(type_name)}: {trouble}; going on with the previous content")
+            table.refuse(stamps)
+            return table
+        if new.reason is None:
             with _lock:
-                _open[key] = table
-        return table
+                _open[key] = new
+        return new
 
 
 def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:

@@ -8,6 +8,7 @@ else is raised is logged with its traceback and becomes RETRY.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 TYPE_CHECKING = False
@@ -23,6 +24,14 @@ FOLD_FIX, FOLD_MUL = 1 << 14, 1 << 15
 UTF8_REQUEST, UTF8_ACTIVE = 1 << 19, 1 << 20
 RHS_IS_FILE = 1 << 21  # values are names of files whose content is wanted, in base64
 ALL_FLAGS = -1
+
+
+Stamp = tuple[int, int, int, int]  # what tells one content of a file from another
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Device, inode, size, time of change in ns."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Host:
@@ -60,6 +69,7 @@ class SlowTable:
     fold_bit = FOLD_FIX  # the request flag that has the key folded before lookup sees it
     has_sequence = False  # does it have `sequence`?
     has_updates = False  # does it have `write`?
+    files: list[tuple[bytes, Stamp]] = []  # what it was loaded from, as it was then
     at_a_time = 0  # lookups under way at the same time; 0: as many as worker_count says
 
     def lookup(self, key: bytes) -> bytes | None:

@@ -17,9 +17,9 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap._buf cimport buf, memcmp, memcpy, view, view_of, view_until_nul
-from proxymap._map cimport map_close, map_open, map_replaced, map_touched, mapped
+from proxymap._map cimport map_close, map_open, map_touched, mapped
 from proxymap._table cimport (
-    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, table, table_try_nul,
+    CHANGED_SPOILED, Table, cursor, origins_changed, table, table_try_nul,
 )
 from proxymap._words cimport *
 
@@ -34,7 +34,6 @@ cdef enum:
 
 cdef struct cdb:
     mapped m
-    const char *path
     size_t width          # bytes of a number: 4 or 8
     uint64_t records_end  # behind the last record
     uint64_t hash_mask    # a cdb64 holds 32-bit hashes or 64-bit ones, depending on who wrote it
@@ -164,7 +163,7 @@ cdef int cdb_changed(table *t) noexcept nogil:
     cdef const cdb *c = <const cdb *> t.self
     if c.m.region.damaged or map_touched(&c.m):
         return CHANGED_SPOILED
-    return CHANGED_REPLACED if map_replaced(&c.m, c.path) else CHANGED_NOT
+    return origins_changed(t)
 
 
 cdef uint64_t find_hash_mask(cdb *c) noexcept nogil:
@@ -191,13 +190,10 @@ cdef class CdbTable(Table):
     """cdb:NAME, served from NAME.cdb. Raises OSError (cannot be opened) or ValueError (no CDB)."""
 
     cdef cdb db
-    cdef bytes path
 
     def __cinit__(self, bytes type_name, bytes file):
-        self.path = file
-        self.db.path = file
         self.db.m.fd = -1
-        if map_open(&self.db.m, self.db.path, 0) < 0:
+        if map_open(&self.db.m, file, 0) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
         self.db.width = 4
         if not tables_tile(&self.db):
@@ -213,6 +209,9 @@ cdef class CdbTable(Table):
         self.t.sequence = cdb_sequence
         self.t.changed = cdb_changed
         self.t.damaged = &self.db.m.region.damaged
+        self.t.quick = True
+        self.watches_content = True
+        self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
 
     def __dealloc__(self):
         map_close(&self.db.m)

@@ -31,9 +31,9 @@ from posix.fcntl cimport F_RDLCK, F_SETLK, F_UNLCK, fcntl, flock
 from proxymap._buf cimport (
     buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
 )
-from proxymap._map cimport map_close, map_grow, map_open, map_replaced, mapped
+from proxymap._map cimport map_close, map_grow, map_open, map_cut, mapped
 from proxymap._table cimport (
-    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, table, table_try_nul,
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, origins_replaced, table, table_try_nul,
 )
 from proxymap._words cimport *
 
@@ -82,12 +82,12 @@ cdef struct meta:  # as it lies in the file, behind the page header
 
 cdef struct lmdb:
     mapped m
-    const char *path
     size_t page_size
     size_t header      # bytes of a page header
     size_t base        # what node offsets count from
     uint32_t version
     bint moved         # the map was replaced during this round
+    uint64_t latest    # transaction that an answer was taken from
 
 
 cdef struct page:
@@ -451,6 +451,7 @@ cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
         db.moved = False
         status = answer_in(db, &s, q, scratch)
         if not db.moved and snapshot_intact(db, &s):
+            db.latest = s.txnid
             break
         status = STAT_RETRY
     if locked:
@@ -520,9 +521,10 @@ cdef uint64_t lmdb_generation(table *t) noexcept nogil:
 cdef int lmdb_changed(table *t) noexcept nogil:
     """Being written to is its life; only what cannot have been LMDB's doing counts."""
     cdef const lmdb *db = <const lmdb *> t.self
-    if db.m.region.damaged:
+    cdef meta s
+    if db.m.region.damaged or map_cut(&db.m) or snapshot_take(db, &s) < 0 or s.txnid < db.latest:
         return CHANGED_SPOILED
-    return CHANGED_REPLACED if map_replaced(&db.m, db.path) else CHANGED_NOT
+    return CHANGED_REPLACED if origins_replaced(t) else CHANGED_NOT
 
 
 cdef bint meta_fits(lmdb *db, size_t header, uint32_t version) noexcept nogil:
@@ -545,14 +547,11 @@ cdef class LmdbTable(Table):
     """lmdb:NAME, served from NAME.lmdb. Raises OSError, or ValueError for a file that we cannot read."""
 
     cdef lmdb db
-    cdef bytes path
 
     def __cinit__(self, bytes type_name, bytes file):
         cdef meta s
-        self.path = file
-        self.db.path = file
         self.db.m.fd = -1
-        if map_open(&self.db.m, self.db.path, ADDRESS_SPACE) < 0:
+        if map_open(&self.db.m, file, ADDRESS_SPACE) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
         if not meta_fits(&self.db, 16, VERSION_0_9) and not meta_fits(&self.db, 24, VERSION_1_0):
             raise ValueError(f"{os.fsdecode(file)}: not an LMDB file of format 0.9 or 1.0, or damaged")
@@ -566,6 +565,9 @@ cdef class LmdbTable(Table):
         self.t.sequence = lmdb_sequence
         self.t.generation = lmdb_generation
         self.t.changed = lmdb_changed
+        self.t.quick = True
+        self.watches_content = True
+        self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
 
     def __dealloc__(self):
         map_close(&self.db.m)

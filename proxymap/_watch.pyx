@@ -1,0 +1,196 @@
+"""_watch - inotify: which folders and files are watched, and did anything happen to them?
+
+Workers add what a table was loaded from; the loop takes events. An event only
+says that somebody should look (stat) at the tables: it is matched by its name
+alone, so that one too many is possible, and one too few is not. On the way to
+a file each folder and each symbolic link is watched, since a rename of any of
+them puts another file there.
+
+Source: inotify(7).
+"""
+
+import os
+
+from libc.errno cimport ENOENT, ENOMEM, errno
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strlen
+from posix.unistd cimport close, read
+
+from proxymap._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_of
+from proxymap._hash cimport hash_view
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from "<sys/inotify.h>" nogil:
+    struct inotify_event:
+        uint32_t mask
+        uint32_t len
+        char name[1]
+    enum:
+        IN_NONBLOCK, IN_CLOEXEC, IN_MASK_ADD, IN_ONLYDIR
+        IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
+    int inotify_init1(int)
+    int inotify_add_watch(int, const char *, uint32_t)
+
+cdef enum:
+    EVENTS_SIZE = 65536  # bytes read at a time
+    LINKS_MAX = 40       # symbolic links on the way to a file, as path_resolution(7) has it
+
+cdef uint32_t NAMES_CHANGE = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_MASK_ADD | IN_ONLYDIR
+cdef uint32_t FILES_CHANGE = NAMES_CHANGE | IN_CLOSE_WRITE | IN_ATTRIB
+cdef uint32_t CONTENT_CHANGES = IN_MODIFY | IN_ATTRIB | IN_MASK_ADD
+
+# File systems where a change made elsewhere causes no event; statfs(2), by their magic.
+REMOTE = frozenset([0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0x00C36400, 0x47504653])
+
+
+cdef bint names_has(watch *w, view name) noexcept nogil:
+    cdef watched_name *n = w.names[hash_view(name, 0) % WATCH_SLOTS]
+    while n != NULL and not view_equal(buf_view(&n.name), name):
+        n = n.chain
+    return n != NULL
+
+
+cdef int names_add(watch *w, view name) noexcept nogil:
+    """0, or -1 without memory."""
+    cdef watched_name *n
+    cdef watched_name **slot = &w.names[hash_view(name, 0) % WATCH_SLOTS]
+    if names_has(w, name):
+        return 0
+    n = <watched_name *> calloc(1, sizeof(watched_name))
+    if n == NULL or buf_append_view(&n.name, name) < 0:
+        free(n)
+        return -1
+    n.chain = slot[0]
+    slot[0] = n
+    return 0
+
+
+cdef bint watch_take(watch *w) noexcept nogil:
+    """Take the events that there are; did any of them concern a name or a file that is watched?"""
+    cdef char events[EVENTS_SIZE]
+    cdef const inotify_event *e
+    cdef bint concerned = False
+    cdef ssize_t size, at
+    while True:
+        size = read(w.fd, events, EVENTS_SIZE)
+        if size <= 0:
+            return concerned
+        at = 0
+        pthread_mutex_lock(&w.lock)
+        while at < size:
+            e = <const inotify_event *> (events + at)
+            # Without a name: of a watched file itself, or events were lost.
+            if not concerned:
+                concerned = e.len == 0 or names_has(w, view_of(e.name, strlen(e.name)))
+            at += sizeof(inotify_event) + e.len
+        pthread_mutex_unlock(&w.lock)
+
+
+def steps_to(bytes path) -> list:
+    """The (folder, name) pairs that decide which file `path` leads to, the file's own last.
+
+    Each symbolic link on the way adds the steps of what it points to.
+    """
+    steps = []
+    rest = os.path.abspath(path).split(b"/")[1:]
+    folder = b"/"
+    links = 0
+    while rest:
+        name = rest.pop(0)
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            folder = os.path.dirname(folder)
+            continue
+        steps.append((folder, name))
+        whole = os.path.join(folder, name)
+        try:
+            target = os.readlink(whole)
+        except OSError:
+            folder = whole
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            break
+        rest[:0] = target.split(b"/")
+        if target.startswith(b"/"):
+            folder = b"/"
+    return steps
+
+
+cdef class Watch:
+    """Watches files. `fd` becomes readable when something happens; -1 where inotify is not to be had."""
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.w.lock, NULL)
+        self.w.fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+
+    def __dealloc__(self):
+        cdef watched_name *n
+        cdef int slot
+        for slot in range(WATCH_SLOTS):
+            while self.w.names[slot] != NULL:
+                n = self.w.names[slot]
+                self.w.names[slot] = n.chain
+                buf_free(&n.name)
+                free(n)
+        if self.w.fd >= 0:
+            close(self.w.fd)
+
+    @property
+    def fd(self) -> int:
+        return self.w.fd
+
+    def add(self, bytes path not None, bint content=False) -> bool:
+        """Watch what `path` leads to; with `content`, also each write to the file itself.
+
+        False: changes of it may cause no event, so that it has to be looked at.
+        May be called by any thread, and again for the same path.
+        """
+        if self.w.fd < 0 or is_remote(path):
+            return False
+        *way, (folder, name) = steps_to(path)
+        for above, below in way:
+            if self.watch(above, below, NAMES_CHANGE) == ENOENT:
+                return True  # when it appears there will be an event, and a reason to come here again
+        failed = self.watch(folder, name, FILES_CHANGE)
+        if content and not failed:
+            failed = self.watch(os.path.join(folder, name), b"", CONTENT_CHANGES)
+        return failed in (0, ENOENT)
+
+    def watch(self, bytes path, bytes name, uint32_t mask) -> int:
+        """Watch one folder, or one file (no name); 0, or the error's number.
+
+        A folder above that may not be read cannot be watched; it is hardly ever renamed.
+        """
+        pthread_mutex_lock(&self.w.lock)
+        failed = len(name) and names_add(&self.w, view_of(name, len(name))) < 0
+        pthread_mutex_unlock(&self.w.lock)
+        if failed:
+            return ENOMEM
+        return 0 if inotify_add_watch(self.w.fd, path, mask) >= 0 else errno
+
+    def take(self) -> bool:
+        """Take the events so far; did any concern what is watched?"""
+        return watch_take(&self.w)
+
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs_buf "statfs":
+        long f_type
+    int statfs(const char *, statfs_buf *)
+
+
+def is_remote(bytes path) -> bool:
+    """Does the file, or the nearest folder that exists, lie on a file system that others may change?"""
+    cdef statfs_buf info
+    while statfs(path, &info) < 0:
+        if path in (b"/", b"."):
+            return True
+        path = os.path.dirname(path) or b"."
+    return info.f_type & 0xFFFFFFFF in REMOTE

@@ -1,0 +1,257 @@
+"""test_live - tables that change while they are served: the next request gets the new content
+
+Nobody is dropped. Every file here is changed beside a running server, and every answer that is
+given meanwhile is checked. A value tells which generation it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+from fix_server import ServerProcess, found, lookup, wait_until, write_cdb
+from oracle import Attributes, reply
+
+RETRY = 2
+CLIENTS = 16
+ROUNDS = 200
+KEYS = [b"k%d" % i for i in range(50)]
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as server:
+        yield server
+
+
+def content(generation: int) -> dict[bytes, bytes]:
+    return dict.fromkeys(KEYS, b"%d" % generation)
+
+
+class Readers:
+    """Clients that ask without pause, each on its connection; `wrong` has every answer that must not be."""
+
+    def __init__(
+        self, server: ServerProcess, table: bytes, allowed: Callable[[int, Attributes], bool]
+    ) -> None:
+        """allowed: may a request sent when `oldest` was complete be answered so?"""
+        self.server, self.table, self.allowed = server, table, allowed
+        self.oldest = 0  # the generation that was complete before a request was sent
+        self.asked = 0
+        self.wrong: list[object] = []
+        self.ending = False
+        self.threads = [threading.Thread(target=self.read, args=(i,)) for i in range(CLIENTS)]
+
+    def read(self, start: int) -> None:
+        step = start
+        try:
+            with self.server.connect() as peer:
+                while not self.ending:
+                    oldest = self.oldest
+                    answer = peer.ask(lookup(self.table, KEYS[step % len(KEYS)]))
+                    if not self.allowed(oldest, answer):
+                        self.wrong.append((oldest, answer))
+                    self.asked += 1
+                    step += 1
+        except BaseException as error:  # a lost connection is a wrong answer, too
+            self.wrong.append(error)
+
+    def __enter__(self) -> Readers:
+        for thread in self.threads:
+            thread.start()
+        wait_until(lambda: self.asked > CLIENTS or self.wrong, "the first answers")
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.ending = True
+        for thread in self.threads:
+            thread.join()
+
+
+def at_least(oldest: int, answer: Attributes) -> bool:
+    """Found, and not older than what was complete before the request."""
+    return answer[0] == (b"status", b"0") and int(answer[1][1]) >= oldest
+
+
+def test_replaced_cdb_is_served_by_the_next_request_on_every_connection(server: ServerProcess) -> None:
+    table = server.cdb("t", content(0))
+    server.start()
+    with Readers(server, table, at_least) as readers:
+        for generation in range(1, ROUNDS + 1):
+            write_cdb(server.dir / "t.cdb", content(generation))
+            readers.oldest = generation
+    assert readers.wrong == []
+    assert readers.asked > ROUNDS
+
+
+def ask(server: ServerProcess, table: bytes, key: bytes = KEYS[0]) -> Attributes:
+    with server.connect() as peer:
+        return peer.ask(lookup(table, key))
+
+
+def test_symbolic_link_that_is_switched_is_followed(server: ServerProcess) -> None:
+    for generation in (1, 2):
+        (server.dir / f"v{generation}").mkdir()
+        write_cdb(server.dir / f"v{generation}" / "t.cdb", content(generation))
+    (server.dir / "now").symlink_to("v1")
+    table = f"cdb:{server.dir}/now/t".encode()
+    server.approve(table)
+    server.start()
+    with server.connect() as peer:
+        for step in range(20):
+            assert peer.ask(lookup(table, KEYS[0])) == found(b"%d" % (1 + step % 2))
+            (server.dir / "new").symlink_to(f"v{2 - step % 2}")
+            (server.dir / "new").rename(server.dir / "now")
+
+
+def test_folder_that_is_renamed_is_followed(server: ServerProcess) -> None:
+    for generation in (1, 2):
+        (server.dir / f"v{generation}").mkdir()
+        write_cdb(server.dir / f"v{generation}" / "t.cdb", content(generation))
+    (server.dir / "v1").rename(server.dir / "now")
+    table = f"cdb:{server.dir}/now/t".encode()
+    server.approve(table)
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+        (server.dir / "now").rename(server.dir / "old")
+        (server.dir / "v2").rename(server.dir / "now")
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"2")
+        write_cdb(server.dir / "now" / "t.cdb", content(3))  # the new folder is watched as well
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"3")
+
+
+def test_touched_file_changes_nothing(server: ServerProcess) -> None:
+    table = server.cdb("t", content(1))
+    server.start()
+    with server.connect() as peer:
+        for _ in range(10):
+            assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+            (server.dir / "t.cdb").touch()
+    assert "RETRY" not in server.log()
+
+
+def test_removed_file_is_served_on_and_its_successor_at_once(server: ServerProcess) -> None:
+    table = server.cdb("t", content(1))
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+        (server.dir / "t.cdb").unlink()
+        for _ in range(3):
+            assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+        server.wait_log("No such file or directory; going on with the previous content")
+        write_cdb(server.dir / "t.cdb", content(2))
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"2")
+
+
+def test_broken_successor_is_refused_and_said_once(server: ServerProcess) -> None:
+    table = server.cdb("t", content(1))
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+        for _step in range(3):
+            (server.dir / "new").write_bytes(b"no cdb" * 1000)
+            (server.dir / "new").rename(server.dir / "t.cdb")
+            for _ in range(5):
+                assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+                (server.dir / "t.new").touch()  # something else happens in the folder
+        write_cdb(server.dir / "t.cdb", content(2))
+        assert peer.ask(lookup(table, KEYS[0])) == found(b"2")
+    assert 1 <= server.log().count("going on with the previous content") <= 3
+
+
+def test_missing_file_that_appears_makes_its_table_work(server: ServerProcess) -> None:
+    table = f"cdb:{server.dir}/later/t".encode()
+    server.approve(table)
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, KEYS[0])) == reply("lookup", "3.6", RETRY)
+        (server.dir / "later").mkdir()
+        write_cdb(server.dir / "later" / "t.cdb", content(1))
+        wait_until(lambda: peer.ask(lookup(table, KEYS[0])) == found(b"1"), "the table", limit=5)
+
+
+def right_or_retry(oldest: int, answer: Attributes) -> bool:
+    return answer[0] == (b"status", b"2") or at_least(0, answer)
+
+
+def dd_zeros(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("damage", [dd_zeros, truncate, remove])
+def test_file_that_is_spoiled_and_copied_over_is_right_again(
+    server: ServerProcess, damage: Callable[[Path], None]
+) -> None:
+    """cp keeps the inode: what is mapped changes under the server's feet."""
+    table = server.cdb("t", content(1))
+    file = server.dir / "t.cdb"
+    server.start()
+    with server.connect() as peer:
+        for generation in range(1, 6):
+            assert peer.ask(lookup(table, KEYS[0])) == found(b"%d" % generation)
+            damage(file)
+            for _ in range(3):
+                answer = peer.ask(lookup(table, KEYS[1]))
+                assert answer in (found(b"%d" % generation), reply("lookup", "3.6", RETRY))
+            write_cdb(server.dir / "next.cdb", content(generation + 1))
+            shutil.copyfile(server.dir / "next.cdb", file)
+            expected = found(b"%d" % (generation + 1))
+            wait_until(lambda: peer.ask(lookup(table, KEYS[2])) == expected, "the copy", limit=5)  # noqa: B023
+    assert server.alive()
+
+
+def test_file_cut_to_every_length_never_gives_a_wrong_answer(server: ServerProcess) -> None:
+    table = server.cdb("t", content(1))
+    file = server.dir / "t.cdb"
+    whole = file.read_bytes()
+    server.start()
+    with Readers(server, table, right_or_retry) as readers:
+        for length in range(0, len(whole), 97):
+            os.truncate(file, length)
+            asked = readers.asked
+            wait_until(lambda: readers.asked > asked + CLIENTS, "answers")  # noqa: B023
+            file.write_bytes(whole)
+        wait_until(lambda: ask(server, table) == found(b"1"), "the whole file", limit=5)
+    assert readers.wrong == []
+    assert server.alive()
+
+
+def test_changed_configuration_is_said(server: ServerProcess) -> None:
+    table = server.cdb("t", content(1))
+    server.start()
+    assert ask(server, table) == found(b"1")
+    with (server.dir / "main.cf").open("a") as main_cf:
+        main_cf.write("mail_owner = nobody\n")
+    server.wait_log("main.cf has changed; reload to have it obeyed")
+    assert ask(server, table) == found(b"1")
+
+
+def test_replaced_lmdb_is_served_by_the_next_request(server: ServerProcess) -> None:
+    table = server.lmdb("t", content(0))
+    server.start()
+    with Readers(server, table, at_least) as readers:
+        for generation in range(1, ROUNDS // 4):
+            with (
+                lmdb.open(str(server.dir / "new"), subdir=False, lock=False, map_size=1 << 24) as env,
+                env.begin(write=True) as txn,
+            ):
+                for key, value in content(generation).items():
+                    txn.put(key, value)
+            (server.dir / "new").rename(server.dir / "t.lmdb")
+            readers.oldest = generation
+    assert readers.wrong == []
