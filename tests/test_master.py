@@ -479,7 +479,7 @@ def test_unreadable_main_cf_is_one_fatal_line_in_the_mail_log(command: str) -> N
                 peer.connect(instance.socket())
                 wait_until(lambda: "fatal: " in instance.log(), "a fatal line")
                 wait_until(lambda: "exit status 1" in instance.log(), "master's word of it")
-            fatal = [line for line in instance.warnings() if "postfix/proxymap" in line]
+            fatal = [line for line in instance.warnings() if "fatal: " in line and "postfix/proxymap" in line]
             assert all("main.cf, line" in line and "missing '='" in line for line in fatal)
             assert "Traceback" not in instance.log()
     finally:
