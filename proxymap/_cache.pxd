@@ -44,4 +44,6 @@ cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) 
 cdef void cache_store(
     cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value
 ) noexcept nogil
+cdef void cache_forget(cache *c, uint64_t owner, view key) noexcept nogil
+cdef void cache_clear(cache *c) noexcept nogil
 cdef view entry_value(const entry *e) noexcept nogil

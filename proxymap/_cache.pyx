@@ -54,10 +54,7 @@ cdef void sieve_init(sieve *s, size_t limit) noexcept nogil:
 
 
 cdef void cache_free(cache *c) noexcept nogil:
-    while c.found.oldest != NULL:
-        entry_drop(c, &c.found, c.found.oldest)
-    while c.absent.oldest != NULL:
-        entry_drop(c, &c.absent, c.absent.oldest)
+    cache_clear(c)
     free(c.slots)
     c.slots = NULL
 
@@ -137,6 +134,20 @@ cdef void cache_store(
         s.oldest = e
     s.newest = e
     s.bytes += cost
+
+
+cdef void cache_forget(cache *c, uint64_t owner, view key) noexcept nogil:
+    """Drop the answer to key, if there is one."""
+    cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
+    if e != NULL:
+        entry_drop(c, sieve_of(c, e.status), e)
+
+
+cdef void cache_clear(cache *c) noexcept nogil:
+    while c.found.oldest != NULL:
+        entry_drop(c, &c.found, c.found.oldest)
+    while c.absent.oldest != NULL:
+        entry_drop(c, &c.absent, c.absent.oldest)
 
 
 cdef void sieve_evict(cache *c, sieve *s) noexcept nogil:

@@ -16,7 +16,13 @@ cdef struct instance:
     int open_flags      # the flags of the freshly opened table
     int flags           # the dictionary's flag word as the latest request left it (3.6)
     table *t            # NULL until it was opened once
-    uint64_t id         # another one for each table that t has been; for the cache
+    uint64_t id         # another one for each table that t has been
+    uint64_t cache_id   # the same for the cache, and another one after each flush
+    bint refused        # the name is not approved any more
+    uint64_t lookups    # asked of it, and the answers that came from the cache
+    uint64_t hits
+    uint64_t errors     # answers of RETRY and CONFIG
+    uint64_t opened_ms  # when t came
     bint opening        # a worker is at it, and requests wait
     bint renewing       # a worker is at it, and requests are answered by the old table
     bint again          # something happened to the files meanwhile
@@ -45,6 +51,8 @@ cdef struct catalog:
 cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil
 cdef void catalog_free(catalog *c) noexcept nogil
 cdef int catalog_approve(catalog *c, view name) noexcept nogil
+cdef void catalog_approve_none(catalog *c) noexcept nogil
+cdef void catalog_recheck(catalog *c) noexcept nogil
 cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil
 cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil
 cdef instance *catalog_add(

@@ -30,7 +30,6 @@ cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil:
 cdef void catalog_free(catalog *c) noexcept nogil:
     """Free the catalog; the tables were given up before."""
     cdef instance *i
-    cdef approved *a
     cdef int slot
     for slot in range(SLOTS):
         while c.slots[slot] != NULL:
@@ -38,6 +37,13 @@ cdef void catalog_free(catalog *c) noexcept nogil:
             c.slots[slot] = i.chain
             buf_free(&i.name)
             free(i)
+    catalog_approve_none(c)
+
+
+cdef void catalog_approve_none(catalog *c) noexcept nogil:
+    cdef approved *a
+    cdef int slot
+    for slot in range(SLOTS):
         while c.approved[slot] != NULL:
             a = c.approved[slot]
             c.approved[slot] = a.chain
@@ -60,6 +66,17 @@ cdef int catalog_approve(catalog *c, view name) noexcept nogil:
     a.chain = c.approved[a.hash % SLOTS]
     c.approved[a.hash % SLOTS] = a
     return 0
+
+
+cdef void catalog_recheck(catalog *c) noexcept nogil:
+    """After new approvals: which instances may be served?"""
+    cdef instance *i
+    cdef int slot
+    for slot in range(SLOTS):
+        i = c.slots[slot]
+        while i != NULL:
+            i.refused = not catalog_is_approved(c, buf_view(&i.name))
+            i = i.chain
 
 
 cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil:
@@ -169,5 +186,5 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
     if old == NULL or old.reason != NULL:
         i.flags = i.open_flags
     c.last_id += 1
-    i.id = c.last_id
+    i.id = i.cache_id = c.last_id
     return old

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from typing import Any
 
 from proxymap._jobs import Queue
 from proxymap._table import Table
@@ -21,18 +22,23 @@ class Loop:
         wake_fd: int,
         *,
         config: Table | None = None,
-        approved: Iterable[bytes],
         writes: bool = False,
+        status_fd: int = -1,
+        generation: int = 0,
+        max_use: int = 0,
+        max_idle: int = 0,
+        **settings: Any,
+    ) -> None: ...
+    def configure(
+        self,
+        *,
+        approved: Iterable[bytes],
         utf8_layer: bool = True,
         greeting: bool = True,
         cache_size: int = 0,
         request_size_limit: int = ...,
         buffer_size_limit: int = ...,
         ipc_timeout: float = 3600,
-        status_fd: int = -1,
-        generation: int = 0,
-        max_use: int = 0,
-        max_idle: int = 0,
     ) -> None: ...
     def run(self) -> int: ...
     def add_client(self, fd: int) -> None: ...
@@ -40,4 +46,6 @@ class Loop:
     def progress(self) -> tuple[int, bool]: ...
     def stop_accepting(self) -> None: ...
     def drain(self, seconds: float) -> int: ...
+    def tables(self) -> list[dict[str, Any]]: ...
+    def flush(self, name: bytes | None = None, key: bytes | None = None) -> int: ...
     def counters(self) -> dict[str, int]: ...

@@ -26,8 +26,8 @@ from libc.string cimport memset
 from posix.unistd cimport close, read
 
 from proxymap._buf cimport view_of, view_str, view
-from proxymap._cache cimport cache, cache_free, cache_init
-from proxymap._catalog cimport catalog_approve, instance
+from proxymap._cache cimport cache, cache_clear, cache_forget, cache_free, cache_init
+from proxymap._catalog cimport catalog_approve, catalog_approve_none, catalog_recheck, instance
 from proxymap._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
     SOURCE_WATCH, client, client_answered, client_event, client_new, clients, clients_free, clients_hang_up,
@@ -261,13 +261,31 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     return 0
 
 
+cdef dict describe(instance *i, uint64_t now):
+    """An instance for the administrator; with the GIL."""
+    name = i.name.data[i.name.start:i.name.end]
+    known = {
+        "table": os.fsdecode(name), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
+        "approved": not i.refused, "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
+    }
+    if i.t == NULL:
+        return {**known, "state": "being opened"}
+    table = <Table> i.t.owner
+    return {
+        **known, "state": "open" if i.t.reason == NULL else "unavailable", "generation": i.id,
+        "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
+        "entries": table.entries, "bytes": table.size, "slow": i.t.lookup == NULL, "cached": i.t.cached,
+        "trouble": table.trouble or None,
+    }
+
+
 cdef class Loop:
     """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
 
     todo, asks: the queues to the workers, for tables to open and for lookups; done: from
     them; log: to the logger. watching: what they watch files with. config: stands for the
     files of the configuration.
-    Limits are bytes and seconds. wake_fd: readable when `run` is to return.
+    wake_fd: readable when `run` is to return. settings: see `configure`.
     status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """
 
@@ -275,41 +293,30 @@ cdef class Loop:
     cdef Queue todo, asks, done, log
     cdef Watch watching
     cdef Table config
+    cdef uint64_t seed
+    cdef size_t cache_size
 
     def __cinit__(
         self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
         Queue log not None, Watch watching not None, int wake_fd, *,
-        Table config=None, approved, bint writes=False, bint utf8_layer=True, bint greeting=True,
-        size_t cache_size=0,
-        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600,
-        int status_fd=-1, unsigned int generation=0, uint64_t max_use=0, uint64_t max_idle=0
+        Table config=None, bint writes=False, int status_fd=-1, unsigned int generation=0,
+        uint64_t max_use=0, uint64_t max_idle=0, **settings
     ):
-        cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
+        self.seed = int.from_bytes(os.urandom(8), "little")
         self.todo, self.asks, self.done, self.log = todo, asks, done, log
         self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         self.l.idle.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         if self.l.epoll < 0 or self.l.timer.fd < 0 or self.l.idle.fd < 0:
             raise OSError(errno, os.strerror(errno))
-        service_init(&self.l.service, seed)
+        service_init(&self.l.service, self.seed)
         self.l.service.todo = &todo.q
         self.l.service.asks = &asks.q
         self.l.service.log = &log.q
         self.l.service.writes = writes
-        self.l.service.utf8_layer = utf8_layer
-        if cache_size:
-            if cache_init(&self.l.results, cache_size, seed ^ 1) < 0:
-                raise MemoryError
-            self.l.service.results = &self.l.results
-        for name in approved:
-            if catalog_approve(&self.l.service.tables, view_of(name, len(name))) < 0:
-                raise MemoryError
         if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
             raise MemoryError
-        self.l.all.greeting = greeting
-        self.l.all.request_size_limit = request_size_limit
-        self.l.all.buffer_size_limit = buffer_size_limit
-        self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
+        self.configure(**settings)
         self.l.done = &done.q
         self.watching = watching
         self.l.watch = &watching.w
@@ -320,6 +327,34 @@ cdef class Loop:
         self.l.max_use = max_use
         self.l.max_idle = max_idle
         self.watch_sources(listeners, done.eventfd, wake_fd)
+
+    def configure(
+        self, *, approved, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
+        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
+    ):
+        """Obey these settings from now on; bytes and seconds. Not while `run` is under way.
+
+        approved: the names of the tables that may be served. What is open stays open.
+        """
+        catalog_approve_none(&self.l.service.tables)
+        for name in approved:
+            if catalog_approve(&self.l.service.tables, view_of(name, len(name))) < 0:
+                raise MemoryError
+        catalog_recheck(&self.l.service.tables)
+        self.l.service.utf8_layer = utf8_layer
+        self.l.all.greeting = greeting
+        self.l.all.request_size_limit = request_size_limit
+        self.l.all.buffer_size_limit = buffer_size_limit
+        self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
+        if cache_size != self.cache_size:
+            self.l.service.results = NULL
+            if self.l.results.slots != NULL:
+                cache_free(&self.l.results)
+            if cache_size:
+                if cache_init(&self.l.results, cache_size, self.seed ^ 1) < 0:
+                    raise MemoryError
+                self.l.service.results = &self.l.results
+            self.cache_size = cache_size
 
     def watch_sources(self, list listeners, int answers_fd, int wake_fd):
         cdef int i
@@ -441,6 +476,40 @@ cdef class Loop:
                 elif clients_waiting(&self.l.all) == 0 and now_ms() >= linger_ms:
                     break
         return clients_waiting(&self.l.all)
+
+    def tables(self) -> list:
+        """What is known of each instance of a table. Not while `run` is under way."""
+        cdef instance *i
+        cdef size_t slot
+        found = []
+        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
+            i = self.l.service.tables.slots[slot]
+            while i != NULL:
+                found.append(describe(i, now_ms()))
+                i = i.chain
+        return found
+
+    def flush(self, bytes name=None, bytes key=None) -> int:
+        """Empty the cache, or forget a table's answers, or those to one key; how many tables were hit?"""
+        cdef instance *i
+        cdef size_t slot
+        cdef uint64_t bits
+        count = 0
+        if name is None and self.l.service.results != NULL:
+            cache_clear(self.l.service.results)
+        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
+            i = self.l.service.tables.slots[slot]
+            while i != NULL:
+                if name is None or i.name.data[i.name.start:i.name.end] == name:
+                    count += 1
+                    if key is None:
+                        self.l.service.tables.last_id += 1
+                        i.cache_id = self.l.service.tables.last_id
+                    elif self.l.service.results != NULL:  # with either try bit, both, or none
+                        for bits in range(4):
+                            cache_forget(&self.l.results, i.cache_id << 2 | bits, view_of(key, len(key)))
+                i = i.chain
+        return count
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""

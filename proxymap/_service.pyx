@@ -89,7 +89,7 @@ cdef int service_request(
     if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
         return refuse(&r, STAT_BAD, out)
     i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
-    if i == NULL:
+    if i == NULL or i.refused:
         if not catalog_is_approved(&s.tables, r.table):
             return deny(s, &r, out)
         i = add_instance(s, &r)
@@ -269,6 +269,7 @@ cdef instance *service_opened(service *s, job *j) noexcept nogil:
     cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
     if i.t.reason != NULL or retired == j.t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
+    i.opened_ms = now_ms()
     close_table(s, retired)
     if i.again:
         i.again = False
@@ -293,6 +294,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if i.t.reason != NULL:
         status = unavailable(s, i)
     elif r.kind == REQ_LOOKUP:
+        i.lookups += 1
         status = STAT_LATER if i.t.lookup == NULL else lookup(s, i, r.key, &flags, &value)
     elif r.kind == REQ_SEQUENCE:
         status = sequence(s, who, i, r.function, &key, &value)
@@ -317,6 +319,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
 
 cdef int unavailable(service *s, instance *i) noexcept nogil:
     cdef view parts[4]
+    i.errors += 1
     parts[0] = buf_view(&i.name)
     parts[1] = view_str(b" is unavailable. ")
     parts[2] = view_str(i.t.reason)
@@ -326,6 +329,7 @@ cdef int unavailable(service *s, instance *i) noexcept nogil:
 
 cdef void distrust(service *s, instance *i) noexcept nogil:
     """A table gave RETRY: if its file was replaced or cut, open it again."""
+    i.errors += 1
     warn(s, view_str(b"table "), buf_view(&i.name),
          view_str(b" is damaged or was changed in place; answering RETRY"))
     if now_ms() >= i.retry_ms:
@@ -372,12 +376,13 @@ cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noex
 
 cdef int lookup_cached(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
     """The generation is read before the table: an answer is at least as new as it is marked."""
-    cdef uint64_t owner = i.id << 2 | (flags[0] & DICT_FLAGS_TRY) >> 2
+    cdef uint64_t owner = i.cache_id << 2 | (flags[0] & DICT_FLAGS_TRY) >> 2
     cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
     cdef entry *e = cache_find(s.results, owner, generation, key)
     cdef int before = flags[0]
     cdef int status
     if e != NULL:
+        i.hits += 1
         flags[0] &= ~e.cleared
         value[0] = entry_value(e)
         return e.status
@@ -526,6 +531,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef view value = buf_view(&j.value)
     who.waits_for = NULL
     job_is_back(s, j.t)
+    i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(value)):
         warn_not_utf8(s, i, b': non-UTF-8 value "', value)

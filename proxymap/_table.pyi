@@ -16,6 +16,11 @@ class Table:
     faults: int
     watches_content: bool
     polled: bool
+    trouble: str
+    @property
+    def entries(self) -> int | None: ...
+    @property
+    def size(self) -> int | None: ...
     @property
     def flags(self) -> int: ...
     @property

@@ -35,6 +35,7 @@ cdef class Table:
         self.t.slow = 0
         self.files = []
         self.faults = 0
+        self.trouble = ""
         self.watches_content = False
         self.t.asks = self.t.changes = NULL
         self.t.self = NULL
@@ -88,6 +89,16 @@ cdef class Table:
         for device, inode, size, mtime_ns in stamps:
             o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
             o = o.next
+
+    @property
+    def entries(self):
+        """How many records or rules it has; None if that is not known."""
+        return None
+
+    @property
+    def size(self):
+        """How large it is; None if that is not known."""
+        return None
 
     @property
     def polled(self) -> bool:
@@ -241,6 +252,7 @@ cdef class Surrogate(Table):
     def __cinit__(self, bytes type_name, bytes reason):
         self.text = reason
         self.t.reason = PyBytes_AsString(self.text)
+        self.trouble = reason.decode(errors="surrogateescape")
         self.t.flags = DICT_FLAG_PATTERN
         self.t.lookup = surrogate_lookup
         self.t.sequence = surrogate_sequence

@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 import time
+from functools import partial
 
 from proxymap import master, standalone
 from proxymap._jobs import LEVEL_FATAL
@@ -142,18 +143,19 @@ def show(what: str) -> None:
 def serve(options: Options, log: Log) -> None:
     """Configure, then live until the end."""
     sys.dont_write_bytecode = True  # root's umask would make it unreadable for mail_owner
-    settings, main_cf = load(
-        options.config_directory, options.overrides, options.service_name, IDENT, log.warning
+    read = partial(
+        load, options.config_directory, options.overrides, options.service_name, IDENT, log.warning
     )
+    settings, main_cf = read()
     log.verbose = options.verbose
     log.sinks = open_sinks(settings, options)
     threading.excepthook = lambda details: log.exception("a thread ended", error=details.exc_value)
     raise_descriptor_limit()
     writes = is_read_write(settings, options.service_name)
     if options.under_master:
-        master.run(settings, main_cf, log, options.start, writes=writes)
+        master.run(settings, main_cf, log, options.start, service_name=options.service_name, writes=writes)
     else:
-        standalone.run(settings, main_cf, log, listen=options.listen, writes=writes)
+        standalone.run(settings, main_cf, log, listen=options.listen, writes=writes, load=read)
 
 
 def is_read_write(settings: Settings, service_name: str) -> bool:

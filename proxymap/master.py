@@ -48,7 +48,9 @@ class Start:
         self.on_stdin = False  # -S
 
 
-def run(settings: Settings, main_cf: MainCf, log: Log, start: Start, *, writes: bool) -> None:
+def run(
+    settings: Settings, main_cf: MainCf, log: Log, start: Start, *, service_name: str, writes: bool
+) -> None:
     """Serve until master, SIGTERM, max_idle or max_use ends it. Raises ConfigError before it serves."""
     listeners: list[int] = []
     life = {"max_use": 1}
@@ -62,8 +64,10 @@ def run(settings: Settings, main_cf: MainCf, log: Log, start: Start, *, writes: 
             "max_use": settings.max_use,
         }
     enter_queue_directory(settings)
-    load_what_is_needed_later()
-    server = Server(settings, main_cf, log, listeners, writes=writes, **life)
+    if start.chroot:
+        load_what_is_needed_later()
+    control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
+    server = Server(settings, main_cf, log, listeners, writes=writes, control=control, **life)
     drop_privileges(settings, start)
     if writes:
         start_session()
@@ -111,9 +115,8 @@ def load_what_is_needed_later() -> None:
             import_module(f"proxymap.tables.{maptype.module}")
         except ImportError:
             pass  # its library is missing, which open_table will say
-    import_module("encodings.idna")
-    import_module("traceback")
-    import_module("linecache")
+    for name in ("encodings.idna", "traceback", "linecache", "json"):
+        import_module(name)
     import time
 
     time.tzset()

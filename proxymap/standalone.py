@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 from proxymap.errors import ConfigError
 from proxymap.log import Log
@@ -19,17 +21,30 @@ from proxymap.maincf import MainCf
 from proxymap.server import Server
 from proxymap.settings import Settings
 
+Load = Callable[[], tuple[Settings, MainCf]]
+
 BACKLOG = 4096  # connections that wait for accept; the kernel cuts it to net.core.somaxconn
 SOCKET_MODE = 0o666  # as Postfix: the folder decides who may connect
 LISTEN_FDS_START = 3
 PATH_MAX = 107  # bytes of a socket's path; unix(7)
 
 
-def run(settings: Settings, main_cf: MainCf, log: Log, *, listen: str | None, writes: bool) -> None:
-    """Serve `listen` ("unix:PATH"; None: the sockets that systemd hands over) until SIGTERM or SIGINT."""
+def run(
+    settings: Settings, main_cf: MainCf, log: Log, *, listen: str | None, writes: bool, load: Load
+) -> None:
+    """Serve `listen` ("unix:PATH"; None: the sockets that systemd hands over) until SIGTERM or SIGINT.
+
+    load: reads the configuration anew.
+    """
     with own_socket(listen) if listen else inherited_sockets() as listeners:
         enter_queue_directory(settings, log)
-        server = Server(settings, main_cf, log, [sock.fileno() for sock in listeners.sockets], writes=writes)
+        sockets = listeners.sockets
+        control = listeners.path or sockets[0].getsockname()
+        server = Server(
+            settings, main_cf, log, [sock.fileno() for sock in sockets], writes=writes,
+            control=control if isinstance(control, str) else None,
+        )  # fmt: skip
+        server.load = load
         with stop_on_signals(server):
             listeners.publish()
             notify("READY=1")
@@ -127,14 +142,14 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 @contextlib.contextmanager
 def stop_on_signals(server: Server) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP does no harm."""
+    """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP reloads."""
 
     def stop(*_: object) -> None:
         notify("STOPPING=1")
         server.stop()
 
     def reload(*_: object) -> None:
-        server.log.warning("SIGHUP: cannot read the configuration anew; restart instead")
+        threading.Thread(target=_reload, args=(server,), name="reload", daemon=True).start()
 
     actions = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
     handlers = {number: signal.signal(number, action) for number, action in actions.items()}
@@ -145,6 +160,13 @@ def stop_on_signals(server: Server) -> Iterator[None]:
         signal.set_wakeup_fd(previous)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _reload(server: Server) -> None:
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    with contextlib.suppress(ConfigError):  # which is in the log
+        server.reload()
+    notify("READY=1")
 
 
 def notify(message: str) -> None:

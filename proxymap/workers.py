@@ -95,27 +95,28 @@ class Crew:
 
 
 class Workers:
-    """The crews, and who minds them.
+    """The crews, and who minds them. `done` is where answers go; writes: tables are opened for updates."""
 
-    done: where answers go. count: threads for each slow table. time_limit: seconds
-    for a lookup. cached: maptypes that the cache may stand in front of.
-    """
-
-    def __init__(
-        self, done: Queue, log: Log, host: Host, *,
-        count: int, time_limit: int, writes: bool, cached: Iterable[str],
-    ) -> None:  # fmt: skip
-        self.done, self.log, self.host = done, log, host
-        self.count, self.limit_ms, self.writes = count, time_limit * 1000, writes
-        self.cached = frozenset(maptype.encode() for maptype in cached)
+    def __init__(self, done: Queue, log: Log, writes: bool) -> None:
+        self.done, self.log, self.writes = done, log, writes
         self.watch = Watch()
         self.stopping = False
         self._busy = threading.Event()
         self._lock = threading.Lock()
-        self._openers = Crew("opener", count, self._open_or_close, self._busy)
-        self._askers = Crew("asker", count, self._ask, self._busy)
+        self._openers = Crew("opener", 1, self._open_or_close, self._busy)
+        self._askers = Crew("asker", 1, self._ask, self._busy)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers, self._askers])
         self.todo, self.asks = self._openers.queue, self._askers.queue
+
+    def configure(self, host: Host, *, count: int, time_limit: int, cached: Iterable[str]) -> None:
+        """Obey these settings for what comes from now on.
+
+        count: threads for each slow table. time_limit: seconds for a lookup. cached: maptypes
+        that the cache may stand in front of.
+        """
+        self.host, self.count, self.limit_ms = host, count, time_limit * 1000
+        self.cached = frozenset(maptype.encode() for maptype in cached)
+        self._openers.limit = self._askers.limit = count
 
     def start(self) -> None:
         self._openers.start()
@@ -227,6 +228,7 @@ class Workers:
                 status, (key, value) = STAT_OK, record
         except ProxymapError as error:
             status = error.status
+            table.trouble = str(error)
             self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         except BaseException as error:
             self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
@@ -247,6 +249,7 @@ class Workers:
             table.write(changes)
         except ProxymapError as error:
             self._fail(changes, error.status)
+            table.trouble = str(error)
             self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
         except BaseException as error:
             self._fail(changes, STAT_RETRY)

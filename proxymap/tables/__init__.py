@@ -83,7 +83,8 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
             and (new.reason or new.faults > table.faults)
         ):
             trouble = new.reason.decode(errors="surrogateescape") if new.reason else "faulty lines"
-            host.warn(f"{os.fsdecode(type_name)}: {trouble}; going on with the previous content")
+            table.trouble = f"{trouble}; going on with the previous content"
+            host.warn(f"{os.fsdecode(type_name)}: {table.trouble}")
             table.refuse(stamps)
             return table
         if new.reason is None:

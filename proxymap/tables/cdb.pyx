@@ -213,6 +213,15 @@ cdef class CdbTable(Table):
         self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
 
+    @property
+    def entries(self):
+        """Each record has two slots."""
+        return (self.db.m.size - self.db.records_end) // (4 * self.db.width)
+
+    @property
+    def size(self):
+        return self.db.m.size
+
     def __dealloc__(self):
         map_close(&self.db.m)
 

@@ -569,6 +569,15 @@ cdef class LmdbTable(Table):
         self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
 
+    @property
+    def entries(self):
+        cdef meta s
+        return s.main.entries if snapshot_take(&self.db, &s) == 0 else None
+
+    @property
+    def size(self):
+        return self.db.m.size
+
     def __dealloc__(self):
         map_close(&self.db.m)
 
