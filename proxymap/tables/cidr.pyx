@@ -9,18 +9,20 @@ Source: cidr_table(5); tables.md 6; the warnings as Postfix 3.7 words them.
 """
 
 import re
+import sys
 from array import array
 
-from libc.stdint cimport int32_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 
-from proxymap._buf cimport buf, memcmp, view, view_of
+from proxymap._buf cimport buf, memcpy, view, view_of
 from proxymap._stamp cimport stamp, stamp_differs
 from proxymap._table cimport CHANGED_NOT, CHANGED_REPLACED, Table, table
 from proxymap._words cimport *
 
 from proxymap.rules import Rules, split_word
-from proxymap.source import BLANKS
+from proxymap.source import BLANKS, base64_of_files
+from proxymap.tables.base import RHS_IS_FILE
 
 cdef extern from "<arpa/inet.h>" nogil:
     enum: AF_INET
@@ -31,10 +33,21 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 split_rule = re.compile(rb"([!\s]*\S*)\s*(.*)", re.DOTALL).fullmatch  # pattern, value
 
+cdef extern from "<endian.h>" nogil:
+    uint32_t be32toh(uint32_t)
+    uint64_t be64toh(uint64_t)
+
+cdef extern from *:
+    ctypedef unsigned long long uint128_t "unsigned __int128"
+
 cdef enum:
-    WIDTH4 = 4    # bytes of an address, in network order
+    WIDTH4 = 4    # bytes of an address
     WIDTH6 = 16
     WIDTH_MAX = 16
+
+ctypedef fused address_t:
+    uint32_t
+    uint128_t
 
 
 cdef struct rule:
@@ -44,11 +57,10 @@ cdef struct rule:
 
 
 cdef struct intervals:
-    # All addresses of one family: interval n begins at starts[n * width] and ends before the next one.
-    const unsigned char *starts  # ascending; the first is all zeros
-    const uint32_t *winners      # which rule answers there; as many as there are rules: none
+    # All addresses of one family: interval n begins at starts[n] and ends before the next one.
+    void *starts       # uint32_t or uint128_t, ascending; the first is 0
+    uint32_t *winners  # which rule answers there; as many as there are rules: none
     size_t count
-    size_t width
 
 
 cdef struct cidr:
@@ -78,25 +90,33 @@ cdef size_t address_parse(view text, unsigned char *address) noexcept nogil:
     return WIDTH4 if inet_pton(AF_INET, terminated, address) == 1 else 0
 
 
-cdef uint32_t winner_at(const intervals *all, const unsigned char *address) noexcept nogil:
-    cdef size_t low = 0, high = all.count, middle
-    while high - low > 1:
-        middle = low + (high - low) // 2
-        if memcmp(all.starts + middle * all.width, address, all.width) <= 0:
-            low = middle
-        else:
-            high = middle
-    return all.winners[low]
+cdef inline size_t interval_of(const address_t *starts, size_t count, address_t address) noexcept nogil:
+    """The last interval that begins at or before an address; no step is a guess for the processor."""
+    cdef size_t found = 0, half
+    while count > 1:
+        half = count // 2
+        found += half * (starts[found + half] <= address)
+        count -= half
+    return found
 
 
 cdef const rule *rule_of(const cidr *c, view key) noexcept nogil:
     """The rule that answers to a key, or NULL."""
     cdef unsigned char address[WIDTH_MAX]
     cdef size_t width = address_parse(key, address)
-    cdef uint32_t winner
-    if width == 0:
+    cdef uint32_t winner, number
+    cdef uint64_t high, low
+    if width == WIDTH4:
+        memcpy(&number, address, 4)
+        winner = c.v4.winners[interval_of[uint32_t](
+            <uint32_t *> c.v4.starts, c.v4.count, be32toh(number))]
+    elif width == WIDTH6:
+        memcpy(&high, address, 8)
+        memcpy(&low, address + 8, 8)
+        winner = c.v6.winners[interval_of[uint128_t](
+            <uint128_t *> c.v6.starts, c.v6.count, <uint128_t> be64toh(high) << 64 | be64toh(low))]
+    else:
         return NULL
-    winner = winner_at(&c.v4 if width == WIDTH4 else &c.v6, address)
     return NULL if winner == c.count else &c.rules[winner]
 
 
@@ -177,7 +197,7 @@ cdef class Counts:
 
 
 def flatten(list conditions, uint32_t count, int width) -> tuple:
-    """Conditions to intervals of one family: (starts, winners).
+    """Conditions to intervals of one family: (starts, winners), as C has them.
 
     Walks through all addresses at which a condition becomes true or false. A
     condition is (width, first address, address behind the last, negated, first
@@ -204,7 +224,7 @@ def flatten(list conditions, uint32_t count, int width) -> tuple:
         if address != here:
             winner = counts.first_zero()
             if not winners or winner != latest:
-                starts += here.to_bytes(width, "big")
+                starts += here.to_bytes(width, sys.byteorder)
                 winners.append(winner)
                 latest = winner
             here = address
@@ -267,8 +287,9 @@ def shown(bytes text) -> str:
 class Reader:
     """Reads rules: what they say (rules: line, pattern, value) and when (conditions, see flatten)."""
 
-    def __init__(self, source) -> None:
-        self.source = source
+    def __init__(self, source, files: bool) -> None:
+        """files: values are names of files whose content is wanted, in base64."""
+        self.source, self.files = source, files
         self.rules = []
         self.conditions = []
         self.ifs = []  # open: (line, what parse_condition gives, first rule inside)
@@ -303,6 +324,8 @@ class Reader:
         condition = parse_condition(pattern)
         if not value:
             raise ValueError("no lookup result")
+        if self.files:
+            value = base64_of_files(value)
         self.conditions.append((*condition, len(self.rules), len(self.rules) + 1))
         self.rules.append((line, pattern, value))
 
@@ -312,8 +335,7 @@ cdef class CidrTable(Table):
 
     cdef cidr c
     cdef bytes path
-    cdef bytes texts    # what rules point into
-    cdef tuple v4, v6   # what intervals point into
+    cdef bytes texts  # what rules point into
 
     def __cinit__(self, bytes type_name, reader):
         cdef stamp *read
@@ -325,10 +347,8 @@ cdef class CidrTable(Table):
         if self.c.rules == NULL:
             raise MemoryError()
         self.take_rules(rules)
-        self.v4 = flatten(reader.conditions, self.c.count, WIDTH4)
-        self.v6 = flatten(reader.conditions, self.c.count, WIDTH6)
-        set_intervals(&self.c.v4, self.v4, WIDTH4)
-        set_intervals(&self.c.v6, self.v6, WIDTH6)
+        take_intervals(&self.c.v4, flatten(reader.conditions, self.c.count, WIDTH4))
+        take_intervals(&self.c.v6, flatten(reader.conditions, self.c.count, WIDTH6))
         if reader.source.stamp:
             read = &self.c.read
             read.device, read.inode, read.size, read.mtime_ns = reader.source.stamp
@@ -358,6 +378,10 @@ cdef class CidrTable(Table):
 
     def __dealloc__(self):
         free(self.c.rules)
+        free(self.c.v4.starts)
+        free(self.c.v4.winners)
+        free(self.c.v6.starts)
+        free(self.c.v6.winners)
 
     def explain(self, bytes key not None) -> list:
         cdef const rule *r = rule_of(&self.c, view_of(key, len(key)))
@@ -366,15 +390,21 @@ cdef class CidrTable(Table):
         return [f"line {r.line}: {shown(r.pattern.ptr[:r.pattern.len])} {shown(r.value.ptr[:r.value.len])}"]
 
 
-cdef void set_intervals(intervals *all, tuple flattened, size_t width):
-    """Point to what flatten gave, which has to stay."""
-    all.starts = <const unsigned char *> <const char *> <bytes> flattened[0]
-    all.winners = <const uint32_t *> <const char *> <bytes> flattened[1]
-    all.count = len(flattened[0]) // width
-    all.width = width
+cdef int take_intervals(intervals *all, tuple flattened) except -1:
+    """Copy what flatten gave to memory that is aligned for addresses."""
+    cdef bytes starts, winners
+    starts, winners = flattened
+    all.count = len(winners) // sizeof(uint32_t)
+    all.starts = malloc(len(starts))
+    all.winners = <uint32_t *> malloc(len(winners))
+    if all.starts == NULL or all.winners == NULL:
+        raise MemoryError()
+    memcpy(all.starts, <const char *> starts, len(starts))
+    memcpy(all.winners, <const char *> winners, len(winners))
+    return 0
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> CidrTable:
-    reader = Reader(Rules("cidr", mapname, opening.host.warn))
+    reader = Reader(Rules("cidr", mapname, opening.host.warn), opening.flags & RHS_IS_FILE != 0)
     reader.read()
     return CidrTable(type_name, reader)
