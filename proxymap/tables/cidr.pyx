@@ -31,8 +31,6 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
     const char *inet_ntop(int family, const void *address, char *text, uint32_t size)
 
-split_rule = re.compile(rb"([!\s]*\S*)\s*(.*)", re.DOTALL).fullmatch  # pattern, value
-
 cdef extern from "<endian.h>" nogil:
     uint32_t be32toh(uint32_t)
     uint64_t be64toh(uint64_t)
@@ -43,7 +41,8 @@ cdef extern from *:
 cdef enum:
     WIDTH4 = 4    # bytes of an address
     WIDTH6 = 16
-    WIDTH_MAX = 16
+
+split_rule = re.compile(rb"([!\s]*\S*)\s*(.*)", re.DOTALL).fullmatch  # pattern, value
 
 ctypedef fused address_t:
     uint32_t
@@ -102,7 +101,7 @@ cdef inline size_t interval_of(const address_t *starts, size_t count, address_t 
 
 cdef const rule *rule_of(const cidr *c, view key) noexcept nogil:
     """The rule that answers to a key, or NULL."""
-    cdef unsigned char address[WIDTH_MAX]
+    cdef unsigned char address[WIDTH6]
     cdef size_t width = address_parse(key, address)
     cdef uint32_t winner, number
     cdef uint64_t high, low
@@ -138,10 +137,11 @@ cdef class Counts:
 
     A tree over the rules: a node knows the smallest count below it, so that adding
     to a range of rules and finding the first rule with none both take log(rules).
+    The children of node n are 2n and 2n + 1.
     """
 
-    cdef int32_t *least   # in node n, whose children are 2n and 2n + 1: the smallest count, without what
-    cdef int32_t *added   # was added to nodes above; and what was added to all of the node
+    cdef int32_t *added   # to all rules below a node, by the node
+    cdef int32_t *least   # the smallest count below a node, without what nodes above it add
     cdef uint32_t leaves  # a power of two, more than there are rules
     cdef uint32_t count
 
@@ -250,7 +250,7 @@ def parse_condition(bytes text) -> tuple:
 
 def parse_block(bytes text) -> tuple:
     """`address[/length]` to (width, first address, address behind the last)."""
-    cdef unsigned char address[WIDTH_MAX]
+    cdef unsigned char address[WIDTH6]
     cdef char network[INET6_ADDRSTRLEN]
     cdef size_t width
     cdef bytes packed

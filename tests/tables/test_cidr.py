@@ -7,11 +7,10 @@ import ipaddress
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -341,28 +340,38 @@ def random_rules(count: int, seed: int) -> str:
     lines = []
     for n in range(count):
         v4 = ipaddress.IPv4Network((numbers.getrandbits(32), numbers.randrange(20, 33)), strict=False)
-        v6 = ipaddress.IPv6Network((numbers.getrandbits(128), numbers.randrange(4, 129)), strict=False)
+        v6 = ipaddress.IPv6Network(
+            (0x20010DB8 << 96 | numbers.getrandbits(96), numbers.randrange(44, 65)), strict=False
+        )
         rule = f"{v4 if n % 2 else v6} value {n % 100}"
         lines.append(f"if !{v4}\n{rule}\nendif\n" if n % 10 == 0 else f"{rule}\n")
     return "".join(lines)
 
 
-def test_a_thousand_times_the_rules_take_less_than_three_times_as_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        lambda numbers: ipaddress.IPv4Address(numbers.getrandbits(32)),
+        lambda numbers: ipaddress.IPv6Address(0x20010DB8 << 96 | numbers.getrandbits(96)),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_a_thousand_times_the_rules_take_less_than_three_times_as_long(
+    tmp_path: Path, address: Callable[[random.Random], object]
+) -> None:
     numbers = random.Random(1)
-    keys = [str(ipaddress.IPv4Address(numbers.getrandbits(32))).encode() for _ in range(5000)]
+    keys = [str(address(numbers)).encode() for _ in range(5000)]
     tables = []
     for count in (100, 100_000):
         (tmp_path / str(count)).write_text(random_rules(count, count))
         tables.append(opened(str(tmp_path / str(count)))[0])
-    ratios = []
-    for _ in range(15):
-        times = []
-        for table in tables:
+    fastest = [float("inf"), float("inf")]  # of many short runs: what others on the machine disturb least
+    for _ in range(25):
+        for n, table in enumerate(tables):
             start = time.process_time()
             table.lookup_loop(keys, 4)
-            times.append(time.process_time() - start)
-        ratios.append(times[1] / times[0])
-    assert statistics.median(ratios) < 3, ratios
+            fastest[n] = min(fastest[n], time.process_time() - start)
+    assert fastest[1] < 3 * fastest[0], fastest
 
 
 def test_deep_nesting_takes_no_more_time_or_memory_than_as_many_rules(tmp_path: Path) -> None:
