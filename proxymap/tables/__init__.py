@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
-from proxymap.tables.base import Host, Opening
+from proxymap.tables.base import RHS_IS_FILE, Host, Opening
 
 
 class TableType:
@@ -34,6 +34,7 @@ class TableType:
 
 TABLE_TYPES = {
     "cdb": TableType("cdb", suffix=b".cdb"),
+    "cidr": TableType("cidr", suffix=b"", flags=RHS_IS_FILE),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
     "unix": TableType("unix"),
 }

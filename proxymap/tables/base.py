@@ -8,8 +8,9 @@ else is raised is logged with its traceback and becomes RETRY.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+
+from proxymap.source import Stamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,14 +25,6 @@ FOLD_FIX, FOLD_MUL = 1 << 14, 1 << 15
 UTF8_REQUEST, UTF8_ACTIVE = 1 << 19, 1 << 20
 RHS_IS_FILE = 1 << 21  # values are names of files whose content is wanted, in base64
 ALL_FLAGS = -1
-
-
-Stamp = tuple[int, int, int, int]  # what tells one content of a file from another
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """Device, inode, size, time of change in ns."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Host:
