@@ -29,6 +29,8 @@ from .tables.base import Opening
 LETTERS = frozenset(b"%c" % letter for letter in b"sudSUD123456789")
 DIGITS = frozenset(b"%c" % digit for digit in b"123456789")
 
+Parts = Mapping[bytes, bytes]  # letter -> what stands for it; of a key: key_parts
+
 
 def unquoted(text: bytes) -> bytes:
     """unquoted - the text as it is: what memcache and result_format want of a quoting function"""
@@ -60,12 +62,12 @@ class Template:
         self.letters.add(letter)
         return b"%%(%b)s" % letter
 
-    def fill(self, parts: Mapping[bytes, bytes], quote: Callable[[bytes], bytes] = unquoted) -> bytes:
+    def fill(self, parts: Parts, quote: Callable[[bytes], bytes] = unquoted) -> bytes:
         """fill - the text with each part quoted; `parts` has all that it wants"""
         return self._format % {letter: quote(parts[letter]) for letter in self.letters}
 
 
-def key_parts(key: bytes) -> dict[bytes, bytes]:
+def key_parts(key: bytes) -> Parts:
     """key_parts - letter -> part of the key; %1 to %9 as far as there are labels, which are never empty"""
     user, domain = _split_address(key)
     parts = {b"S": key, b"U": user, b"D": domain}
@@ -98,10 +100,12 @@ class Templates:
         domains = cf.text("domain").encode(TEXT, ERRORS)
         self.domains = DomainList(domains, cf.where("domain"), opening) if domains else None
 
-    def refusal(self, key: bytes) -> str | None:
-        """refusal - why the database is not asked for this key; None if it is. Raises TableRetry."""
-        parts = key_parts(key)
-        user, domain = parts[b"U"], parts[b"D"]
+    def refusal(self, parts: Parts) -> str | None:
+        """refusal - why the database is not asked for the key with these parts; None if it is
+
+        Raises TableRetry if the list of domains cannot tell.
+        """
+        key, user, domain = parts[b"S"], parts[b"U"], parts[b"D"]
         if self.domains is not None and (b"@" not in key or not user):
             return "it is no user@domain, and parameter domain is set"
         if self.domains is not None and domain not in self.domains:
@@ -117,7 +121,7 @@ class Templates:
             return "its domain has fewer labels than a template wants"
         return None
 
-    def join(self, parts: Mapping[bytes, bytes], values: Iterable[bytes | None]) -> bytes | None:
+    def join(self, parts: Parts, values: Iterable[bytes | None]) -> bytes | None:
         """join - the result for the key with these parts; None if no value is left
 
         Of a value counts what is before its first NUL. Raises TableRetry if
@@ -133,7 +137,7 @@ class Templates:
                     raise TableRetry(f'more than {self.limit} values (expansion_limit) for: "{shown}"')
         return b",".join(results) if results else None
 
-    def _format(self, parts: Mapping[bytes, bytes], value: bytes) -> bytes | None:
+    def _format(self, parts: Parts, value: bytes) -> bytes | None:
         if not value:
             shown = parts[b"S"].decode(TEXT, ERRORS)
             self.warn(f'table "{self.table}": empty lookup result for: "{shown}" -- ignored')

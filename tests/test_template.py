@@ -31,9 +31,10 @@ class Recipe:
 
     def asked(self, key: bytes) -> bytes | None:
         """The query for a key, or None."""
-        if self.templates.refusal(key) is not None:
+        parts = key_parts(key)
+        if self.templates.refusal(parts) is not None:
             return None
-        return self.query.fill(key_parts(key), lambda text: text.replace(b"'", b"''"))
+        return self.query.fill(parts, lambda text: text.replace(b"'", b"''"))
 
     def joined(self, key: bytes, *values: bytes | None) -> bytes | None:
         return self.templates.join(key_parts(key), values)
