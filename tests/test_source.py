@@ -20,7 +20,7 @@ FLOORS = [
     ["server", "serving"],
     ["_loop", "approval", "build", "client", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
-    ["_service", "safety", "tables.cdb", "tables.lmdb", "tables.unix"],
+    ["_service", "safety", "tables.cdb", "tables.lmdb", "tables.sqlite", "tables.unix"],
     ["template"],
     ["domains", "tablecf"],
     ["_catalog", "maincf"],

@@ -1,4 +1,4 @@
-"""test_vectors - what real servers answered, asked again of ours: cdb and lmdb, read-only
+"""test_vectors - what real servers answered, asked again of ours: cdb, lmdb and sqlite, read-only
 
 vectors/ holds conversations recorded from Postfix 3.7.11 and a 3.12 snapshot,
 and the sources of their tables. A reply of null: the real server died there.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from oracle import Attributes, encode
 from proxymap.build import Options, build
 
 VECTORS = Path(__file__).parent / "vectors"
-TYPES = ("cdb:", "lmdb:")
-EXCHANGES = 92  # of these types, in each of the files; so that nothing passes by being empty
+TYPES = ("cdb:", "lmdb:", "sqlite:")
+EXCHANGES = 109  # of these types, in each of the files; so that nothing passes by being empty
 
 
 def to_bytes(pairs: list[list[str]], directory: str) -> Attributes:
@@ -45,7 +46,19 @@ def server() -> Iterator[ServerProcess]:
         for maptype in ("cdb", "lmdb"):
             build(maptype, str(source), options=Options(warn=lambda text: None))
             server.approve(f"{maptype}:{server.dir}/virtual", f"{maptype}:{server.dir}/missing")
+        add_sqlite(server)
         yield server
+
+
+def add_sqlite(server: ServerProcess) -> None:
+    tables = VECTORS / "tables"
+    database = sqlite3.connect(server.dir / "names.sqlite")
+    database.executescript((tables / "names.sqlite.sql").read_text())
+    database.close()
+    for name in ("names.sqlite.cf", "names-ud.sqlite.cf"):
+        text = (tables / name).read_text()
+        (server.dir / name).write_text(text.replace("@DIR@", str(server.dir)))
+        server.approve(f"sqlite:{server.dir}/{name}")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

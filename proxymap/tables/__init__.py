@@ -28,6 +28,7 @@ class TableType:
 TABLE_TYPES = {
     "cdb": TableType("cdb"),
     "lmdb": TableType("lmdb", writable=True),
+    "sqlite": TableType("sqlite"),
     "unix": TableType("unix"),
 }
 
@@ -85,7 +86,7 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
         table = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
         return Surrogate(type_name, os.fsencode(f"open database {error.filename}: {error.strerror}"))
-    except (ValueError, ImportError, errors.ProxymapError) as error:
+    except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         return Surrogate(type_name, os.fsencode(str(error)))
     return table if isinstance(table, Table) else Slow(type_name, table)
 
