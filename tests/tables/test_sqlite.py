@@ -282,6 +282,18 @@ def test_answers_and_warnings_are_those_of_postmap(
     assert place.warnings == [line.removeprefix("postmap: warning: ") for line in log.splitlines()]
 
 
+@pytest.mark.parametrize("letter", LETTERS)
+def test_each_letter_is_that_of_postmap(config: Path, tmp_path: Path, letter: str) -> None:
+    values = ["plain", "u@d", "@d", "u@", "@", "u@a..b.", "u@.", "a@b@c.d", "o'b@x'y"]
+    place = Place(tmp_path, [("all", value) for value in values])
+    keys = ["all", *values]
+    for query, result in (f"SELECT '{letter}'", "%s"), ("SELECT v FROM v", f"<{letter}>"):
+        table = place.table(query, result_format=result)
+        expected, log = postmap(config, place.cf, keys)
+        assert {key: value for key in keys if (value := found(table, key)) is not None} == expected
+        assert not log
+
+
 def test_first_statements_are_those_of_postmap(config: Path, place: Place) -> None:
     for text in (
         *("SELECT 'x'; SELECT", "SELECT ';', 1; y", "SELECT 'x' /* ; */; y", "SELECT 'x' AS [;]; y"),
