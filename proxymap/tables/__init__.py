@@ -36,6 +36,7 @@ TABLE_TYPES = {
     "cdb": TableType("cdb", suffix=b".cdb"),
     "cidr": TableType("cidr", suffix=b"", flags=RHS_IS_FILE),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
+    "sqlite": TableType("sqlite"),
     "unix": TableType("unix"),
 }
 
@@ -106,7 +107,7 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
         table = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
         return Surrogate(type_name, os.fsencode(f"open database {error.filename}: {error.strerror}"))
-    except (ValueError, ImportError, errors.ProxymapError) as error:
+    except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         return Surrogate(type_name, os.fsencode(str(error)))
     return table if isinstance(table, Table) else Slow(type_name, table)
 
