@@ -1,0 +1,93 @@
+"""texthash - a postmap source file, held in memory
+
+Loaded when it is opened, and again when a client opens it after the file has
+changed. Faulty lines are skipped with a warning; a duplicate key spoils the
+whole table, unless the client that opens it wants it otherwise.
+
+Source: postmap(1), "TABLE FORMAT"; tables.md 4.1; the warnings as Postfix 3.7 words them.
+"""
+
+import io
+import os
+
+from proxymap._records cimport Records, RecordsTable
+
+from proxymap.source import RecordError, base64_of_files, logical_lines, read_file, split_record
+from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
+
+
+cdef class TexthashTable(RecordsTable):
+    cdef object source
+
+    def __cinit__(self, bytes type_name, Records held not None, source):
+        self.source = source
+
+    def explain(self, bytes key not None) -> list:
+        """The lines that have the key, as the file is by now."""
+        return [
+            f"{self.source.name}, line {number}: {os.fsdecode(value)}"
+            for number, written, value in self.source.records(read_file(self.source.path)[0], say_nothing)
+            if self.source.as_key(written) == key
+        ]
+
+
+def say_nothing(text):
+    """For who has been warned before."""
+
+
+class Source:
+    """A file, and the flags that say what to make of it."""
+
+    def __init__(self, path, flags, utf8):
+        self.path, self.flags, self.utf8 = path, flags, utf8 and flags & UTF8_REQUEST
+        self.name = os.fsdecode(path)
+
+    def records(self, content, warn):
+        """(line number, key as it is written, value); warns of what is no record."""
+        for number, line in logical_lines(io.BytesIO(content), self.name, warn):
+            try:
+                if self.utf8 and not line.isascii():
+                    check_utf8(line)
+                key, value = split_record(line)
+            except RecordError as error:
+                warn(f"{self.name}, line {number}: {error} -- ignoring this line")
+                continue
+            if key.endswith(b":"):
+                warn(f'{self.name}, line {number}: record is in "key: value" format; is this an alias file?')
+            if self.flags & RHS_IS_FILE:
+                try:
+                    value = base64_of_files(value)
+                except ValueError as error:
+                    warn(f"{self.name}, line {number}: {error}: skipping this entry")
+                    continue
+            yield number, key, value
+
+    def as_key(self, key):
+        return key.lower() if self.flags & FOLD_FIX else key
+
+
+def check_utf8(line):
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"') from None
+
+
+def load(source, warn) -> Records:
+    """What the file holds. Raises OSError; ValueError for a duplicate that nobody has a rule for."""
+    content, stamp = read_file(source.path)
+    held = Records(source.path, stamp)
+    flags = source.flags
+    replace = flags & DUP_REPLACE and not flags & DUP_IGNORE
+    for number, key, value in source.records(content, warn):
+        if not held.put(source.as_key(key), value, replace) and not flags & (DUP_IGNORE | DUP_REPLACE):
+            text = f'{source.name}, line {number}: duplicate entry: "{os.fsdecode(key)}"'
+            if not flags & DUP_WARN:
+                raise ValueError(text)
+            warn(text)
+    return held
+
+
+def open_table(bytes type_name, bytes mapname, opening) -> TexthashTable:
+    source = Source(mapname, opening.flags, opening.host.utf8)
+    return TexthashTable(type_name, load(source, opening.host.warn), source)
