@@ -42,7 +42,7 @@ TABLE_TYPES = {
     "cidr": TableType("cidr", flags=RHS_IS_FILE),
     "environ": TableType("environ", writable=True),
     "fail": TableType("fail", writable=True),
-    "inline": TableType("inline", flags=FOLD_FIX | RHS_IS_FILE),
+    "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("lmdb", writable=True),
     "randmap": TableType("randmap", flags=RHS_IS_FILE),

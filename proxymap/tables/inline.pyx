@@ -7,23 +7,25 @@ import os
 
 from proxymap._records cimport Records, RecordsTable
 
-from proxymap.source import BLANKS, base64_of_files, key_end, split_braced, unbraced
-from proxymap.tables.base import FOLD_FIX, RHS_IS_FILE
+from proxymap.source import BLANKS, base64_of_files, is_utf8, key_end, split_braced, unbraced
+from proxymap.tables.base import RHS_IS_FILE
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> RecordsTable:
     wanted = "filename" if opening.flags & RHS_IS_FILE else "value"
     try:
-        held = read(mapname, opening.flags)
+        held = read(mapname, opening)
     except ValueError as error:
         shown = os.fsdecode(type_name)
         raise ValueError(f'{error}: "{shown}"; need "inline:{{name={wanted}...}}"') from None
     return RecordsTable(type_name, held)
 
 
-def read(bytes mapname, int flags) -> Records:
+def read(bytes mapname, opening) -> Records:
     """The items as records, of which the last of equal names counts; ValueError with the reason."""
     held = Records()
+    if opening.utf8 and not is_utf8(mapname):
+        raise ValueError("bad UTF-8 syntax")
     try:
         items = split_braced(mapname) if mapname != b"{}" else None
     except ValueError:
@@ -36,9 +38,9 @@ def read(bytes mapname, int flags) -> Records:
         if item.startswith(b"{"):
             item = unbraced(item).strip(BLANKS)
         name, value = split_item(item)
-        if flags & RHS_IS_FILE:
+        if opening.flags & RHS_IS_FILE:
             value = base64_of_files(value)
-        held.put(name.lower() if flags & FOLD_FIX else name, value, True)
+        held.put(opening.folded(name), value, True)
     return held
 
 

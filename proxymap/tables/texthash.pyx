@@ -12,8 +12,8 @@ import os
 
 from proxymap._records cimport Records, RecordsTable
 
-from proxymap.source import RecordError, base64_of_files, logical_lines, read_file, split_record
-from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
+from proxymap.source import RecordError, base64_of_files, is_utf8, logical_lines, read_file, split_record
+from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
 
 
 cdef class TexthashTable(RecordsTable):
@@ -27,7 +27,7 @@ cdef class TexthashTable(RecordsTable):
         return [
             f"{self.source.name}, line {number}: {os.fsdecode(value)}"
             for number, written, value in self.source.records(read_file(self.source.path)[0], say_nothing)
-            if self.source.as_key(written) == key
+            if self.source.opening.folded(written) == key
         ]
 
 
@@ -36,25 +36,24 @@ def say_nothing(text):
 
 
 class Source:
-    """A file, and the flags that say what to make of it."""
+    """A file, and what to make of it."""
 
-    def __init__(self, path, flags, utf8):
-        self.path, self.flags, self.utf8 = path, flags, utf8 and flags & UTF8_REQUEST
-        self.name = os.fsdecode(path)
+    def __init__(self, path, opening):
+        self.path, self.name, self.opening = path, os.fsdecode(path), opening
 
     def records(self, content, warn):
         """(line number, key as it is written, value); warns of what is no record."""
         for number, line in logical_lines(io.BytesIO(content), self.name, warn):
             try:
-                if self.utf8 and not line.isascii():
-                    check_utf8(line)
+                if self.opening.utf8 and not is_utf8(line):
+                    raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"')
                 key, value = split_record(line)
             except RecordError as error:
                 warn(f"{self.name}, line {number}: {error} -- ignoring this line")
                 continue
             if key.endswith(b":"):
                 warn(f'{self.name}, line {number}: record is in "key: value" format; is this an alias file?')
-            if self.flags & RHS_IS_FILE:
+            if self.opening.flags & RHS_IS_FILE:
                 try:
                     value = base64_of_files(value)
                 except ValueError as error:
@@ -62,25 +61,16 @@ class Source:
                     continue
             yield number, key, value
 
-    def as_key(self, key):
-        return key.lower() if self.flags & FOLD_FIX else key
-
-
-def check_utf8(line):
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"') from None
-
 
 def load(source, warn) -> Records:
     """What the file holds. Raises OSError; ValueError for a duplicate that nobody has a rule for."""
     content, stamp = read_file(source.path)
     held = Records(source.path, stamp)
-    flags = source.flags
+    opening = source.opening
+    flags = opening.flags
     replace = flags & DUP_REPLACE and not flags & DUP_IGNORE
     for number, key, value in source.records(content, warn):
-        if not held.put(source.as_key(key), value, replace) and not flags & (DUP_IGNORE | DUP_REPLACE):
+        if not held.put(opening.folded(key), value, replace) and not flags & (DUP_IGNORE | DUP_REPLACE):
             text = f'{source.name}, line {number}: duplicate entry: "{os.fsdecode(key)}"'
             if not flags & DUP_WARN:
                 raise ValueError(text)
@@ -89,5 +79,5 @@ def load(source, warn) -> Records:
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> TexthashTable:
-    source = Source(mapname, opening.flags, opening.host.utf8)
+    source = Source(mapname, opening)
     return TexthashTable(type_name, load(source, opening.host.warn), source)
