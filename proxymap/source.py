@@ -73,7 +73,9 @@ def split_record(line: bytes) -> tuple[bytes, bytes]:
     Raises RecordError. Folding, UTF-8 and duplicates are the caller's.
     """
     if b'"' in line or b"\\" in line:
-        end = _key_end(line)
+        end = key_end(line, BLANKS)
+        if end < 0:
+            raise RecordError(f"unbalanced '\"' in '{line.decode('utf-8', 'surrogateescape')}'")
         parts = [line[:end], line[end:].strip(BLANKS)]
     else:
         parts = line.rstrip(BLANKS).split(None, 1)
@@ -82,8 +84,8 @@ def split_record(line: bytes) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _key_end(line: bytes) -> int:
-    """Where the key of a line with quotes or backslashes ends."""
+def key_end(line: bytes, ends: bytes) -> int:
+    """key_end - where one of `ends` stands neither in quotes nor behind a backslash; -1: in open quotes"""
     quoted = escaped = False
     for at, byte in enumerate(line):
         if escaped:
@@ -92,11 +94,9 @@ def _key_end(line: bytes) -> int:
             escaped = True
         elif byte == 0x22:  # double quote
             quoted = not quoted
-        elif not quoted and byte in BLANKS:
+        elif not quoted and byte in ends:
             return at
-    if quoted:
-        raise RecordError(f"unbalanced '\"' in '{line.decode('utf-8', 'surrogateescape')}'")
-    return len(line)
+    return -1 if quoted else len(line)
 
 
 def split_list(text: bytes) -> Iterator[bytes]:
@@ -139,7 +139,7 @@ def split_braced(text: bytes) -> list[bytes]:
 def read_file(path: bytes) -> tuple[bytes, Stamp]:
     """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError"""
     for _ in range(ATTEMPTS):
-        with open(path, "rb", opener=_open_at_once) as opened:
+        with open(os.fsdecode(path), "rb", opener=_open_at_once) as opened:
             stamp = stamp_of(os.fstat(opened.fileno()))
             content = opened.read()
             if stamp_of(os.fstat(opened.fileno())) == stamp:
@@ -178,3 +178,12 @@ def base64_of_files(value: bytes) -> bytes:
     if not contents:
         raise ValueError(f"empty pathname list: >>{os.fsdecode(value)}<<'")
     return binascii.b2a_base64(b"\n".join(contents), newline=False)
+
+
+def is_utf8(text: bytes) -> bool:
+    """is_utf8 - is it valid by RFC 3629?"""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -14,14 +14,18 @@ PACKAGE = ROOT / "proxymap"
 
 # The floors of the house, from the roof down. A module may use what stands on a
 # lower floor, and nothing of its own or a higher one.
+TABLES = [
+    *("cdb", "cidr", "environ", "fail", "inline", "internal"),
+    *("lmdb", "randmap", "sqlite", "static", "texthash", "unix"),
+]
 FLOORS = [
     ["main", "ctl"],
     ["check", "master", "standalone", "takeover"],
     ["server", "serving"],
     ["_loop", "approval", "build", "client", "control", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
-    ["_service", "safety", *(f"tables.{name}" for name in ("cdb", "cidr", "lmdb", "sqlite", "unix"))],
-    ["rules", "template"],
+    ["_service", "safety", *(f"tables.{name}" for name in TABLES)],
+    ["_records", "rules", "template"],
     ["domains", "tablecf"],
     ["_catalog", "maincf", "tables.base"],
     ["_cache", "_codec", "_jobs", "source"],

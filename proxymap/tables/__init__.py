@@ -15,7 +15,17 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
-from proxymap.tables.base import RHS_IS_FILE, Host, Opening
+from proxymap.tables.base import (
+    ALL_FLAGS,
+    DUP_IGNORE,
+    DUP_REPLACE,
+    DUP_WARN,
+    FOLD_FIX,
+    RHS_IS_FILE,
+    UTF8_REQUEST,
+    Host,
+    Opening,
+)
 
 
 class TableType:
@@ -32,11 +42,20 @@ class TableType:
         self.module, self.suffix, self.writable, self.flags = module, suffix, writable, flags
 
 
+TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
+
 TABLE_TYPES = {
     "cdb": TableType("cdb", suffix=b".cdb"),
     "cidr": TableType("cidr", suffix=b"", flags=RHS_IS_FILE),
+    "environ": TableType("environ", writable=True),
+    "fail": TableType("fail", writable=True),
+    "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
+    "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
+    "randmap": TableType("randmap", flags=RHS_IS_FILE),
     "sqlite": TableType("sqlite"),
+    "static": TableType("static", writable=True, flags=RHS_IS_FILE),
+    "texthash": TableType("texthash", suffix=b"", flags=TEXTHASH_FLAGS),
     "unix": TableType("unix"),
 }
 

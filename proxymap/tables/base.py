@@ -49,10 +49,18 @@ class Opening:
     flags: the dictionary flags of the request that opens it. writes: for updates,
     and created if it is missing. member: opens a table that this one is made of,
     such as unionmap's, with the same flags; never raises (see tables.open_table).
+    utf8: keys and values are to be UTF-8.
     """
 
     def __init__(self, flags: int, writes: bool, host: Host, member: Callable[[bytes], Table]) -> None:
         self.flags, self.writes, self.host, self.member = flags, writes, host, member
+        self.utf8 = bool(flags & UTF8_REQUEST) and host.utf8
+
+    def folded(self, key: bytes) -> bytes:
+        """A key of the table's text as it has to be stored to be found. Where `utf8` is set, it is UTF-8."""
+        if not self.flags & FOLD_FIX:
+            return key
+        return key.decode().casefold().encode() if self.utf8 else key.lower()
 
 
 class SlowTable:

@@ -16,7 +16,7 @@ from contract import (
     MASK32,
     NOKEY,
     OK,
-    Contract,
+    IndexedContract,
     Records,
     cdb_hash,
     cdb_image,
@@ -61,7 +61,7 @@ def agrees(table: Table, records: Records, asked: list[bytes]) -> None:
     assert table.sequence() == [(until_nul(key), until_nul(value)) for key, value in records]
 
 
-class CdbContract(Contract):
+class CdbContract(IndexedContract):
     longest_key = 70_000
 
     @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from contract import (
     RETRY,
     TRY0,
     TRY1,
-    Contract,
+    IndexedContract,
     Records,
     found,
     in_child,
@@ -82,9 +82,9 @@ def agrees(table: Table, path: Path, lib: int, asked: list[bytes]) -> None:
     assert table.sequence() == [(until_nul(key), until_nul(value)) for key, value in records]
 
 
-class LmdbContract(Contract):
-    flags = Contract.flags | MULTI_WRITER
-    empty_key_without_nul = False
+class LmdbContract(IndexedContract):
+    flags = IndexedContract.flags | MULTI_WRITER
+    empty_key = False
     lib = 0
 
     @pytest.fixture(autouse=True)
