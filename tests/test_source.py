@@ -20,7 +20,7 @@ FLOORS = [
     ["server", "serving"],
     ["_loop", "approval", "build", "client", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
-    ["_service", "maincf", "safety", "tables.cdb", "tables.lmdb", "tables.unix"],
+    ["_service", "maincf", "safety", "tables.bdb", "tables.cdb", "tables.lmdb", "tables.unix"],
     ["_catalog", "source", "tables.base"],
     ["_cache", "_codec", "_jobs"],
     ["_table"],

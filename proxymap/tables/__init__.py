@@ -26,7 +26,9 @@ class TableType:
 
 
 TABLE_TYPES = {
+    "btree": TableType("bdb", writable=True),
     "cdb": TableType("cdb"),
+    "hash": TableType("bdb", writable=True),
     "lmdb": TableType("lmdb", writable=True),
     "unix": TableType("unix"),
 }
