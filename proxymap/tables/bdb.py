@@ -202,10 +202,8 @@ class BerkeleyDB(SlowTable):
             fcntl.flock(self._file, fcntl.LOCK_UN)
         except BlockingIOError:
             return
-        except BaseException as error:
+        except BaseException:
             os.close(self._file)
-            if isinstance(error, db.DBError):
-                raise OSError(errno.EINVAL, error.args[-1], self.path) from error
             raise
 
     def _current_handle(self) -> db.DB:
@@ -219,7 +217,8 @@ class BerkeleyDB(SlowTable):
         sound = stamp[:2] if self.has_updates else stamp
         if sound != self._sound:
             check_pages(self._file, self.path, page_size, PAGE_TYPES[self.kind])
-            db.DB().verify(self.path, flags=UNVERIFIED[self.kind])
+            with db_errors_as_os_errors(self.path):
+                db.DB().verify(self.path, flags=UNVERIFIED[self.kind])
             self._sound = sound
         self._handle = self._open_handle(0 if self.has_updates else db.DB_RDONLY)
         if not os.path.samestat(os.fstat(self._handle.fd()), os.fstat(self._file)):
@@ -235,11 +234,12 @@ class BerkeleyDB(SlowTable):
 
     def _open_handle(self, flags: int) -> db.DB:
         handle = db.DB()
-        handle.set_cachesize(0, self.cache_size)
-        if self.kind == db.DB_HASH and flags & db.DB_CREATE:
-            handle.set_h_nelem(NEW_HASH_RECORDS)
-        # Mapped, a file that is cut would end the process.
-        handle.open(self.path, dbtype=self.kind, flags=flags | db.DB_NOMMAP, mode=0o600)
+        with db_errors_as_os_errors(self.path):
+            handle.set_cachesize(0, self.cache_size)
+            if self.kind == db.DB_HASH and flags & db.DB_CREATE:
+                handle.set_h_nelem(NEW_HASH_RECORDS)
+            # Mapped, a file that is cut would end the process.
+            handle.open(self.path, dbtype=self.kind, flags=flags | db.DB_NOMMAP, mode=0o600)
         return handle
 
     def _drop_handle(self) -> None:
@@ -248,6 +248,15 @@ class BerkeleyDB(SlowTable):
         if handle is not None:
             with suppress(db.DBError):
                 handle.close(db.DB_NOSYNC)
+
+
+@contextmanager
+def db_errors_as_os_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except db.DBError as error:
+        number, text = error.args  # the number is one of errno, or negative and libdb's own
+        raise OSError(max(number, 0), text.partition(" -- ")[0], path) from error
 
 
 def ways_to_store(key: bytes, flags: int) -> Iterator[tuple[bytes, int]]:
@@ -313,6 +322,6 @@ def check_pages(file: int, path: str, page_size: int, types: bytes) -> None:
 def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
     maptype = type_name.partition(b":")[0]
     size = opening.host.parameter("berkeley_db_read_buffer_size") or CACHE_SIZE
-    if not size.isdecimal():
+    if not size.isdecimal() or int(size) >= 1 << 31:
         raise ValueError(f"bad numerical configuration: berkeley_db_read_buffer_size = {size}")
     return BerkeleyDB(KINDS[maptype], os.fsdecode(mapname) + ".db", int(size), opening.writes)

@@ -150,6 +150,11 @@ def test_missing_file_is_made_for_updates_only(maptype: str, tmp_path: Path) -> 
     assert Asked(maptype, path).lookup(b"a") == (NOKEY, BOTH, b"")
 
 
+def test_file_that_cannot_be_made_is_a_surrogate(maptype: str, tmp_path: Path) -> None:
+    table = Asked(maptype, tmp_path / "none" / "t", writes=True)
+    assert table.reason == f"open database {tmp_path}/none/t.db: No such file or directory".encode()
+
+
 def test_update_replaces_and_is_on_disk_when_it_returns(maptype: str, tmp_path: Path) -> None:
     table = Asked(maptype, tmp_path / "t", writes=True)
     for value in (b"1", b"", b"3" * 300_000, b"4"):
