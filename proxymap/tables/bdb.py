@@ -129,13 +129,17 @@ class BerkeleyDB(SlowTable):
         change.status = STAT_NOKEY
         for stored, flags_then in ways_to_store(change.key, change.flags):
             if stored in records:
-                self._step_off(records, stored)
+                if self.kind == db.DB_HASH:
+                    self._step_off(records, stored)
                 records.delete(stored)
                 change.status, change.flags = STAT_OK, flags_then
                 return
 
     def _step_off(self, records: db.DB, stored: bytes) -> None:
-        """Have the walks that stand on a record, which is about to go, stand before the next one."""
+        """Have the walks that stand on a record, which is about to go, stand before the next one.
+
+        In a btree they need not, since its order tells where the record was.
+        """
         for cursor, place in list(self._walks.items()):
             if place.key == stored:
                 record = next_record(records, Place(stored, given=True))

@@ -357,6 +357,17 @@ def test_walk_goes_on_when_its_records_are_deleted(walked: Asked) -> None:
     assert walked.step(1) is None
 
 
+def test_walk_meets_what_is_added_in_place_of_a_deleted_record(tmp_path: Path) -> None:
+    """Of a btree, whose walks go by order: as of the stock server."""
+    table = Asked("btree", tmp_path / "t", writes=True)
+    table.write((b"a", b"1"), (b"c", b"3"))
+    assert table.step(1, first=True) == (b"a", b"1")
+    table.write((b"a", None), (b"b", b"2"))
+    assert table.step(1) == (b"b", b"2")
+    table.write((b"b", None), (b"b", b"again"))
+    assert table.step(1) == (b"c", b"3")
+
+
 def test_cleanup_that_deletes_as_it_walks_sees_every_record(walked: Asked) -> None:
     records = walked.sequence()
     seen = []
