@@ -28,7 +28,7 @@ from .tables import GONE, TABLE_TYPES, open_table
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
-INDEXED = ("cdb", "lmdb")  # types whose file is FILE.type, built from FILE
+INDEXED = {"btree": "db", "cdb": "cdb", "hash": "db", "lmdb": "lmdb"}  # types whose file is built: its suffix
 
 # The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
 POSTFIX_TYPES = (
@@ -294,7 +294,7 @@ def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | 
 
 def _file_of(table: str) -> str:
     maptype, _, name = table.partition(":")
-    return f"{name}.{maptype}" if maptype in INDEXED else name
+    return f"{name}.{INDEXED[maptype]}" if maptype in INDEXED else name
 
 
 def _of_type(where: str, table: str) -> Fault:
@@ -325,6 +325,8 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
             f"{table}: {settings.mail_owner} may not {'enter' if os.path.isdir(closed) else 'read'} {closed}"
         )
         return Fault(where, what, f"chmod o+{'x' if os.path.isdir(closed) else 'r'} {closed}")
+    if "pip install" in reason:
+        return Fault(where, f"{table}: {reason}", "install it")
     return Fault(where, f"{table}: {reason}", f"postmap {table}" if maptype in INDEXED else "correct it")
 
 

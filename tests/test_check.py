@@ -114,10 +114,10 @@ def test_nothing_wrong_is_status_0_and_silent(host: Host) -> None:
 
 
 def test_fault_is_status_78_and_one_line(host: Host) -> None:
-    host.set(virtual_alias_maps="proxy:hash:/x")
+    host.set(virtual_alias_maps="proxy:mongodb:/x")
     done = run(host)
     assert (done.returncode, done.stderr) == (78, "")
-    assert f"{host.line('virtual_alias_maps')}, virtual_alias_maps: hash:/x: type hash" in done.stdout
+    assert f"{host.line('virtual_alias_maps')}, virtual_alias_maps: mongodb:/x: type mongodb" in done.stdout
 
 
 def test_warning_is_status_0(host: Host) -> None:
@@ -155,14 +155,24 @@ def test_tables_that_open(host: Host, maptype: str) -> None:
     assert host.check() == []
 
 
-@pytest.mark.parametrize("maptype", ["cdb", "lmdb"])
-def test_table_that_was_not_built(host: Host, maptype: str) -> None:
+@pytest.mark.parametrize(
+    ("maptype", "suffix"), [("cdb", "cdb"), ("lmdb", "lmdb"), ("hash", "db"), ("btree", "db")]
+)
+def test_table_that_was_not_built(host: Host, maptype: str, suffix: str) -> None:
     (host.dir / "v").write_text("a b\n")
     host.set(virtual_alias_maps=f"proxy:{maptype}:{host.dir}/v")
     assert only(host.check()) == (
         f"{host.line('virtual_alias_maps')}, virtual_alias_maps: {maptype}:{host.dir}/v: "
-        f"{host.dir}/v.{maptype} was never built from {host.dir}/v; postmap {maptype}:{host.dir}/v"
+        f"{host.dir}/v.{suffix} was never built from {host.dir}/v; postmap {maptype}:{host.dir}/v"
     )
+
+
+def test_table_whose_package_is_missing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "berkeleydb", None)
+    monkeypatch.delitem(sys.modules, "proxymap.tables.bdb", raising=False)
+    (host.dir / "v.db").write_bytes(b"")
+    host.set(virtual_alias_maps=f"proxy:hash:{host.dir}/v")
+    assert "pip install proxymap[bdb]" in only(host.check())
 
 
 def test_table_without_source(host: Host) -> None:

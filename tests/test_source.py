@@ -15,7 +15,7 @@ PACKAGE = ROOT / "proxymap"
 # The floors of the house, from the roof down. A module may use what stands on a
 # lower floor, and nothing of its own or a higher one.
 TABLES = [
-    *("cdb", "cidr", "environ", "fail", "inline", "internal"),
+    *("bdb", "cdb", "cidr", "environ", "fail", "inline", "internal"),
     *("lmdb", "randmap", "sqlite", "static", "texthash", "unix"),
 ]
 FLOORS = [

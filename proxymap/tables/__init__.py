@@ -45,10 +45,12 @@ class TableType:
 TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
 
 TABLE_TYPES = {
+    "btree": TableType("bdb", suffix=b".db", writable=True),
     "cdb": TableType("cdb", suffix=b".cdb"),
     "cidr": TableType("cidr", suffix=b"", flags=RHS_IS_FILE),
     "environ": TableType("environ", writable=True),
     "fail": TableType("fail", writable=True),
+    "hash": TableType("bdb", suffix=b".db", writable=True),
     "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,11 @@ def test_generation_of_a_file_that_never_changes_in_place(tmp_path: Path) -> Non
     assert table.generation == 0
     assert table.lookup(b"key")[0] == OK
     assert table.lookup(b"none")[0] == NOKEY
+
+
+@pytest.mark.parametrize("maptype", ["hash", "btree"])
+def test_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, maptype: str) -> None:
+    monkeypatch.setitem(sys.modules, "berkeleydb", None)
+    monkeypatch.delitem(sys.modules, "proxymap.tables.bdb", raising=False)
+    table = open_table(f"{maptype}:/t".encode())
+    assert is_surrogate(table, "berkeleydb", "pip install proxymap[bdb]", "lmdb or cdb")
