@@ -25,12 +25,12 @@ from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_SILENT, PARSE_UNKNOWN,
     reply_append, reply_append_bare, request_parse,
 )
-from proxymap._fold cimport fold_ascii, fold_utf8, utf8_valid
+from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
     JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
     log_line, queue_put,
 )
-from proxymap._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table
+from proxymap._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table, table_fold
 from proxymap._words cimport *
 
 cdef enum:
@@ -222,7 +222,7 @@ cdef instance *service_opened(service *s, job *j) noexcept nogil:
     """Take the table that a worker opened; returns the instance, whose waiters can go on."""
     cdef instance *i = <instance *> j.asker
     cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
-    if i.t.reason != NULL or retired == j.t:
+    if i.t.reason != NULL or retired == j.t or (i.t.changed != NULL and i.t.changed(i.t)):
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     close_table(s, retired)
     return i
@@ -277,10 +277,15 @@ cdef int unavailable(service *s, instance *i) noexcept nogil:
 
 
 cdef void distrust(service *s, instance *i) noexcept nogil:
-    """A table gave RETRY: if its file was replaced or cut, open it again."""
+    """A table with a file gave RETRY."""
     warn(s, view_str(b"table "), buf_view(&i.name),
          view_str(b" is damaged or was changed in place; answering RETRY"))
-    if i.t.changed(i.t) and not i.opening and now_ms() >= i.retry_ms:
+    open_if_changed(s, i)
+
+
+cdef void open_if_changed(service *s, instance *i) noexcept nogil:
+    """After RETRY: if its file was replaced or cut, open the table again."""
+    if i.t.changed != NULL and i.t.changed(i.t) and not i.opening and not i.jobs and now_ms() >= i.retry_ms:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
         start_open(s, i)
 
@@ -295,17 +300,11 @@ cdef void warn_not_utf8(service *s, instance *i, const char *what, view text) no
 
 
 cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
-    """Fold the key as the flags ask and check it, if the UTF-8 layer is there; STAT_OK to go on."""
-    cdef int failed = 0
-    if i.open_flags & DICT_FLAG_UTF8_ACTIVE:
-        if not utf8_valid(key[0]):
-            warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
-            return STAT_NOKEY
-        if flags & (DICT_FLAG_FOLD_FIX if flags & DICT_FLAG_FIXED else DICT_FLAG_FOLD_MUL):
-            failed = fold_utf8(key, &s.folded)
-    elif flags & i.t.fold_bit:
-        failed = fold_ascii(key, &s.folded)
-    return STAT_RETRY if failed else STAT_OK
+    """Fold and check the key as the flags and the UTF-8 layer ask; STAT_OK to go on."""
+    cdef int status = table_fold(i.t, i.open_flags & DICT_FLAG_UTF8_ACTIVE, flags, key, &s.folded)
+    if status == STAT_NOKEY:
+        warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
+    return status
 
 
 cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
@@ -478,6 +477,8 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef view value = buf_view(&j.value)
     i.jobs -= 1
     who.waits_for = NULL
+    if j.status == STAT_RETRY:
+        open_if_changed(s, i)
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(value)):
         warn_not_utf8(s, i, b': non-UTF-8 value "', value)

@@ -59,6 +59,9 @@ cdef struct table:
     const char *reason   # of a surrogate: why the table could not be opened; else NULL
 
 
+cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil
+cdef int table_fold(const table *t, bint utf8_layer, int flags, view *key, buf *scratch) noexcept nogil
+
 ctypedef int (*find_function)(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil
 
 
