@@ -20,8 +20,12 @@ FLOORS = [
     ["server", "serving"],
     ["_loop", "approval", "build", "client", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
-    ["_service", "maincf", "safety", "tables.cdb", "tables.lmdb", "tables.unix"],
-    ["_catalog", "source", "tables.base"],
+    [
+        *("_service", "maincf", "safety"),
+        *("tables.cdb", "tables.lmdb", "tables.pipemap", "tables.unionmap", "tables.unix"),
+    ],
+    ["_catalog", "_members", "tables.base"],
+    ["source"],
     ["_cache", "_codec", "_jobs"],
     ["_table"],
     ["_fold", "_map"],
@@ -35,7 +39,7 @@ FLOOR = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
     *("_buf", "_cache", "_catalog", "_client", "_clock", "_codec"),
-    *("_hash", "_service", "_status", "_words"),
+    *("_hash", "_members", "_service", "_status", "_words"),
 ]
 
 

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import Slow, Surrogate, Table
-from proxymap.tables.base import Host, Opening
+from proxymap.tables.base import ALL_FLAGS, Host, Opening
 
 
 class TableType:
@@ -28,6 +28,8 @@ class TableType:
 TABLE_TYPES = {
     "cdb": TableType("cdb"),
     "lmdb": TableType("lmdb", writable=True),
+    "pipemap": TableType("pipemap", flags=ALL_FLAGS),  # its members keep the flags that they are opened with
+    "unionmap": TableType("unionmap", flags=ALL_FLAGS),
     "unix": TableType("unix"),
 }
 
