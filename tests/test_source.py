@@ -18,7 +18,7 @@ FLOORS = [
     ["main", "ctl"],
     ["check", "master", "standalone", "takeover"],
     ["server", "serving"],
-    ["_loop", "approval", "build", "client", "rehearsal", "workers"],
+    ["_loop", "approval", "build", "client", "direct", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
     [
         *("_service", "maincf", "safety"),
