@@ -133,10 +133,12 @@ class CompositeContract:
             server.dir.chmod(0o755)
             members = make_files(server.dir / "tables")
             tables = list(composites(members, self.maptype, 80, seed=len(way)))
-            server.approve(*tables)
+            server.approve(*(table.replace("$", "$$") for table in tables))
             server.start()
             with (
-                StockPostfix({"proxy_read_maps": server_maps(tables)}) as stock,
+                StockPostfix(
+                    {"proxy_read_maps": ", ".join("proxy:" + name for name in server.approved)}
+                ) as stock,
                 Peer(stock.socket()) as theirs,
                 server.connect() as ours,
             ):
@@ -172,7 +174,8 @@ class CompositeContract:
                 continue
             for key, by_loop, by_worker in try_each(table):
                 statuses.add(by_worker[0])
-                assert by_loop == by_worker or (by_loop[0], by_worker[0]) == (LATER, RETRY), (name, key)
+                may_take_long = by_worker[0] == RETRY or "regexp:" in name or "pcre:" in name
+                assert by_loop == by_worker or (may_take_long and by_loop[0] == LATER), (name, key)
         assert statuses == {OK, NOKEY, RETRY}
 
     def test_threads_ask_side_by_side(self, tmp_path: Path) -> None:
@@ -316,10 +319,6 @@ class CompositeContract:
         assert (
             failed or b"".join(lines) == done.stdout
         )  # what it printed before is lost with a postmap that dies
-
-
-def server_maps(tables: list[str]) -> str:
-    return ", ".join("proxy:" + table for table in tables).replace("$", "$$")
 
 
 @pytest.fixture(scope="module")
