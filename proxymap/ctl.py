@@ -446,7 +446,7 @@ class Explainer:
             return "the server can use the table, this process cannot; perhaps the server opened it earlier"
         return (
             "the server has opened the table earlier, or another one (see -c and --socket); "
-            'text tables are read anew after "postfix reload", indexed ones when a client opens them'
+            'after "postfix reload" it opens all of them anew'
         )
 
 
