@@ -15,8 +15,8 @@ Source: tables.md 2.2, 2.6, 7.
 import os
 from contextlib import suppress
 
-from libc.stdlib cimport calloc, free
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
 
 from proxymap._buf cimport buf, view
 from proxymap._fold cimport utf8_valid
@@ -85,7 +85,8 @@ cdef class Members(Table):
             names = split_braced(mapname)
         if not names or not all(b":" in name for name in names):
             shown = os.fsdecode(type_name)
-            raise ValueError(f'bad syntax: "{shown}"; need "{shown.partition(":")[0]}:{{type:name...}}"')
+            maptype = shown.partition(":")[0]
+            raise ValueError(f'bad syntax: "{shown}"; need "{maptype}:{{type:name...}}"')
         self.tables = [opening.member(name) for name in names]
         self.m.each = <member *> calloc(len(names), sizeof(member))
         if self.m.each == NULL:

@@ -14,6 +14,8 @@ kept out of the comparison:
 
 from __future__ import annotations
 
+import os
+import pwd
 import random
 import subprocess
 import threading
@@ -21,9 +23,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contract import NOKEY, OK, RETRY
+from contract import NOKEY, OK, RETRY, in_child
 from fix_postfix import StockPostfix, unavailable
-from fix_server import Peer, ServerProcess, lookup, request, wait_until, write_cdb, write_lmdb
+from fix_server import (
+    NOT_FOUND,
+    Peer,
+    ServerProcess,
+    found,
+    lookup,
+    request,
+    wait_until,
+    write_cdb,
+    write_lmdb,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +47,7 @@ from proxymap.tables.base import Host
 
 LATER = 100  # the loop leaves it to a worker
 FIXED, PATTERN = 1 << 4, 1 << 5
+CHANGED_SPOILED = 2
 FOLD_FIX, UTF8_REQUEST = 1 << 14, 1 << 19
 POSTMAP = 1 << 6 | FOLD_FIX | UTF8_REQUEST  # what a table is opened and asked with by postmap -q
 KEYS = [b"a", b"b", b"c", b"A", b"\xc3\xa9", b"\xc3\x89", b"empty", b"raw", b"loop", b"none", b"B,C", b"\xff"]
@@ -260,6 +273,22 @@ class CompositeContract:
         write_cdb(tmp_path / "missing.cdb", {b"a": b"there"})
         assert self.open(f"cdb:{tmp_path}/missing").ask(b"a", 0)[2] == b"there"
 
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_member_that_is_cut_is_retry(self, tmp_path: Path, which: int) -> None:
+        """The first or the last: an answer that a file cut meanwhile had a part in is none."""
+        make_files(tmp_path)
+
+        def experiment() -> None:
+            names = [f"{tmp_path}/one", f"{tmp_path}/two"]
+            table = self.open(*("cdb:" + name for name in names))
+            os.truncate(f"{names[which]}.cdb", 0)
+            assert table.lookup(b"a", 0)[0] == LATER
+            with pytest.raises(TableRetry, match=f"^cdb:{names[which]}: "):
+                table.ask(b"a", 0)
+            assert table.changed == CHANGED_SPOILED
+
+        assert in_child(experiment) == 0
+
     def test_generation_grows_with_each_commit_to_a_member(self, tmp_path: Path) -> None:
         make_files(tmp_path)
         table = self.open(f"lmdb:{tmp_path}/one", f"lmdb:{tmp_path}/two", f"cdb:{tmp_path}/one")
@@ -283,6 +312,22 @@ class CompositeContract:
                 wait_until(
                     lambda: dict(peer.ask(lookup(table.encode(), b"a")))[b"status"] == b"0", "the member"
                 )
+            assert server.stop() == 0
+
+    def test_slow_composite_is_served(self) -> None:
+        """By the crew that it has as any slow table; replies keep their order."""
+        with ServerProcess() as server:
+            users, fast = (server.cdb(name, {b"user": b"root"}).decode() for name in ("users", "fast"))
+            table = f"{self.maptype}:{{{users}, unix:passwd.byname}}".encode()
+            server.approve(table)
+            server.start()
+            value = b":".join(str(field).encode() for field in pwd.getpwnam("root"))
+            asked = lookup(table, b"user") + lookup(fast.encode(), b"user") + lookup(table, b"none")
+            with server.connect() as peer:
+                peer.send(asked)
+                assert peer.reply() == found(value if self.maptype == "pipemap" else b"root")
+                assert peer.reply() == found(b"root")
+                assert peer.reply() == NOT_FOUND
             assert server.stop() == 0
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
