@@ -8,7 +8,7 @@ BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 .PHONY: help build test lint demo bench asan fuzz dist clean
 
 help:
-	@echo "make demo    serve two example tables and ask them (needs no Postfix)"
+	@echo "make demo    serve example tables and ask them (needs no Postfix)"
 	@echo "make test    run every test; as root, install Debian's Postfix for them first"
 	@echo "make build   compile the extensions in place"
 	@echo "make lint    ruff, cython-lint, mypy"

@@ -1,4 +1,4 @@
-"""demo - build two tables, serve them, ask both: what `make demo` shows
+"""demo - build two tables, write rules, serve them, ask them all: what `make demo` shows
 
 Runs the real commands in a folder of its own, prints each with its output, and
 removes everything. Needs no Postfix and no root.
@@ -20,11 +20,23 @@ USERS = 100_000
 LOOKUPS = 200_000
 
 MAIN_CF = """\
-# All that proxymap reads of a main.cf, in four lines.
+# All that proxymap reads of a main.cf, in five lines.
 compatibility_level = 3.7
 mail_version = 3.7.11
 queue_directory = {folder}
 proxy_read_maps = proxy:cdb:{folder}/virtual proxy:lmdb:{folder}/aliases
+    proxy:regexp:{folder}/headers proxy:cidr:{folder}/clients
+"""
+
+HEADERS = """\
+/^Subject:.*lottery/            REJECT no lottery here
+/^X-Mailer: ([A-Za-z]+) ([0-9]+)/  WARN mailer $1, version $2
+"""
+
+CLIENTS = """\
+192.0.2.0/28    OK
+192.0.2.0/24    REJECT not from this network
+2001:db8::/32   DUNNO
 """
 
 
@@ -52,6 +64,8 @@ def write_sources(folder: Path) -> None:
         for i in range(USERS):
             virtual.write(f"user{i}@example.com  box{i}@store{i % 10}.example.net\n")
             aliases.write(f"user{i}  user{i}@example.com\n")
+    (folder / "headers").write_text(HEADERS)
+    (folder / "clients").write_text(CLIENTS)
 
 
 def start_server(folder: Path) -> subprocess.Popen[bytes]:
@@ -73,6 +87,9 @@ def ask(folder: Path) -> None:
     say("Found:")
     show([*query, f"cdb:{folder}/virtual", "user4711@example.com"], 0)
     show([*query, f"lmdb:{folder}/aliases", "user42"], 0)
+    say("Rules, by regular expression and by network; which of them was it?")
+    show([*query, "--explain", f"regexp:{folder}/headers", "X-Mailer: Pine 4"], 0)
+    show([*query, "--explain", f"cidr:{folder}/clients", "192.0.2.77"], 0)
     say("Not found:")
     show([*query, f"cdb:{folder}/virtual", "nobody@example.com"], 1)
     show([*query, f"lmdb:{folder}/aliases", "nobody"], 1)

@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from proxymap._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
 from proxymap._hash cimport hash_view
-from proxymap._table cimport CHANGED_SPOILED, table
+from proxymap._table cimport CHANGED_SPOILED, table, table_flags
 from proxymap._words cimport *
 
 cdef enum:
@@ -154,22 +154,6 @@ cdef instance *catalog_add(
     return i
 
 
-cdef int flags_of_open(const instance *i, const table *t, bint utf8_layer) noexcept nogil:
-    """The flag word of the freshly opened table."""
-    cdef int flags = i.given_flags
-    cdef int bits = t.flags
-    if flags & DICT_FLAGS_TRY:
-        bits &= ~DICT_FLAGS_TRY  # the client restricts what is tried
-    flags |= bits
-    if flags & DICT_FLAG_OPEN_LOCK and flags & DICT_FLAG_MULTI_WRITER:
-        flags = (flags & ~DICT_FLAG_OPEN_LOCK) | DICT_FLAG_LOCK
-    if t.reason != NULL:
-        return flags | DICT_FLAG_SURROGATE if i.dialect == DIALECT_3_11 else flags
-    if utf8_layer and flags & DICT_FLAG_UTF8_REQUEST:
-        flags |= DICT_FLAG_UTF8_ACTIVE
-    return flags
-
-
 cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil:
     """Let t be the instance's table; returns the one that it replaces, or NULL.
 
@@ -182,7 +166,9 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
         if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
             return t
     i.t = t
-    i.open_flags = flags_of_open(i, t, utf8_layer)
+    i.open_flags = table_flags(t, i.given_flags, utf8_layer)
+    if t.reason != NULL and i.dialect == DIALECT_3_11:
+        i.open_flags |= DICT_FLAG_SURROGATE
     if old == NULL or old.reason != NULL:
         i.flags = i.open_flags
     c.last_id += 1

@@ -25,7 +25,7 @@ from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_SILENT, PARSE_UNKNOWN,
     reply_append, reply_append_bare, request_parse,
 )
-from proxymap._fold cimport fold_ascii, fold_utf8, utf8_valid
+from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
     JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
     log_line, queue_put,
@@ -33,6 +33,7 @@ from proxymap._jobs cimport (
 from proxymap._stamp cimport same_content, stamp_at
 from proxymap._table cimport (
     CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, origin, table,
+    table_fold,
 )
 from proxymap._words cimport *
 
@@ -228,7 +229,7 @@ cdef bint is_open(service *s, instance *i) noexcept nogil:
         i.looked = s.turn
         look_at(s, i)
         return not i.opening
-    if i.t.reason == NULL or i.renewing or now_ms() < i.retry_ms:
+    if (i.t.reason == NULL and not i.t.incomplete) or i.renewing or now_ms() < i.retry_ms:
         return True
     return not start_open(s, i, True, False)
 
@@ -267,7 +268,7 @@ cdef instance *service_opened(service *s, job *j) noexcept nogil:
     """Take the table that a worker opened; returns the instance, whose waiters can go on."""
     cdef instance *i = <instance *> j.asker
     cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
-    if i.t.reason != NULL or retired == j.t:
+    if i.t.reason != NULL or i.t.incomplete or retired == j.t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()
     close_table(s, retired)
@@ -347,17 +348,11 @@ cdef void warn_not_utf8(service *s, instance *i, const char *what, view text) no
 
 
 cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
-    """Fold the key as the flags ask and check it, if the UTF-8 layer is there; STAT_OK to go on."""
-    cdef int failed = 0
-    if i.open_flags & DICT_FLAG_UTF8_ACTIVE:
-        if not utf8_valid(key[0]):
-            warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
-            return STAT_NOKEY
-        if flags & (DICT_FLAG_FOLD_FIX if flags & DICT_FLAG_FIXED else DICT_FLAG_FOLD_MUL):
-            failed = fold_utf8(key, &s.folded)
-    elif flags & i.t.fold_bit:
-        failed = fold_ascii(key, &s.folded)
-    return STAT_RETRY if failed else STAT_OK
+    """Fold and check the key as the flags and the UTF-8 layer ask; STAT_OK to go on."""
+    cdef int status = table_fold(i.t, i.open_flags & DICT_FLAG_UTF8_ACTIVE, flags, key, &s.folded)
+    if status == STAT_NOKEY:
+        warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
+    return status
 
 
 cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:

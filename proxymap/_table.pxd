@@ -57,6 +57,7 @@ cdef struct table:
 
     origin *origins      # the files behind it
     bint quick           # is opened in no time: requests wait for the new content after a change
+    bint incomplete      # something that it is made of could not be opened: try again now and then
     bint polled          # no event tells of changes: look each turn
     unsigned int jobs    # out to workers; it stays open while there are any
     unsigned int retired  # references to drop when there are none
@@ -72,6 +73,9 @@ cdef struct table:
     void *owner          # the Table that this struct is part of (borrowed)
     const char *reason   # of a surrogate: why the table could not be opened; else NULL
 
+
+cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil
+cdef int table_fold(const table *t, bint utf8_layer, int flags, view *key, buf *scratch) noexcept nogil
 
 ctypedef int (*find_function)(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil
 

@@ -5,14 +5,48 @@ __cinit__; the loop then calls them without the GIL. Table owns the memory: the
 struct lives as long as the object, which the catalog holds by reference.
 """
 
+import os
+
 from libc.stdlib cimport calloc, free
 
 from cpython.bytes cimport PyBytes_AsString
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 from proxymap._buf cimport buf, buf_free, buf_init, view, view_of
+from proxymap._fold cimport fold_ascii, fold_utf8, utf8_valid
 from proxymap._stamp cimport same_content, same_file, stamp, stamp_at
 from proxymap._words cimport *
+from proxymap.errors import TableConfig, TableRetry
+
+
+cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil:
+    """The flag word of t, freshly opened with the given flags. Source: tables.md 2.5."""
+    cdef int bits = t.flags
+    if given & DICT_FLAGS_TRY:
+        bits &= ~DICT_FLAGS_TRY  # the client restricts what is tried
+    given |= bits
+    if given & DICT_FLAG_OPEN_LOCK and given & DICT_FLAG_MULTI_WRITER:
+        given = (given & ~DICT_FLAG_OPEN_LOCK) | DICT_FLAG_LOCK
+    if t.reason == NULL and utf8_layer and given & DICT_FLAG_UTF8_REQUEST:
+        given |= DICT_FLAG_UTF8_ACTIVE
+    return given
+
+
+cdef int table_fold(const table *t, bint utf8_layer, int flags, view *key, buf *scratch) noexcept nogil:
+    """Make of a key what t is asked for. STAT_OK; STAT_NOKEY: not UTF-8; STAT_RETRY: no memory.
+
+    With the UTF-8 layer, what the table is decides which flag counts; without it,
+    what its type heeds. Source: tables.md 2.6.
+    """
+    cdef int failed = 0
+    if utf8_layer:
+        if not utf8_valid(key[0]):
+            return STAT_NOKEY
+        if flags & (DICT_FLAG_FOLD_FIX if flags & DICT_FLAG_FIXED else DICT_FLAG_FOLD_MUL):
+            failed = fold_utf8(key, scratch)
+    elif flags & t.fold_bit:
+        failed = fold_ascii(key, scratch)
+    return STAT_RETRY if failed else STAT_OK
 
 
 cdef class Table:
@@ -31,7 +65,7 @@ cdef class Table:
         self.t.fold_bit = 0
         self.t.cached = False
         self.t.origins = NULL
-        self.t.quick = self.t.polled = False
+        self.t.quick = self.t.polled = self.t.incomplete = False
         self.t.jobs = self.t.retired = 0
         self.t.slow = 0
         self.files = []
@@ -90,6 +124,11 @@ cdef class Table:
         for device, inode, size, mtime_ns in stamps:
             o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
             o = o.next
+
+    @property
+    def incomplete(self) -> bool:
+        """Could something that it is made of not be opened?"""
+        return self.t.incomplete
 
     @property
     def entries(self):
@@ -162,8 +201,44 @@ cdef class Table:
         finally:
             buf_free(&scratch)
 
+    def opened_flags(self, int given, bint utf8_layer) -> int:
+        """The flag word of this table for who opens it with the given flags."""
+        return table_flags(&self.t, given, utf8_layer)
+
+    def fold(self, bytes key not None, int flags):
+        """What the table is asked for when a client asks for key; None: it cannot have such a key."""
+        cdef view v = view_of(key, len(key))
+        cdef buf scratch
+        cdef int status
+        buf_init(&scratch)
+        try:
+            status = table_fold(&self.t, flags & DICT_FLAG_UTF8_ACTIVE, flags, &v, &scratch)
+            if status == STAT_RETRY:
+                raise MemoryError
+            return v.ptr[:v.len] if status == STAT_OK else None
+        finally:
+            buf_free(&scratch)
+
+    def answer(self, bytes key not None, int flags):
+        """The value or None, as a client whose flag word is flags gets it. Trouble is raised (errors.py)."""
+        if self.t.reason != NULL:
+            raise TableRetry(os.fsdecode(self.t.reason))
+        folded = self.fold(key, flags)
+        if folded is None:
+            return None
+        status, _, value = self.ask(folded, flags)
+        if status == STAT_RETRY:
+            raise TableRetry("no answer for now")
+        if status == STAT_CONFIG:
+            raise TableConfig("configured wrongly")
+        if status != STAT_OK:
+            return None
+        if flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(view_of(value, len(value))):
+            raise TableConfig(f'non-UTF-8 value "{os.fsdecode(value)}"')
+        return value
+
     def explain(self, bytes key not None) -> list:
-        """Where the answer to key comes from, a line each; for the administrator."""
+        """Where the answer to a key, folded already, comes from: a line each, for the administrator."""
         return []
 
     def write(self, list changes):

@@ -13,6 +13,7 @@ Source: proxymap(8), master(5), postconf(5), "proxymap" in local(8) and virtual(
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -24,11 +25,13 @@ from .maincf import MainCf
 from .mastercf import SERVICES, STOCK, Entry, entry_of, is_ours, path_of, program_of, read_entries, traps
 from .safety import Fault, account_of, as_user, faults_of_program, first_closed
 from .settings import WRITE_MAPS, Settings, load
+from .source import split_braced
 from .tables import GONE, TABLE_TYPES, open_table
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
 INDEXED = {"btree": "db", "cdb": "cdb", "hash": "db", "lmdb": "lmdb"}  # types whose file is built: its suffix
+COMPOSITE = ("unionmap", "pipemap")  # made of other tables, which are opened with them
 
 # The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
 POSTFIX_TYPES = (
@@ -263,12 +266,13 @@ def _sensitive(host: Host) -> Iterator[Fault]:
 
 def _tables(host: Host) -> Iterator[Fault]:
     """Does each approved table open?"""
-    places = {use.table: f"{use.where}, {use.parameter}" for use in uses(host)}
+    places = {part: f"{use.where}, {use.parameter}" for use in uses(host) for part in _parts(use.table)}
     for service in host.services.values():
         default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
-        served = [table for table in service.tables if table.partition(":")[0] in TABLE_TYPES]
+        tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
+        served = [table for table in tables if table.partition(":")[0] in TABLE_TYPES]
         reasons = as_user(host.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
-        for table in service.tables:
+        for table in tables:
             where = places.get(table, default)
             if table not in served:
                 yield _of_type(where, table)
@@ -276,6 +280,23 @@ def _tables(host: Host) -> Iterator[Fault]:
                 yield _unopened(where, table, host.settings, *reason)
             else:
                 yield from _old(where, table, host.settings.queue_directory)
+
+
+def _parts(table: str) -> list[str]:
+    """The tables that a composite is made of, or the table itself."""
+    maptype, _, name = table.partition(":")
+    if maptype in COMPOSITE:
+        with contextlib.suppress(ValueError):
+            members = [os.fsdecode(member) for member in split_braced(os.fsencode(name))]
+            if members and all(":" in member for member in members):
+                return [part for member in members for part in _parts(_without_proxy(member))]
+    return [table]
+
+
+def _without_proxy(table: str) -> str:
+    while table.startswith("proxy:"):
+        table = table.removeprefix("proxy:")
+    return table
 
 
 def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | None] | None]:
@@ -320,7 +341,7 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
         if os.path.exists(name):
             return Fault(where, f"{table}: {file} was never built from {name}", f"postmap {table}")
         return Fault(where, f"{table}: there is no {file}, nor {name} to build it from", "correct the name")
-    if closed is not None:
+    if closed is not None and reason.endswith(os.strerror(errno.EACCES)):
         what = (
             f"{table}: {settings.mail_owner} may not {'enter' if os.path.isdir(closed) else 'read'} {closed}"
         )

@@ -14,13 +14,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
 from .client import Client
 from .errors import BadRequest, ConfigError, NotApproved, ProxymapError, TableConfig, TableRetry
 
 if TYPE_CHECKING:
+    from .direct import Direct
+    from .maincf import MainCf
     from .settings import Settings
 
 EX_OK, EX_NOTFOUND = 0, 1
@@ -46,6 +48,7 @@ TROUBLE: dict[type[ProxymapError], tuple[int, str, str]] = {
 EPILOG = """\
 examples:
   proxymapctl query cdb:/etc/postfix/virtual user@example.com
+  proxymapctl query --explain regexp:/etc/postfix/access user@example.com
   cut -f1 keys | proxymapctl query lmdb:/etc/postfix/access - > answers
   proxymapctl dump lmdb:/etc/postfix/access
   proxymapctl build cdb:/etc/postfix/virtual
@@ -57,6 +60,16 @@ exit status:
   66 no such file   69 no server     73, 74 cannot write 75 table unavailable (RETRY)
   76 bad request    77 not approved (DENY), or not permitted
   78 wrong configuration (CONFIG)    with several keys: the highest of all
+"""
+
+DIRECT = """\
+--direct opens the table in this process, as postmap -q does: as who calls, in
+the working directory, approved or not. The server runs as mail_owner, in
+queue_directory, perhaps in a chroot jail.
+
+--explain tells which rule, row or member gave the answer. Without --direct it
+asks the server first, whose answer is printed, then opens the table here as
+well, and says when the two differ, and what that means.
 """
 
 
@@ -78,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return complain(str(error), EX_IOERR)
-        advice = "start Postfix, or name another socket with --socket"
-        return complain(f"no answer from {error.filename}: {error.strerror}; {advice}", EX_UNAVAILABLE)
+        return complain(no_answer(error), EX_UNAVAILABLE)
     return status
 
 
@@ -87,6 +99,12 @@ def complain(text: str, status: int) -> int:
     """One line on standard error; returns the status."""
     print(f"proxymapctl: {text}", file=sys.stderr)
     return status
+
+
+def no_answer(error: OSError) -> str:
+    """What to tell of a server that cannot be reached."""
+    advice = "start Postfix, or name another socket with --socket"
+    return f"no answer from {error.filename}: {error.strerror}; {advice}"
 
 
 def explain(error: ProxymapError, table: str) -> tuple[str, int]:
@@ -148,7 +166,12 @@ def _add_query(commands: Commands, common: Parser) -> None:
         parents=[common],
         help="look keys up",
         description="Look keys up. One KEY: print its value; several, or from standard input: key TAB value.",
+        epilog=DIRECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = query_parser.add_argument
+    add("--direct", action="store_true", help="open the table here, ask no server")
+    add("--explain", action="store_true", help="say on standard error where the answer comes from")
     query_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
     query_parser.add_argument("keys", metavar="KEY", nargs="+", help='"-": one a line from standard input')
     query_parser.set_defaults(run=query)
@@ -157,6 +180,7 @@ def _add_query(commands: Commands, common: Parser) -> None:
 def _add_dump(commands: Commands, common: Parser) -> None:
     text = "print all keys and values of a table, key TAB value"
     dump_parser = commands.add_parser("dump", parents=[common], help=text, description=text)
+    dump_parser.add_argument("--direct", action="store_true", help="open the table here, ask no server")
     dump_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
     dump_parser.set_defaults(run=dump)
 
@@ -218,37 +242,36 @@ def query(arguments: argparse.Namespace) -> int:
     """Look keys up, and go on after a failure; the exit status is the highest."""
     several = arguments.keys == ["-"] or len(arguments.keys) > 1
     keys = _stdin_keys() if arguments.keys == ["-"] else map(os.fsencode, arguments.keys)
-    with Server(arguments) as server:
-        return _query(server, keys, _printer(arguments.json, several))
+    show = _printer(arguments.json, several)
+    if arguments.explain:
+        return _query(keys, show, Explainer(arguments).ask)
+    with _asked(arguments) as table:
+        return _query(keys, show, lambda key: (ask(table, key), None))
 
 
-def _query(server: Server, keys: Iterable[bytes], show: Show) -> int:
+def _query(keys: Iterable[bytes], show: Show, ask: Callable[[bytes], tuple[Answer, list[str] | None]]) -> int:
+    """Each key, its answer, and the lines that explain it."""
     worst = EX_OK
-    troubles = set()
+    told = set()
     for key in keys:
-        status, name, value = EX_NOTFOUND, "NOKEY", None
-        try:
-            value = server.lookup(key)
-            if value is not None:
-                status, name = EX_OK, "OK"
-        except ValueError:
-            status = complain("a key contains a NUL byte: skipped", EX_USAGE)
-        except tuple(TROUBLE) as error:
-            status, name, _ = TROUBLE[type(error)]
-            if status not in troubles:
-                troubles.add(status)
-                complain(*explain(error, server.table))
-        show(key, value, name)
-        worst = max(worst, status)
+        answer, lines = ask(key)
+        if answer.trouble and answer.trouble not in told:
+            told.add(answer.trouble)
+            complain(answer.trouble, answer.status)
+        show(key, answer.value, answer.name, lines)
+        worst = max(worst, answer.status)
     return worst
 
 
 def dump(arguments: argparse.Namespace) -> int:
     """Print a whole table."""
     show = _printer(arguments.json, True)
-    with Server(arguments) as server:
-        for key, value in server.items():
-            show(key, value, "OK")
+    with _asked(arguments) as table:
+        try:
+            for key, value in table.items():
+                show(key, value, "OK", None)
+        except tuple(TROUBLE) as error:
+            return complain(table.trouble(error), TROUBLE[type(error)][0])
     return EX_OK
 
 
@@ -338,6 +361,95 @@ def _file_trouble(error: OSError) -> tuple[str, int]:
 # Parts
 
 
+class Answer(NamedTuple):
+    """What became of a key: exit status, the reply's name on the wire, the value, what there is to say."""
+
+    status: int
+    name: str
+    value: bytes | None = None
+    trouble: str = ""
+
+    @property
+    def is_reply(self) -> bool:
+        """The table itself said so."""
+        return self.name in ("OK", "NOKEY")
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return f'"{_text(self.value)}"'
+        return "not found" if self.is_reply else self.name or "no answer"
+
+
+def ask(table: Server | Direct, key: bytes) -> Answer:
+    try:
+        value = table.lookup(key)
+    except ValueError:
+        return Answer(EX_USAGE, "NOKEY", None, "a key contains a NUL byte: skipped")
+    except tuple(TROUBLE) as error:
+        status, name, _ = TROUBLE[type(error)]
+        return Answer(status, name, None, table.trouble(error))
+    return Answer(EX_NOTFOUND, "NOKEY") if value is None else Answer(EX_OK, "OK", value)
+
+
+def _asked(arguments: argparse.Namespace) -> Server | Direct:
+    return _direct(arguments) if arguments.direct else Server(arguments)
+
+
+def _direct(arguments: argparse.Namespace) -> Direct:
+    from .direct import Direct
+
+    def warn(text: str) -> None:
+        complain(f"warning: {text}", EX_OK)
+
+    return Direct(arguments.table, _configuration(arguments), warn)
+
+
+class Explainer:
+    """Asks the server, and the table opened here, or that alone; tells where answers come from."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._here = _direct(arguments)
+
+    def ask(self, key: bytes) -> tuple[Answer, list[str]]:
+        here = ask(self._here, key)
+        lines = ["  " + line for line in self._here.explain(key)]
+        if self._arguments.direct:
+            return here, [str(here), *lines]
+        server = self._ask_server(key)
+        lines = [f"the server: {server}", f"the table itself: {here.trouble or here}", *lines]
+        if server.name and server[1:3] != here[1:3] and (server.is_reply or here.is_reply):
+            lines.append(f"they differ: {self._difference(server, here)}")
+        return server, lines
+
+    def _ask_server(self, key: bytes) -> Answer:
+        """On a connection of its own: whatever goes wrong is an answer; without a name, if there was none."""
+        try:
+            with Server(self._arguments) as server:
+                return ask(server, key)
+        except tuple(TROUBLE) as error:
+            text, status = explain(error, self._arguments.table)
+            return Answer(status, TROUBLE[type(error)][1], None, text)
+        except ProxymapError as error:
+            return Answer(EX_UNAVAILABLE, "", None, explain(error, self._arguments.table)[0])
+        except OSError as error:
+            return Answer(EX_UNAVAILABLE, "", None, no_answer(error))
+
+    def _difference(self, server: Answer, here: Answer) -> str:
+        """What it means that they do."""
+        if server.name == "DENY":
+            return "the table is there, but main.cf does not let this server open it"
+        if not server.is_reply:
+            why = self._here.why_not_there()
+            return f'the server cannot use the table; {why}; its log and "proxymapctl check" tell more'
+        if not here.is_reply:
+            return "the server can use the table, this process cannot; perhaps the server opened it earlier"
+        return (
+            "the server has opened the table earlier, or another one (see -c and --socket); "
+            'after "postfix reload" it opens all of them anew'
+        )
+
+
 class Server:
     """The table on the server: a Client in the right dialect, with the table open."""
 
@@ -370,6 +482,9 @@ class Server:
     def items(self) -> Iterable[tuple[bytes, bytes]]:
         return self._client.items(self.table)
 
+    def trouble(self, error: ProxymapError) -> str:
+        return explain(error, self.table)[0]
+
 
 def fold(key: bytes) -> bytes:
     """Lower case as Postfix 3.6 to 3.10 clients have it."""
@@ -388,13 +503,18 @@ def _socket_path(arguments: argparse.Namespace) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings | None:
+    configuration = _configuration(arguments)
+    return configuration and configuration[0]
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[Settings, MainCf] | None:
     """main.cf's parameters; None on a host without main.cf, unless one was asked for."""
     from . import settings
 
     directory = _directory(arguments)
     if not arguments.config and not os.path.exists(os.path.join(directory, "main.cf")):
         return None
-    return settings.load(directory)[0]
+    return settings.load(directory)
 
 
 def _directory(arguments: argparse.Namespace) -> str:
@@ -405,23 +525,31 @@ def _stdin_keys() -> Iterable[bytes]:
     return (line.removesuffix(b"\n") for line in sys.stdin.buffer)
 
 
-Show = Callable[[bytes, bytes | None, str], None]
+Show = Callable[[bytes, bytes | None, str, list[str] | None], None]
 
 
 def _printer(as_json: bool, with_key: bool) -> Show:
-    """How to print an answer: key, value, and the status's name."""
+    """How to print an answer: key, value, the status's name, and lines that explain it, or None."""
     write = sys.stdout.buffer.write
     flush = sys.stdout.buffer.flush if sys.stdout.isatty() else lambda: None
 
-    def show_json(key: bytes, value: bytes | None, name: str) -> None:
-        answer = {"key": _text(key), "value": None if value is None else _text(value), "status": name}
+    def show_json(key: bytes, value: bytes | None, name: str, lines: list[str] | None) -> None:
+        answer: dict[str, Any] = {
+            "key": _text(key),
+            "value": None if value is None else _text(value),
+            "status": name,
+        }
+        if lines is not None:
+            answer["explain"] = lines
         write(json.dumps(answer).encode() + b"\n")
         flush()
 
-    def show(key: bytes, value: bytes | None, name: str) -> None:
+    def show(key: bytes, value: bytes | None, name: str, lines: list[str] | None) -> None:
         if value is not None:
             write(b"%b\t%b\n" % (key, value) if with_key else value + b"\n")
             flush()
+        for line in lines or ():
+            print(f"{_text(key)}: {line}", file=sys.stderr)
 
     return show_json if as_json else show
 

@@ -35,6 +35,7 @@ from proxymap.tables.base import UTF8_REQUEST, Change, Host
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 QUIET = 0.1  # seconds without a write, after which a file is taken to be whole
 SETTLE_LIMIT = 1.0  # seconds to wait for that; then it is opened as it is, or not
+OPENINGS = 3  # of a table that changes all the time, in a row
 MINDING = 0.5  # seconds between two looks at what takes long
 
 
@@ -174,12 +175,13 @@ class Workers:
 
     def _open_watched(self, job: Job) -> Table:
         """Open the table, and have its files watched from before they were read."""
-        while True:
+        for _ in range(OPENINGS):
             table = tables.open_table(job.name, job.flags, writes=self.writes, host=self.host)
             watched = [self.watch.add(file, table.watches_content) for file in table.files]
             table.polled = not all(watched)
             if not table.changed:
-                return table
+                break
+        return table
 
     def _wait_until_quiet(self, type_name: bytes) -> None:
         """A file that was written to in place is perhaps not whole yet."""

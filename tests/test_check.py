@@ -230,6 +230,23 @@ def test_types(host: Host, table: str, text: str) -> None:
     assert text in only(host.check())
 
 
+def test_members_of_a_composite_are_checked_each(host: Host) -> None:
+    good, mysql = host.table("v"), "mysql:/etc/x.cf"
+    host.set(virtual_alias_maps=f"proxy:unionmap:{{{good}, pipemap:{{proxy:cdb:/none/w, {mysql}}}}}")
+    lines = [fault.line() for fault in host.check()]
+    assert len(lines) == 2
+    assert all(line.startswith(f"{host.line('virtual_alias_maps')}, virtual_alias_maps: ") for line in lines)
+    assert any("there is no /none/w.cdb" in line for line in lines)
+    assert any(f"{mysql}: type mysql is not served yet" in line for line in lines)
+
+
+def test_composite_that_is_none(host: Host) -> None:
+    host.set(virtual_alias_maps="proxy:unionmap:{cdb:/v, nocolon}")
+    assert 'bad syntax: "unionmap:{cdb:/v, nocolon}"; need "unionmap:{type:name...}"; correct it' in only(
+        host.check()
+    )
+
+
 def test_default_of_local_recipient_maps_is_served(host: Host) -> None:
     """proxy:unix:passwd.byname."""
     del host.parameters["local_recipient_maps"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
+from fix_server import write_cdb
 from test_client import Request, ScriptedServer, answer_new, attribute_list
 
 from proxymap import ctl
@@ -218,6 +219,112 @@ def test_missing_configuration_is_status_78(tmp_path: Path) -> None:
     assert b"main.cf" in done.stderr
 
 
+# query --direct, --explain
+
+
+@pytest.fixture
+def cdb(tmp_path: Path) -> str:
+    write_cdb(tmp_path / "t.cdb", {b"a": b"1", b"b": b"", "é".encode(): b"2", b"raw": b"\xff"})
+    return f"cdb:{tmp_path}/t"
+
+
+def direct(*arguments: Any, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    """On a host where there is no main.cf and no server."""
+    done = run(
+        "query", "--direct", *arguments, stdin=stdin, env={**os.environ, "MAIL_CONFIG": "/nonexistent"}
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_direct_query_needs_no_server(cdb: str) -> None:
+    assert direct(cdb, "a") == (0, b"1\n", "")
+    assert direct(f"proxy:{cdb}", "A", "b", "É", "none") == (1, "A\t1\nb\t\nÉ\t2\n".encode(), "")
+    assert direct(cdb, "-", stdin=b"a\nx\0y\nnone\n") == (
+        64,
+        b"a\t1\n",
+        "proxymapctl: a key contains a NUL byte: skipped\n",
+    )
+
+
+def test_direct_query_says_why_a_table_does_not_open(tmp_path: Path) -> None:
+    reason = f"open database {tmp_path}/no.cdb: No such file or directory"
+    text = f"proxymapctl: cdb:{tmp_path}/no: {reason}\n"
+    assert direct(f"cdb:{tmp_path}/no", "a", "b") == (75, b"", text)
+    assert direct("nosuch:x", "a") == (
+        75,
+        b"",
+        "proxymapctl: nosuch:x: unsupported dictionary type: nosuch\n",
+    )
+
+
+def test_direct_query_goes_by_main_cf(cdb: str, tmp_path: Path) -> None:
+    (tmp_path / "main.cf").write_text("smtputf8_enable = no\n")
+    assert run("-c", tmp_path, "query", "--direct", cdb, "raw").stdout == b"\xff\n"
+    assert run("-c", tmp_path, "query", "--direct", cdb, "É").returncode == 1
+    (tmp_path / "main.cf").write_text("smtputf8_enable = yes\n")
+    assert run("-c", tmp_path, "query", "--direct", cdb, "raw").returncode == 78
+    assert run("-c", tmp_path, "query", "--direct", cdb, "É").stdout == b"2\n"
+    assert run("-c", tmp_path / "none", "query", "--direct", cdb, "a").returncode == 78
+
+
+def test_explain_goes_to_standard_error(cdb: str) -> None:
+    table = f"pipemap:{{{cdb}, {cdb}}}"
+    told = f"a: not found\na:   {cdb}: 1\na:   {cdb}: not found\n"
+    assert direct("--explain", table, "a") == (1, b"", told)
+    assert direct("--explain", cdb, "a") == (0, b"1\n", 'a: "1"\n')
+
+
+def test_explain_in_json_is_a_list(cdb: str) -> None:
+    _, out, err = direct("--explain", "--json", f"unionmap:{{{cdb}}}", "a")
+    assert err == ""
+    assert json.loads(out) == {"key": "a", "value": "1", "status": "OK", "explain": ['"1"', f"  {cdb}: 1"]}
+
+
+def explained(server: ScriptedServer, *arguments: str) -> tuple[int, bytes, list[str]]:
+    code, out, err = ask(server, "query", "--explain", *arguments)
+    return code, out, [line for line in err.splitlines() if not line.startswith("proxymapctl: ")]
+
+
+def test_explain_asks_server_and_table(cdb: str, server: ScriptedServer) -> None:
+    told = ['a: the server: "1"', 'a: the table itself: "1"']
+    assert explained(server, cdb, "a") == (0, b"1\n", told)
+    told = ["no: the server: not found", "no: the table itself: not found"]
+    assert explained(server, cdb, "no") == (1, b"", told)
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "said", "meaning"),
+    [
+        ("retry", 75, "RETRY", "the server cannot use the table"),
+        ("deny", 77, "DENY", "main.cf does not let this server open it"),
+        ("many", 0, '"' + "v" * 200 + '"', "opened the table earlier"),
+    ],
+)
+def test_explain_says_when_they_differ(
+    cdb: str, server: ScriptedServer, key: str, status: int, said: str, meaning: str
+) -> None:
+    code, _, lines = explained(server, cdb, key)
+    assert code == status
+    assert lines[:2] == [f"{key}: the server: {said}", f"{key}: the table itself: not found"]
+    assert lines[2].startswith(f"{key}: they differ: ")
+    assert meaning in lines[2]
+
+
+def test_explain_when_only_the_server_can_open_it(server: ScriptedServer, tmp_path: Path) -> None:
+    code, out, lines = explained(server, f"cdb:{tmp_path}/none", "a")
+    assert (code, out) == (0, b"1\n")
+    assert "No such file" in lines[1]
+    assert "this process cannot" in lines[2]
+
+
+def test_explain_without_a_server_tells_the_table(cdb: str, tmp_path: Path) -> None:
+    done = run("--socket", tmp_path / "none", "query", "--explain", cdb, "a")
+    assert (done.returncode, done.stdout) == (69, b"")
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].startswith(f"proxymapctl: no answer from {tmp_path}/none")
+    assert lines[1:] == ["a: the server: no answer", 'a: the table itself: "1"']
+
+
 # dump
 
 
@@ -242,6 +349,22 @@ def test_dump_of_a_table_that_cannot_is_status_69(server: ScriptedServer) -> Non
     code, out, err = ask(server, "dump", "t:x")
     assert (code, out) == (69, b"")
     assert "hung up" in err
+
+
+def test_direct_dump(cdb: str) -> None:
+    done = run("dump", "--direct", cdb)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == "a\t1\nb\t\né\t2\nraw\t".encode() + b"\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "status", "text"),
+    [("unix:passwd.byname", 78, "cannot be listed"), ("cdb:/none/t", 75, "open database /none/t.cdb")],
+)
+def test_direct_dump_of_what_cannot_be_listed(table: str, status: int, text: str) -> None:
+    done = run("dump", "--direct", table)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert text in done.stderr.decode()
 
 
 # build
@@ -307,6 +430,19 @@ def test_bar_is_for_terminals_only(source: Path) -> None:
 
 
 # The stock server
+
+
+def test_explain_finds_what_mail_owner_may_not_read(stock_postfix: StockPostfix) -> None:  # noqa: F811
+    """postmap -q works, as root, but Postfix does not."""
+    file = stock_postfix.tables / "closed"
+    write_cdb(file.with_suffix(".cdb"), {b"a": b"1"})
+    file.with_suffix(".cdb").chmod(0o600)
+    stock_postfix.set(proxy_read_maps=f"proxy:cdb:{file}")
+    stock_postfix.stop()
+    stock_postfix.start()
+    done = run("-c", stock_postfix.config_dir, "query", "--explain", f"cdb:{file}", "a")
+    assert (done.returncode, done.stdout) == (75, b"")
+    assert f"open database {file}.cdb: Permission denied" in done.stderr.decode().splitlines()[-1]
 
 
 @pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")

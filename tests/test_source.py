@@ -16,18 +16,18 @@ PACKAGE = ROOT / "proxymap"
 # lower floor, and nothing of its own or a higher one.
 TABLES = [
     *("bdb", "cdb", "cidr", "environ", "fail", "inline", "internal"),
-    *("lmdb", "randmap", "sqlite", "static", "texthash", "unix"),
+    *("lmdb", "pipemap", "randmap", "sqlite", "static", "texthash", "unionmap", "unix"),
 ]
 FLOORS = [
     ["main", "ctl"],
     ["check", "master", "standalone", "takeover"],
     ["server", "serving"],
-    ["_loop", "approval", "build", "client", "control", "rehearsal", "workers"],
+    ["_loop", "approval", "build", "client", "control", "direct", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
     ["_service", "safety", *(f"tables.{name}" for name in TABLES)],
     ["_records", "rules", "template"],
     ["domains", "tablecf"],
-    ["_catalog", "maincf", "tables.base"],
+    ["_catalog", "_members", "maincf", "tables.base"],
     ["_cache", "_codec", "_jobs", "source"],
     ["_table"],
     ["_fold", "_map", "_watch"],
@@ -41,7 +41,7 @@ FLOOR = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
     *("_buf", "_cache", "_catalog", "_client", "_clock", "_codec"),
-    *("_hash", "_service", "_stamp", "_status", "_watch", "_words"),
+    *("_hash", "_members", "_service", "_stamp", "_status", "_watch", "_words"),
 ]
 
 

@@ -54,10 +54,12 @@ TABLE_TYPES = {
     "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
+    "pipemap": TableType("pipemap", flags=ALL_FLAGS),  # its members keep the flags that they are opened with
     "randmap": TableType("randmap", flags=RHS_IS_FILE),
     "sqlite": TableType("sqlite"),
     "static": TableType("static", writable=True, flags=RHS_IS_FILE),
     "texthash": TableType("texthash", suffix=b"", flags=TEXTHASH_FLAGS),
+    "unionmap": TableType("unionmap", flags=ALL_FLAGS),
     "unix": TableType("unix"),
 }
 
@@ -95,7 +97,7 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
     with opening:
         with _lock:
             table = _open.get(key)
-        if table is not None and not table.changed:
+        if table is not None and not table.changed and not table.incomplete:
             return table
         host = host or Host()
         stamps = table.stamps() if table is not None else []

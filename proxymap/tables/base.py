@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TRY0NULL, TRY1NULL = 1 << 2, 1 << 3  # keys without a trailing NUL, keys with one
 FIXED, PATTERN = 1 << 4, 1 << 5  # keys are looked up, or matched
 DUP_WARN, DUP_IGNORE, DUP_REPLACE = 1 << 0, 1 << 1, 1 << 7
+LOCK = 1 << 6  # locks are taken for each operation
 NO_REGSUB = 1 << 11  # rules with $number are refused
 FOLD_FIX, FOLD_MUL = 1 << 14, 1 << 15
 UTF8_REQUEST, UTF8_ACTIVE = 1 << 19, 1 << 20

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, Contract, Records, in_child, until_nul
+from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, IndexedContract, Records, in_child, until_nul
 from fix_postfix import StockPostfix, unavailable
 from fix_server import DIALECTS, Peer, ServerProcess, lookup, request, wait_until
 from oracle import Attributes, encode
@@ -93,7 +93,7 @@ def stored(maptype: str, path: Path) -> dict[bytes, bytes]:
         return dict(handle.items())
 
 
-class BerkeleyContract(Contract):
+class BerkeleyContract(IndexedContract):
     maptype = ""
 
     @pytest.fixture(autouse=True)
