@@ -7,13 +7,10 @@ Source: proxymap(8); the syntax as proxymap of 3.7.11 reads it, for `/file` and
 smtpd_restriction_classes as that of 3.11 and later.
 """
 
-from collections.abc import Iterator
-
 from .maincf import ERRORS, TEXT, MainCf, Warn
 from .settings import Settings
-from .source import BLANKS, logical_lines
+from .source import logical_lines, split_list, unbraced
 
-SEPARATORS = b", \t\r\n"
 FILES_SINCE = (3, 11)  # `/file` items and smtpd_restriction_classes are read since this version
 
 
@@ -48,16 +45,16 @@ class _Scan:
         for item in split_list(value):
             try:
                 self.item(item, complaint)
-            except _Malformed as trouble:
+            except ValueError as trouble:
                 self.warn(f"{complaint}: {trouble}")
 
     def item(self, item: bytes, complaint: str) -> None:
         if item.startswith(b"{"):
-            item = next(split_list(_content(item)), b"")
+            item = next(split_list(unbraced(item)), b"")
         if item.startswith((b"unionmap:", b"pipemap:")):
             members = item.partition(b":")[2]
             if members.startswith(b"{"):
-                self.list(_content(members), complaint)
+                self.list(unbraced(members), complaint)
         elif item.startswith(b"proxy:"):
             while item.startswith(b"proxy:"):
                 item = item.removeprefix(b"proxy:")
@@ -74,34 +71,3 @@ class _Scan:
                     self.list(line, f"bad syntax in {path}, line {number}, content")
         except OSError as trouble:
             self.warn(f"open {path}: {trouble.strerror}")
-
-
-class _Malformed(Exception):
-    """An item whose braces do not fit; the text says how."""
-
-
-def split_list(value: bytes) -> Iterator[bytes]:
-    """split_list - items between commas and blanks, of which those in braces do not count"""
-    start = level = 0
-    for at, byte in enumerate(value + b","):
-        if byte == 0x7B:  # {
-            level += 1
-        elif byte == 0x7D and level:  # }
-            level -= 1
-        elif byte in SEPARATORS and (not level or at == len(value)):
-            if at > start:
-                yield value[start:at]
-            start = at + 1
-
-
-def _content(item: bytes) -> bytes:
-    """What the braces around an item hold."""
-    shown = item.decode(TEXT, ERRORS)
-    level = 0
-    for at, byte in enumerate(item):
-        level += (byte == 0x7B) - (byte == 0x7D)
-        if not level:
-            if item[at + 1 :].strip(BLANKS):
-                raise _Malformed(f"syntax error after '}}' in \"{shown}\"")
-            return item[1:at]
-    raise _Malformed(f"missing '}}' in \"{shown}\"")

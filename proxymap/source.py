@@ -1,4 +1,4 @@
-"""source - Postfix's source text: logical lines, and the records of a table's source
+"""source - Postfix's source text: logical lines, the records of a table's source, and lists with braces
 
 One reader for main.cf, proxymap.cf, postmap sources, texthash and the .cf files
 of tables. All of it is bytes; who wants text decodes it. No file is opened here.
@@ -11,6 +11,7 @@ Source: postconf(5) and postmap(1), "TABLE FORMAT"; the warnings as postmap 3.7 
 from collections.abc import Callable, Iterable, Iterator
 
 BLANKS = b" \t\n\v\f\r"  # isspace() in the C locale
+SEPARATORS = b", \t\r\n"  # of a list
 
 
 class RecordError(ValueError):
@@ -89,3 +90,40 @@ def _key_end(line: bytes) -> int:
     if quoted:
         raise RecordError(f"unbalanced '\"' in '{line.decode('utf-8', 'surrogateescape')}'")
     return len(line)
+
+
+def split_list(text: bytes) -> Iterator[bytes]:
+    """split_list - items between commas and blanks, of which those in braces do not count"""
+    start = level = 0
+    for at, byte in enumerate(text + b","):
+        if byte == 0x7B:  # {
+            level += 1
+        elif byte == 0x7D and level:  # }
+            level -= 1
+        elif byte in SEPARATORS and (not level or at == len(text)):
+            if at > start:
+                yield text[start:at]
+            start = at + 1
+
+
+def unbraced(text: bytes) -> bytes:
+    """unbraced - what the one pair of braces around text holds, with its blanks
+
+    Raises ValueError in Postfix's words.
+    """
+    shown = text.decode("utf-8", "surrogateescape")
+    if not text.startswith(b"{"):
+        raise ValueError(f"no '{{' at start of text in \"{shown}\"")
+    level = 0
+    for at, byte in enumerate(text, 1):
+        level += (byte == 0x7B) - (byte == 0x7D)
+        if not level:
+            if at < len(text):
+                raise ValueError(f"syntax error after '}}' in \"{shown}\"")
+            return text[1:-1]
+    raise ValueError(f"missing '}}' in \"{shown}\"")
+
+
+def split_braced(text: bytes) -> list[bytes]:
+    """split_braced - the items of a list in braces; raises ValueError as unbraced does"""
+    return list(split_list(unbraced(text)))

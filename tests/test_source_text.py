@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap.source import RecordError, logical_lines, split_record
+from proxymap.source import RecordError, logical_lines, split_braced, split_list, split_record, unbraced
 
 needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
 
@@ -80,6 +80,44 @@ def test_unbalanced_quote_is_refused(line: bytes) -> None:
     with pytest.raises(RecordError) as caught:
         split_record(line)
     assert str(caught.value) == f"unbalanced '\"' in '{line.decode()}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        (b"", []),
+        (b" ,\t\r\n,", []),
+        (b"a, b c", [b"a", b"b", b"c"]),
+        (b"{a, b}, c={d, {e f}} g", [b"{a, b}", b"c={d, {e f}}", b"g"]),
+        (b"{a}b c} d {", [b"{a}b", b"c}", b"d", b"{"]),
+        (b"a {b, c", [b"a", b"{b, c"]),
+        (b"a\vb", [b"a\vb"]),
+    ],
+)
+def test_list_ends_items_at_commas_and_blanks_outside_braces(text: bytes, items: list[bytes]) -> None:
+    assert list(split_list(text)) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"", """no '{' at start of text in \"\""""),
+        (b" {a}", """no '{' at start of text in " {a}\""""),
+        (b"{", """missing '}' in "{\""""),
+        (b"{a {b}", """missing '}' in "{a {b}\""""),
+        (b"{a} ", """syntax error after '}' in "{a} \""""),
+        (b"{a}}", """syntax error after '}' in "{a}}\""""),
+    ],
+)
+def test_braces_that_do_not_enclose_the_text(text: bytes, why: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        unbraced(text)
+    assert str(caught.value) == why
+
+
+def test_braces_come_off_once() -> None:
+    assert unbraced(b"{ {a} }") == b" {a} "
+    assert split_braced(b"{ {a b}, c }") == [b"{a b}", b"c"]
 
 
 @pytest.fixture(scope="module")
