@@ -21,6 +21,7 @@ FLOORS = [
     ["_loop", "approval", "build", "client", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
     ["_service", "maincf", "safety", "tables.cdb", "tables.lmdb", "tables.unix"],
+    ["rules"],
     ["_catalog", "source", "tables.base"],
     ["_cache", "_codec", "_jobs"],
     ["_table"],
