@@ -13,7 +13,7 @@ Source: mmap(2), sigaction(2).
 """
 
 from libc.errno cimport EINVAL, ENOMEM, errno
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.mman cimport (
@@ -22,6 +22,8 @@ from posix.mman cimport (
 from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, siginfo_t
 from posix.stat cimport S_ISREG, fstat, stat, struct_stat
 from posix.unistd cimport _SC_PAGESIZE, close, sysconf
+
+from proxymap._stamp cimport stat_mtime_ns
 
 cdef extern from "<signal.h>" nogil:
     enum: SIGBUS
@@ -34,12 +36,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
-
-cdef extern from *:
-    """
-    #define stat_mtime_ns(s) ((uint64_t) (s).st_mtim.tv_sec * 1000000000ull + (uint64_t) (s).st_mtim.tv_nsec)
-    """
-    uint64_t stat_mtime_ns(struct_stat s) nogil
 
 cdef extern from *:
     """

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import Slow, Surrogate, Table
-from proxymap.tables.base import Host, Opening
+from proxymap.tables.base import RHS_IS_FILE, Host, Opening
 
 
 class TableType:
@@ -27,6 +27,7 @@ class TableType:
 
 TABLE_TYPES = {
     "cdb": TableType("cdb"),
+    "cidr": TableType("cidr", flags=RHS_IS_FILE),
     "lmdb": TableType("lmdb", writable=True),
     "unix": TableType("unix"),
 }
