@@ -11,7 +11,7 @@ cdef extern from *:
 
 
 cdef struct stamp:
-    # What tells one content of a file from another; as rules.stamp_of has it.
+    # What tells one content of a file from another; as source.stamp_of has it.
     uint64_t device
     uint64_t inode
     uint64_t size

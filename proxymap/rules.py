@@ -12,16 +12,12 @@ Source: tables.md 6; the warnings as Postfix 3.7 words them.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from proxymap.source import BLANKS, logical_lines, split_braced, unbraced
-
-ATTEMPTS = 10  # to read a file that changes all the time
+from proxymap.source import BLANKS, logical_lines, read_file, split_braced, unbraced
 
 _word = re.compile(rb"[0-9A-Za-z]+")
 
@@ -42,7 +38,10 @@ class Rules:
             self._rules = _inline(maptype, mapname)
         else:
             self.file = mapname
-            content, self.stamp = _read(mapname)
+            try:
+                content, self.stamp = read_file(mapname)
+            except OSError as error:
+                raise ValueError(f"open {os.fsdecode(mapname)}: {error.strerror}") from error
             self._rules = logical_lines(io.BytesIO(content), os.fsdecode(mapname), warn)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
@@ -65,40 +64,9 @@ def split_word(rule: bytes) -> tuple[bytes, bytes]:
     return rule[:end].lower(), rule[end:].strip(BLANKS)
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """What tells one content of a file from another: device, inode, size, time of change in ns."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def _inline(maptype: str, mapname: bytes) -> list[tuple[int, bytes]]:
     try:
         rules = [unbraced(item).strip(BLANKS) for item in split_braced(mapname)]
     except ValueError as error:
         raise ValueError(f"{maptype} map: {error}") from None
     return [(number, rule) for number, rule in enumerate(rules, 1) if rule and not rule.startswith(b"#")]
-
-
-def _read(file: bytes) -> tuple[bytes, tuple[int, ...]]:
-    """Content and stamp of a file; read again if it changes meanwhile."""
-    try:
-        for _ in range(ATTEMPTS):
-            with open(file, "rb", opener=_open_at_once) as opened:
-                stamp = stamp_of(os.fstat(opened.fileno()))
-                content = opened.read()
-                if stamp_of(os.fstat(opened.fileno())) == stamp:
-                    break
-    except OSError as error:
-        raise ValueError(f"open {os.fsdecode(file)}: {error.strerror}") from error
-    return content, stamp
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe or a device could keep us waiting, or never end."""
-    fd = os.open(path, flags | os.O_NONBLOCK)
-    status = os.fstat(fd)  # open() itself refuses a directory
-    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-        return fd
-    if os.path.samestat(status, os.stat(os.devnull)):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "not a regular file", path)

@@ -1,17 +1,22 @@
-"""source - Postfix's source text: logical lines, the records of a table's source, and lists with braces
+"""source - Postfix's source text: files, logical lines, the records of a table's source, lists with braces
 
 One reader for main.cf, proxymap.cf, postmap sources, texthash and the .cf files
-of tables. All of it is bytes; who wants text decodes it. No file is opened here.
+of tables. All of it is bytes; who wants text decodes it.
 
 Text in warnings keeps bytes that are not UTF-8 as surrogates; the log shows them as `?`.
 
 Source: postconf(5) and postmap(1), "TABLE FORMAT"; the warnings as postmap 3.7 words them.
 """
 
+import binascii
+import errno
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 
 BLANKS = b" \t\n\v\f\r"  # isspace() in the C locale
 SEPARATORS = b", \t\r\n"  # of a list
+ATTEMPTS = 10  # to read a file that changes all the time
 
 
 class RecordError(ValueError):
@@ -127,3 +132,47 @@ def unbraced(text: bytes) -> bytes:
 def split_braced(text: bytes) -> list[bytes]:
     """split_braced - the items of a list in braces; raises ValueError as unbraced does"""
     return list(split_list(unbraced(text)))
+
+
+def read_file(path: bytes) -> tuple[bytes, tuple[int, ...]]:
+    """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError"""
+    for _ in range(ATTEMPTS):
+        with open(path, "rb", opener=_open_at_once) as opened:
+            stamp = stamp_of(os.fstat(opened.fileno()))
+            content = opened.read()
+            if stamp_of(os.fstat(opened.fileno())) == stamp:
+                break
+    return content, stamp
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """stamp_of - what tells one content of a file from another: device, inode, size, time of change in ns"""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe or a device could keep us waiting, or never end."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    status = os.fstat(fd)  # open() itself refuses a directory
+    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        return fd
+    if os.path.samestat(status, os.stat(os.devnull)):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def base64_of_files(value: bytes) -> bytes:
+    """base64_of_files - contents of the files that a list names, joined by newline: what src_rhs_is_file asks
+
+    Raises ValueError in Postfix's words.
+    """
+    contents = []
+    for name in split_list(value):
+        try:
+            contents.append(read_file(name)[0])
+        except OSError as error:
+            raise ValueError(f"open {os.fsdecode(name)}: {error.strerror}") from None
+    if not contents:
+        raise ValueError(f"empty pathname list: >>{os.fsdecode(value)}<<'")
+    return binascii.b2a_base64(b"\n".join(contents), newline=False)

@@ -1,7 +1,9 @@
 """source: logical lines and records, against the stock postmap where it is installed"""
 
+import base64
 import io
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap.source import RecordError, logical_lines, split_braced, split_list, split_record, unbraced
+from proxymap.source import (
+    RecordError,
+    base64_of_files,
+    logical_lines,
+    split_braced,
+    split_list,
+    split_record,
+    unbraced,
+)
 
 needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
 
@@ -167,3 +177,57 @@ pieces = st.sampled_from([*'\n ab:#"\\\r\v\f\0', "\n", "\n ", "k v\n", '"a b" ']
 @given(st.lists(pieces, max_size=25).map("".join))
 def test_postmap_stores_and_warns_the_same(directory: Path, text: str) -> None:
     assert ours(text.encode()) == stock(directory, text.encode())
+
+
+# Values that are names of files
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("named")
+    for name, content in {"line": b"one\n", "bare": b"two", "empty": b"", "nul": b"a\0b\xff"}.items():
+        (place / name).write_bytes(content)
+    os.mkfifo(place / "pipe")
+    return place
+
+
+LISTS = ["line", "line, bare", "bare\tline", "empty", "empty,empty", "nul", "line missing", "missing"]
+
+
+@pytest.mark.parametrize("names", LISTS)
+def test_values_that_name_files_become_base64_of_their_contents(named: Path, names: str) -> None:
+    value = re.sub(r"\w+", lambda name: f"{named}/{name[0]}", names).encode()
+    try:
+        contents = [(named / name).read_bytes() for name in re.findall(r"\w+", names)]
+    except OSError:
+        with pytest.raises(ValueError, match=r"^open /.*/missing: No such file or directory$"):
+            base64_of_files(value)
+    else:
+        assert base64_of_files(value) == base64.b64encode(b"\n".join(contents))
+
+
+@needs_postmap
+@pytest.mark.parametrize("names", LISTS)
+def test_postmap_stores_the_same_base64(directory: Path, named: Path, names: str) -> None:
+    value = re.sub(r"\w+", lambda name: f"{named}/{name[0]}", names).encode()
+    (directory / "files").write_bytes(b"key " + value)
+    command = ["postmap", "-c", str(directory)]
+    said = subprocess.run([*command, "-F", "cdb:files"], cwd=directory, capture_output=True).stderr
+    stored = subprocess.run([*command, "-q", "key", "cdb:files"], cwd=directory, capture_output=True).stdout
+    try:
+        encoded, trouble = base64_of_files(value), ""
+    except ValueError as error:
+        encoded, trouble = b"", f"postmap: warning: files, line 1: {error}: skipping this entry\n"
+    assert (stored.removesuffix(b"\n"), said.decode()) == (encoded, trouble)
+
+
+@pytest.mark.parametrize("value", [b"", b" , ,"])
+def test_list_of_no_files_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^empty pathname list: >>.*<<'$"):
+        base64_of_files(value)
+
+
+@pytest.mark.parametrize("name", ["/", "pipe", "/dev/zero", "line/x", "x" * 5000])
+def test_file_that_cannot_be_read_whole_is_refused(named: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"^open "):
+        base64_of_files(bytes(named / name))
