@@ -1,4 +1,4 @@
-"""test_vectors - what real servers answered, asked again of ours: cdb and lmdb, read-only
+"""test_vectors - what real servers answered, asked again of ours, read-only
 
 vectors/ holds conversations recorded from Postfix 3.7.11 and a 3.12 snapshot,
 and the sources of their tables. A reply of null: the real server died there.
@@ -18,8 +18,8 @@ from oracle import Attributes, encode
 from proxymap.build import Options, build
 
 VECTORS = Path(__file__).parent / "vectors"
-TYPES = ("cdb:", "lmdb:")
-EXCHANGES = 92  # of these types, in each of the files; so that nothing passes by being empty
+TYPES = ("cdb:", "lmdb:", "pcre:", "regexp:")
+EXCHANGES = 122  # of these types, in each of the files; so that nothing passes by being empty
 
 
 def to_bytes(pairs: list[list[str]], directory: str) -> Attributes:
@@ -45,6 +45,9 @@ def server() -> Iterator[ServerProcess]:
         for maptype in ("cdb", "lmdb"):
             build(maptype, str(source), options=Options(warn=lambda text: None))
             server.approve(f"{maptype}:{server.dir}/virtual", f"{maptype}:{server.dir}/missing")
+        for maptype in ("pcre", "regexp"):
+            shutil.copy(VECTORS / "tables" / f"header.{maptype}", server.dir)
+            server.approve(f"{maptype}:{server.dir}/header.{maptype}", f"{maptype}:{server.dir}/missing")
         yield server
 
 

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import Slow, Surrogate, Table
-from proxymap.tables.base import RHS_IS_FILE, Host, Opening
+from proxymap.tables.base import NO_REGSUB, RHS_IS_FILE, Host, Opening
 
 
 class TableType:
@@ -29,6 +29,8 @@ TABLE_TYPES = {
     "cdb": TableType("cdb"),
     "cidr": TableType("cidr", flags=RHS_IS_FILE),
     "lmdb": TableType("lmdb", writable=True),
+    "pcre": TableType("pcre", flags=NO_REGSUB | RHS_IS_FILE),
+    "regexp": TableType("regexp", flags=NO_REGSUB | RHS_IS_FILE),
     "unix": TableType("unix"),
 }
 
