@@ -51,7 +51,7 @@ cdef struct attempt:
     buf *scratch       # the caller's; the matcher's own from begin to end
     const rule *at     # which rule decided or, after TOO_LONG, took too long; NULL: none
     void *means        # the matcher's own: what it matches with
-    void *limits       # the matcher's own
+    void *limits       # the matcher's own, too
     size_t *groups     # after a match: start and end of each group, or NO_GROUP
 
 

@@ -27,10 +27,11 @@ import os
 from proxymap.errors import TableRetry
 
 cdef enum:
-    LOOP_NS = 1000000   # what a lookup on the loop may take
-    CLOCK_EVERY = 4096  # bytes matched, or so, between two looks at the clock
-    CALL_BYTES = 64     # what a match costs besides, in bytes matched
-    SHARED_BITS = 36    # where the bits begin that several bytes share
+    LOOP_NS = 1000000    # what a lookup on the loop may take
+    LOOP_KEY_MAX = 8192  # for glibc takes some 80 ns a byte to tell the groups of a match
+    CLOCK_EVERY = 4096   # bytes matched, or so, between two looks at the clock
+    CALL_BYTES = 64      # what a match costs besides, in bytes matched
+    SHARED_BITS = 36     # where the bits begin that several bytes share
 
 
 cdef inline uint64_t bit_of(unsigned char c) noexcept nogil:
@@ -55,6 +56,8 @@ cdef bint is_affordable(const rules *r, const attempt *a, uint64_t have) noexcep
     """May the loop try all rules that could match?"""
     cdef size_t left = r.m.budget // (a.key.len + CALL_BYTES)
     cdef uint32_t i
+    if a.key.len > LOOP_KEY_MAX:
+        return False
     for i in range(r.count):
         if not r.all[i].needed & ~have:
             if r.all[i].risky or left == 0:

@@ -57,8 +57,10 @@ cdef enum:  # pcre2.h
     PCRE2_ERROR_HEAPLIMIT = -63
 
 cdef enum:
-    LOOP_STEPS = 20000        # of machine code, 1 to 2 ns each
-    LOOP_INTERPRETED = 20000  # of the interpreter, 10 ns each; counted anew wherever a match may begin
+    # Steps take 1 to 2 ns as machine code, 10 ns interpreted, if they do not look far ahead. The
+    # interpreter counts them anew wherever in the text a match may begin.
+    LOOP_STEPS = 20000
+    LOOP_STEPS_MIN = 20
     PATIENT_STEPS = 10000000  # PCRE2's own default, which is Postfix's
     PATIENT_HEAP_KB = 65536   # PCRE2's own is 20 GB
     KEY_SIZES = 24            # powers of two
@@ -119,11 +121,17 @@ cdef void *limited(uint32_t steps) except NULL:
     return made
 
 
-cdef void *patient_limits = limited(PATIENT_STEPS)
-cdef void *loop_limits = limited(LOOP_STEPS)
-cdef void *interpreted_limits[KEY_SIZES]  # for keys of less than 2 ** n bytes
+cdef struct limits:
+    void *machine      # match contexts: for machine code
+    void *interpreted  # for the interpreter
+
+
+cdef limits patient
+patient.machine = patient.interpreted = limited(PATIENT_STEPS)
+cdef limits hurried[KEY_SIZES]  # for keys of less than 2 ** n bytes: a step may look at all of the key
 for _n in range(KEY_SIZES):
-    interpreted_limits[_n] = limited(max(LOOP_INTERPRETED >> _n, 20))
+    hurried[_n].machine = limited(max(LOOP_STEPS >> max(_n - 6, 0), LOOP_STEPS_MIN))
+    hurried[_n].interpreted = limited(max(LOOP_STEPS >> _n, LOOP_STEPS_MIN))
 
 
 cdef struct compiled:
@@ -143,10 +151,9 @@ cdef int pcre_begin(matcher *m, attempt *a) noexcept nogil:
     if a.means == NULL:
         return TOO_LONG
     a.groups = pcre2_get_ovector_pointer(a.means)
-    if not a.patient:
-        while size < KEY_SIZES - 1 and a.key.len >> size:
-            size += 1
-        a.limits = interpreted_limits[size]
+    while size < KEY_SIZES - 1 and a.key.len >> size:
+        size += 1
+    a.limits = &patient if a.patient else &hurried[size]
     return 0
 
 
@@ -156,18 +163,12 @@ cdef void pcre_end(matcher *m, attempt *a) noexcept nogil:
 
 cdef int pcre_match(matcher *m, attempt *a, int32_t number, bint groups) noexcept nogil:
     cdef const compiled *e = &(<expressions *> m.self).all[number]
-    cdef void *limits = patient_limits
-    cdef int found
-    if e.interpreted:
-        if not a.patient:
-            limits = a.limits
-        found = pcre2_match(e.code, a.key.ptr, a.key.len, 0, PCRE2_NO_JIT, a.means, limits)
-    else:
-        if not a.patient:
-            limits = loop_limits
-        found = pcre2_jit_match(e.code, a.key.ptr, a.key.len, 0, 0, a.means, limits)
-        if found == PCRE2_ERROR_JIT_STACKLIMIT and a.patient:  # the interpreter keeps its state on the heap
-            found = pcre2_match(e.code, a.key.ptr, a.key.len, 0, PCRE2_NO_JIT, a.means, limits)
+    cdef const limits *within = <const limits *> a.limits
+    cdef int found = PCRE2_ERROR_JIT_STACKLIMIT
+    if not e.interpreted:
+        found = pcre2_jit_match(e.code, a.key.ptr, a.key.len, 0, 0, a.means, within.machine)
+    if e.interpreted or found == PCRE2_ERROR_JIT_STACKLIMIT and a.patient:  # the interpreter uses the heap
+        found = pcre2_match(e.code, a.key.ptr, a.key.len, 0, PCRE2_NO_JIT, a.means, within.interpreted)
     if found >= 0:
         return MATCHED
     if found == PCRE2_ERROR_NOMATCH:

@@ -135,31 +135,24 @@ cdef void give_back(regexps *all, copy *taken) noexcept nogil:
 cdef int regexp_begin(matcher *m, attempt *a) noexcept nogil:
     """The key with a NUL behind it into the scratch, where all patterns see it."""
     cdef regexps *all = <regexps *> m.self
-    cdef copy *with_copy = &all.own
     a.groups = NULL
-    if all.groups_max:
-        a.groups = <size_t *> malloc((all.groups_max + 1) * (2 * sizeof(size_t) + sizeof(regmatch_t)))
-    buf_clear(a.scratch)
-    if (
-        (all.groups_max and a.groups == NULL)
-        or buf_append(a.scratch, a.key.ptr, a.key.len) < 0
-        or buf_append(a.scratch, b"", 1) < 0
-    ):
-        free(a.groups)
-        return TOO_LONG
-    if a.patient:
-        with_copy = take_spare(all)
-        if with_copy == NULL:
-            free(a.groups)
-            return TOO_LONG
-    a.means = with_copy
+    a.means = NULL
     a.limits = uselocale(C_LOCALE)
+    buf_clear(a.scratch)
+    if buf_append(a.scratch, a.key.ptr, a.key.len) == 0 and buf_append(a.scratch, b"", 1) == 0:
+        if all.groups_max:
+            a.groups = <size_t *> malloc((all.groups_max + 1) * (2 * sizeof(size_t) + sizeof(regmatch_t)))
+        if a.groups != NULL or not all.groups_max:
+            a.means = take_spare(all) if a.patient else &all.own
+    if a.means == NULL:
+        regexp_end(m, a)
+        return TOO_LONG
     return 0
 
 
 cdef void regexp_end(matcher *m, attempt *a) noexcept nogil:
     uselocale(<locale_t> a.limits)
-    if a.patient:
+    if a.patient and a.means != NULL:
         give_back(<regexps *> m.self, <copy *> a.means)
     free(a.groups)
 
