@@ -9,8 +9,10 @@ letters f, r, o, m, s, p, a. So a rule has a word of 64 bits, one for each such
 byte, and its pattern does not match where the key lacks one (patterns.anatomy).
 
 A lookup on the loop may cost about a millisecond. One that would cost more, by
-estimate or by the clock, is STAT_LATER: a worker does it, through `ask`. No GIL,
-re-entrant: all that a lookup changes is in its `attempt`.
+estimate or by the clock, is STAT_LATER: a worker does it, through `ask`. Each
+table has workers of its own (SLOW_LOOKUP), for those that a hostile key has got
+stuck serve nobody else. No GIL, re-entrant: all that a lookup changes is in its
+`attempt`.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -19,7 +21,7 @@ from libc.stdlib cimport calloc, free
 from proxymap._buf cimport buf, buf_append, buf_clear, buf_free, buf_init, buf_view, view, view_of
 from proxymap._clock cimport now_ns
 from proxymap._stamp cimport stamp_differs
-from proxymap._table cimport CHANGED_NOT, CHANGED_REPLACED, STAT_LATER, Table, table
+from proxymap._table cimport CHANGED_NOT, CHANGED_REPLACED, SLOW_LOOKUP, STAT_LATER, Table, table
 from proxymap._words cimport *
 
 import os
@@ -188,6 +190,7 @@ cdef class PatternTable(Table):
         self.t.self = &self.r
         self.t.flags = DICT_FLAG_PATTERN
         self.t.fold_bit = DICT_FLAG_FOLD_MUL
+        self.t.slow = SLOW_LOOKUP
         self.t.lookup = pattern_lookup
         self.t.lookup_patiently = pattern_lookup_patiently
 

@@ -10,11 +10,10 @@ answer is RETRY at once.
 
 glibc takes a time that doubles with each byte for back-references, and for
 groups where one repetition stands within another; so such rules are tried by
-workers only. A lookup that would try one is STAT_LATER from the start, as is
-one that would take long because of its length and the number of rules; others
-stay on the loop. A worker that is stuck answers RETRY after lookup_time_limit.
-A table has a crew of workers to itself (SLOW_LOOKUP), so that no other table
-waits for them.
+workers only. A lookup that may come to try one is STAT_LATER from the start, as
+is one that would take long because of its length and the number of rules; all
+others stay on the loop. For a worker that is stuck, workers.py answers RETRY
+after lookup_time_limit.
 
 Source: regexp_table(5), regex(7); tables.md 6.
 """
@@ -24,7 +23,6 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 
 from proxymap._buf cimport buf_append, buf_clear
 from proxymap._pattern cimport MATCHED, NO_GROUP, TOO_LONG, UNMATCHED, PatternTable, attempt, matcher
-from proxymap._table cimport SLOW_LOOKUP
 
 from proxymap.patterns import REGEXP, Reader, anatomy
 from proxymap.rules import Rules
@@ -187,7 +185,6 @@ cdef class RegexpTable(PatternTable):
         self.r.m.match = regexp_match
         self.r.m.budget = BUDGET
         self.r.m.self = &self.all
-        self.t.slow = SLOW_LOOKUP
         rules = Rules("regexp", mapname, opening.host.warn)
         self.take_rules(rules, Reader(REGEXP, rules, opening, self.compile).read(), examine)
 

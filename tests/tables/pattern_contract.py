@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap._table import CHANGED_REPLACED, Table
+from proxymap._table import CHANGED_REPLACED, SLOW_LOOKUP, Table
 from proxymap.tables import open_table
 from proxymap.tables.base import NO_REGSUB, PATTERN, RHS_IS_FILE, Host
 
@@ -148,6 +148,7 @@ class PatternContract:
         table = self.table("/A/ x")
         assert table.flags == PATTERN
         assert table.generation == 0
+        assert table.slow == SLOW_LOOKUP  # it has workers of its own
 
     def test_patterns_see_bytes_whatever_the_locale_is(self) -> None:
         table = self.table("/^.$/ one", "/^..$/ two", "/\xe9/ e acute")

@@ -12,7 +12,7 @@ from pattern_contract import (  # noqa: F401
     folder,
 )
 
-from proxymap._table import SLOW_LOOKUP, Table
+from proxymap._table import Table
 
 COPIES = 4  # lookups that workers do at the same time
 
@@ -24,12 +24,6 @@ class TestRegexp(PatternContract):
 
 def table(*rules: str) -> Table:
     return TestRegexp().table(*rules)
-
-
-def test_table_has_workers_of_its_own() -> None:
-    made = table("/a/ x")
-    assert made.slow == SLOW_LOOKUP
-    assert made.at_a_time == COPIES
 
 
 @pytest.mark.parametrize(
