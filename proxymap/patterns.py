@@ -123,7 +123,7 @@ class Reader:
         if self.flags & RHS_IS_FILE:
             try:
                 rest = base64_of_files(rest)
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{error}: skipping this rule") from None
         result = self._take_result(line, rest)
         highest = max((piece for piece in result if isinstance(piece, int)), default=0)

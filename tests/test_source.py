@@ -40,7 +40,7 @@ FLOOR = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
     *("_buf", "_cache", "_catalog", "_client", "_clock", "_codec"),
-    *("_hash", "_service", "_status", "_words"),
+    *("_hash", "_pattern", "_service", "_stamp", "_status", "_words"),
 ]
 
 

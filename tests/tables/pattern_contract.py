@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxymap._table import CHANGED_REPLACED, SLOW_LOOKUP, Table
+from proxymap.patterns import anatomy
 from proxymap.tables import open_table
 from proxymap.tables.base import NO_REGSUB, PATTERN, RHS_IS_FILE, Host
 
@@ -102,6 +103,7 @@ def folder() -> Iterator[Path]:
 class PatternContract:
     maptype: str
     options: str
+    opaque: str  # a pattern's equal that patterns.anatomy cannot see through
 
     def table(self, *rules: str, flags: int = 0) -> Table:
         """Of rules in its name, without a fault."""
@@ -141,6 +143,23 @@ class PatternContract:
             assert warnings == [line for line in expected if not any(noise in line for noise in NOISE)]
             found = "".join(f"{key}\t{value.decode()}\n" for key, value in values if value is not None)
             assert found == done.stdout
+
+        compare()
+
+    def test_rule_is_passed_over_only_where_it_cannot_match(self, tmp_path: Path) -> None:
+        @settings(max_examples=300, deadline=None)
+        @given(pattern, st.lists(keys, min_size=1, max_size=12))
+        def compare(pattern: str, keys: list[str]) -> None:
+            opaque = self.opaque.format(pattern)
+            assert not anatomy(opaque.encode(), self.maptype == "regexp").clear
+            tables = []
+            for file, text in ((tmp_path / "seen", pattern), (tmp_path / "opaque", opaque)):
+                file.write_text(f"/{text}/ x\n")
+                table, warnings = opened(f"{self.maptype}:{file}")
+                assume(not warnings)
+                tables.append(table)
+            for key in keys:
+                assert tables[0].ask(key.encode(), 0) == tables[1].ask(key.encode(), 0)
 
         compare()
 

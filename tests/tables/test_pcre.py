@@ -26,6 +26,7 @@ CATASTROPHE = "/^(a+)+[bc]$/ x"
 class TestPcre(PatternContract):
     maptype = "pcre"
     options = "imsxAEUX"
+    opaque = r"\E{}"
 
 
 def table(*rules: str) -> Table:

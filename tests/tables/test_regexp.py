@@ -20,6 +20,7 @@ COPIES = 4  # lookups that workers do at the same time
 class TestRegexp(PatternContract):
     maptype = "regexp"
     options = "imx"
+    opaque = "{}x{{,0}}"
 
 
 def table(*rules: str) -> Table:
