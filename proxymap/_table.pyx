@@ -126,6 +126,11 @@ cdef class Table:
             o = o.next
 
     @property
+    def under_way(self) -> str:
+        """Where a lookup that takes long has got to, for the log; empty if that is not known."""
+        return ""
+
+    @property
     def incomplete(self) -> bool:
         """Could something that it is made of not be opened?"""
         return self.t.incomplete

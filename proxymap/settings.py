@@ -204,7 +204,7 @@ class Settings:
     lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
 
     cache_size = own("64M", size(0), "bytes, 0 = no cache")
-    cache_maptypes = own("lmdb", words, "table types")  # by measurement: benchmarks/bench_cache.py
+    cache_maptypes = own("lmdb pcre regexp", words, "table types")  # measured: benchmarks/bench_cache.py
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")

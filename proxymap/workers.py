@@ -144,8 +144,9 @@ class Workers:
                         self._give_up(job)
 
     def _give_up(self, job: Job) -> None:
-        name = os.fsdecode(job.table.type_name)
-        self.log.warning(f"{name} lookup error: no answer within {self.limit_ms // 1000} s")
+        table = job.table
+        trouble = f"no answer within {self.limit_ms // 1000} s {table.under_way}".rstrip()
+        self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {trouble}")
         self.done.put(job.given_up())
 
     # Opening and closing

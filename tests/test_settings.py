@@ -49,7 +49,11 @@ def test_defaults_without_postfix(directory: Path) -> None:
         1 << 20,
         1 << 26,
     )
-    assert (found.worker_count, found.drain_time_limit, found.cache_maptypes) == (4, 10, ("lmdb",))
+    assert (found.worker_count, found.drain_time_limit, found.cache_maptypes) == (
+        4,
+        10,
+        ("lmdb", "pcre", "regexp"),
+    )
 
 
 @pytest.mark.skipif(shutil.which("postconf") is None, reason="Postfix is not installed")

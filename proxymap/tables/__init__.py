@@ -21,6 +21,7 @@ from proxymap.tables.base import (
     DUP_REPLACE,
     DUP_WARN,
     FOLD_FIX,
+    NO_REGSUB,
     RHS_IS_FILE,
     UTF8_REQUEST,
     Host,
@@ -54,8 +55,10 @@ TABLE_TYPES = {
     "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
+    "pcre": TableType("pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pipemap": TableType("pipemap", flags=ALL_FLAGS),  # its members keep the flags that they are opened with
     "randmap": TableType("randmap", flags=RHS_IS_FILE),
+    "regexp": TableType("regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "sqlite": TableType("sqlite"),
     "static": TableType("static", writable=True, flags=RHS_IS_FILE),
     "texthash": TableType("texthash", suffix=b"", flags=TEXTHASH_FLAGS),
