@@ -1,4 +1,4 @@
-"""ctl - proxymapctl, the administrator's tool: query, dump, build; enable, disable, status, check
+"""ctl - proxymapctl, the administrator's tool: query, dump, build; tables, flush, reload; enable and the like
 
 Each subcommand is one function that is given the parsed arguments and returns
 an exit status; main() turns exceptions into one line on standard error and a
@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from errno import ENOENT
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
@@ -53,6 +54,7 @@ examples:
   proxymapctl dump lmdb:/etc/postfix/access
   proxymapctl build cdb:/etc/postfix/virtual
   proxymapctl check && proxymapctl enable && proxymapctl status
+  proxymapctl tables && proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl disable
 
 exit status:
@@ -148,6 +150,9 @@ def parser() -> Parser:
     _add_switch(commands, _common(), "disable", "let Postfix's master run what it ran before")
     _add_status(commands, _common())
     _add_check(commands, _common())
+    _add_tables(commands, _common())
+    _add_flush(commands, _common())
+    _add_reload(commands, _common())
     return main_parser
 
 
@@ -224,6 +229,29 @@ def _add_check(commands: Commands, common: Parser) -> None:
     text = "verify tables, main.cf and master.cf, offline; status 78 if there is a fault"
     check_parser = commands.add_parser("check", parents=[common], help=text, description=text)
     check_parser.set_defaults(run=check)
+
+
+def _add_tables(commands: Commands, common: Parser) -> None:
+    text = "which tables a running server has open, and what became of them"
+    tables_parser = commands.add_parser("tables", parents=[common], help=text, description=text)
+    tables_parser.set_defaults(run=tables)
+
+
+def _add_flush(commands: Commands, common: Parser) -> None:
+    text = "have a running server forget cached answers"
+    description = f"{text}: all, those of one table, or those to one key as the table was asked for it."
+    flush_parser = commands.add_parser(
+        "flush", parents=[common], help=text, description=description.capitalize()
+    )
+    flush_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, nargs="?")
+    flush_parser.add_argument("key", metavar="KEY", nargs="?")
+    flush_parser.set_defaults(run=flush)
+
+
+def _add_reload(commands: Commands, common: Parser) -> None:
+    text = "have a standalone server read main.cf and proxymap.cf anew; no client notices"
+    reload_parser = commands.add_parser("reload", parents=[common], help=text, description=text)
+    reload_parser.set_defaults(run=reload)
 
 
 def table_name(text: str) -> str:
@@ -351,6 +379,58 @@ def check(arguments: argparse.Namespace) -> int:
     for fault in faults:
         print(json.dumps(as_json(fault)) if arguments.json else fault.line())
     return EX_OK if all(fault.warning for fault in faults) else EX_CONFIG
+
+
+def tables(arguments: argparse.Namespace) -> int:
+    """One line for each table of each process."""
+    for pid, known in _ask_processes(arguments, do="tables"):
+        for table in sorted(known, key=lambda one: (one["table"], one["dialect"], one["flags"])):
+            print(json.dumps({"process": pid, **table}) if arguments.json else _table_line(pid, table))
+    return EX_OK
+
+
+def _table_line(pid: int, table: dict[str, Any]) -> str:
+    sizes = [f"{table[what]:,} {what}" for what in ("entries", "bytes") if table.get(what) is not None]
+    line = (
+        f"{table['table']} (Postfix {table['dialect']}, flags {table['flags']}, process {pid}):"
+        f" {', '.join([table['state'], *sizes])}; {table['lookups']:,} lookups,"
+        f" {table['cache_hits']:,} from the cache, {table['errors']:,} errors"
+    )
+    if "age_seconds" in table:
+        line += f"; opened {table['age_seconds']:,} s ago"
+    return line + (f"; {table['trouble']}" if table.get("trouble") else "")
+
+
+def flush(arguments: argparse.Namespace) -> int:
+    """Forget answers."""
+    what = {word: getattr(arguments, word) for word in ("table", "key") if getattr(arguments, word)}
+    replies = list(_ask_processes(arguments, do="flush", **what))
+    if arguments.table and not any(count for _, count in replies):
+        return complain(f"{arguments.table}: no running server has it open", EX_NOTFOUND)
+    return EX_OK
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Read the configuration anew."""
+    for pid, _ in _ask_processes(arguments, do="reload"):
+        if not arguments.json:
+            print(f"process {pid}: configuration read anew")
+    return EX_OK
+
+
+def _ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tuple[int, Any]]:
+    """What each running process says; ConfigError if one refuses, or if there is none."""
+    from .control import ask_all
+
+    path: str = arguments.socket or _socket_path(arguments)
+    count = 0
+    for pid, reply in ask_all(path, **request):
+        count += 1
+        if "error" in reply:
+            raise ConfigError(f"process {pid}: {reply['error']}")
+        yield pid, reply["ok"]
+    if not count:
+        raise OSError(ENOENT, "no running server has a control socket there", f"{path}.*.ctl")
 
 
 def _file_trouble(error: OSError) -> tuple[str, int]:

@@ -82,4 +82,4 @@ def test_hostile_keys_for_regexp_are_retry_and_delay_nobody(server: ServerProces
         for peer in hostile:
             assert peer.reply() == RETRY
         assert other.ask(lookup(pcre, b"a" * 20 + b"b")) == found(b"slow")
-    server.wait_log(f"{name.decode()} lookup error: no answer within 1 s")
+    server.wait_log(f"{name.decode()} lookup error: no answer within 1 s at line 3")

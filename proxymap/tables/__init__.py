@@ -124,6 +124,8 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
 def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
     maptype, _, mapname = type_name.partition(b":")
     known = TABLE_TYPES.get(os.fsdecode(maptype))
+    if not maptype or not mapname:
+        return Surrogate(type_name, b'expecting "type:name" form instead of "%s"' % type_name)
     if known is None:
         return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))))
     if writes and not known.writable:
