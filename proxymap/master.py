@@ -62,7 +62,7 @@ def run(settings: Settings, main_cf: MainCf, log: Log, start: Start, *, writes: 
             "max_use": settings.max_use,
         }
     enter_queue_directory(settings)
-    load_what_is_needed_later()
+    load_what_is_needed_later(writes)
     server = Server(settings, main_cf, log, listeners, writes=writes, **life)
     drop_privileges(settings, start)
     if writes:
@@ -104,11 +104,12 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
             pass  # 3 and 4 need not be there
 
 
-def load_what_is_needed_later() -> None:
+def load_what_is_needed_later(writes: bool) -> None:
     """After chroot nothing can be imported any more."""
-    for maptype in TABLE_TYPES.values():
+    modules = [f"proxymap.tables.{maptype.module}" for maptype in TABLE_TYPES.values()]
+    for module in modules + ["proxymap.lmdb_writer"] * writes:
         try:
-            import_module(f"proxymap.tables.{maptype.module}")
+            import_module(module)
         except ImportError:
             pass  # its library is missing, which open_table will say
     import_module("encodings.idna")

@@ -56,7 +56,8 @@ class Server:
             log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
         cached = () if writes else settings.cache_maptypes  # what is written to changes too often
         self.workers = Workers(
-            self.done, log, Host(settings.smtputf8_enable, log.warning, main_cf.get),
+            self.done, log,
+            Host(settings.smtputf8_enable, log.warning, main_cf.get, settings.lmdb_replace_damaged),
             count=settings.worker_count, time_limit=settings.lookup_time_limit, writes=writes, cached=cached,
         )  # fmt: skip
         self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
