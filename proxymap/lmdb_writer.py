@@ -11,9 +11,11 @@ was replaced or removed is opened anew. After an error the environment is closed
 and opened again: LMDB refuses to go on after a failed sync, and so it should.
 
 LMDB trusts what it reads, and ends the process where it should not have. So a
-file is checked as a whole before it is first written to, and again when it has
-become shorter or LMDB or a reader complains. A damaged file is set aside: these
-tables are caches, and what their clients need most is one that works.
+file is checked as a whole before it is first written to, and again when anybody
+else has written to it: `postmap -i` takes no lock, and a rebuild by postmap
+begins its transaction before it has the lock, so that either can write over
+pages in use. A damaged file is set aside: these tables are caches, and what
+their clients need most is one that works.
 
 Source: lmdb_table(5), fcntl(2) on F_OFD_SETLK, LMDB's lmdb.h; tables.md 4.2 to 4.4.
 """
@@ -85,7 +87,7 @@ class Writer:
         self._mutex = threading.Lock()
         self._fd = -1  # of our own: for the lock, and to know the file by
         self._env: lmdb.Environment | None = None
-        self._sound_size = 0  # of the file when it was last known to be in order; 0: to be checked
+        self._left: tuple[int, bytes] | None = None  # size and meta pages after our latest commit
         self._told = False  # of a key that is too long
 
     def __del__(self) -> None:
@@ -103,7 +105,7 @@ class Writer:
                 f" keep tables that Postfix writes in data_directory ({directory})"
             )
         with self._mutex:
-            self._sound_size = 0
+            self._left = None
             try:
                 if self._lock_file(wait=False):
                     self._unlock_file()
@@ -150,7 +152,7 @@ class Writer:
                 self._env.set_mapsize(0)
         for change, answer in zip(changes, done, strict=True):
             change.status, change.flags = answer
-        self._sound_size = os.fstat(self._fd).st_size
+        self._left = self._size(), self._meta_pages()
 
     def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""
@@ -168,7 +170,7 @@ class Writer:
             return STAT_CONFIG, flags
         if not self._is_key(key + nul):
             self._tell_of_length(key + nul)
-            return STAT_CONFIG, flags
+            return STAT_CONFIG, change.flags
         txn.put(key + nul, value + nul)
         return STAT_OK, flags
 
@@ -213,6 +215,11 @@ class Writer:
             raise OSError(errno.EINVAL, "not a regular file", self.path)
         return status.st_size
 
+    def _meta_pages(self) -> bytes:
+        """Where every commit leaves its mark."""
+        assert self._env is not None
+        return os.pread(self._fd, 2 * self._env.stat()["psize"], 0)
+
     def _is_current(self) -> bool:
         """Is what we have open still what the path names?"""
         try:
@@ -223,11 +230,10 @@ class Writer:
     def _prepare(self) -> bool:
         """Have the locked file checked, where that is due, and open; False if it was set aside."""
         size = self._size()
-        if size and (self._sound_size == 0 or size < self._sound_size):
-            if fault := self.damage_in(self.path):
-                self._set_aside(fault)
-                return False
-            self._sound_size = size
+        untouched = self._left is not None and self._left == (size, self._meta_pages())
+        if size and not untouched and (fault := self.damage_in(self.path)):
+            self._set_aside(fault)
+            return False
         if size == 0:
             self._close_environment()  # if there was one, its file was emptied
         if self._env is None:
@@ -273,7 +279,7 @@ class Writer:
     def _close(self) -> None:
         """Let go of the file, and with it of the lock."""
         self._close_environment()
-        self._sound_size = 0
+        self._left = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
