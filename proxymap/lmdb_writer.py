@@ -47,6 +47,11 @@ with suppress(ImportError):
 MAP_SIZE = 16 << 20  # bytes of address space, as Postfix's lmdb_map_size
 MAP_UNIT = 1 << 16  # no machine has larger pages
 NEW_FORMAT = 0  # py-lmdb's lib_version: LMDB 0.9, which every Postfix reads
+# struct flock, by its type.
+WHOLE_FILE = {
+    kind: struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
+}
 # What LMDB says of a file that contradicts itself.
 DAMAGE = (
     lmdb.CorruptedError,
@@ -87,7 +92,8 @@ class Writer:
         self._mutex = threading.Lock()
         self._fd = -1  # of our own: for the lock, and to know the file by
         self._env: lmdb.Environment | None = None
-        self._left: tuple[int, bytes] | None = None  # size and meta pages after our latest commit
+        self._meta_size = self._longest = 0  # bytes: of both meta pages, and of a key at most
+        self._left: tuple[int, bytes] | None = None  # _mark() after our latest commit
         self._told = False  # of a key that is too long
 
     def __del__(self) -> None:
@@ -152,7 +158,7 @@ class Writer:
                 self._env.set_mapsize(0)
         for change, answer in zip(changes, done, strict=True):
             change.status, change.flags = answer
-        self._left = self._size(), self._meta_pages()
+        self._left = self._mark()
 
     def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""
@@ -175,8 +181,7 @@ class Writer:
         return STAT_OK, flags
 
     def _is_key(self, key: bytes) -> bool:
-        assert self._env is not None
-        return 0 < len(key) <= self._env.max_key_size()
+        return 0 < len(key) <= self._longest
 
     def _tell_of_length(self, key: bytes) -> None:
         if not self._told:
@@ -192,33 +197,29 @@ class Writer:
         """
         while True:
             if self._fd < 0:
-                mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-                self._fd = os.open(self.path, mode, 0o600)
-            size = self._size()
-            if not set_lock(self._fd, fcntl.F_WRLCK, wait=wait or size == 0):
+                self._open_file()
+            if not set_lock(self._fd, fcntl.F_WRLCK, wait=wait or self._size() == 0):
                 return False
             try:
-                if self._is_current() and self._prepare() and self._is_current():
+                if self._is_current() and self._prepare():
                     return True
             except BaseException:
                 self._unlock_file()
                 raise
             self._close()
 
+    def _open_file(self) -> None:
+        mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._fd = os.open(self.path, mode, 0o600)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self.path)
+
     def _unlock_file(self) -> None:
         if self._fd >= 0:
             set_lock(self._fd, fcntl.F_UNLCK)
 
     def _size(self) -> int:
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", self.path)
-        return status.st_size
-
-    def _meta_pages(self) -> bytes:
-        """Where every commit leaves its mark."""
-        assert self._env is not None
-        return os.pread(self._fd, 2 * self._env.stat()["psize"], 0)
+        return os.fstat(self._fd).st_size
 
     def _is_current(self) -> bool:
         """Is what we have open still what the path names?"""
@@ -227,18 +228,27 @@ class Writer:
         except FileNotFoundError:
             return False
 
+    def _is_as_left(self) -> bool:
+        """Has nobody written to the file since our latest commit?"""
+        return self._left is not None and self._left == self._mark()
+
+    def _mark(self) -> tuple[int, bytes]:
+        """What every commit changes: size and meta pages."""
+        return self._size(), os.pread(self._fd, self._meta_size, 0)
+
     def _prepare(self) -> bool:
-        """Have the locked file checked, where that is due, and open; False if it was set aside."""
+        """Have the locked file checked, where that is due, and open; False: there is another by now."""
+        if self._is_as_left():
+            return True
         size = self._size()
-        untouched = self._left is not None and self._left == (size, self._meta_pages())
-        if size and not untouched and (fault := self.damage_in(self.path)):
+        if size and (fault := self.damage_in(self.path)):
             self._set_aside(fault)
             return False
         if size == 0:
             self._close_environment()  # if there was one, its file was emptied
         if self._env is None:
             self._open_environment(size)
-        return True
+        return self._is_current()  # what was opened by its name is what was locked
 
     def _open_environment(self, size: int) -> None:
         """Open the file; one of no bytes becomes a table, or stays as it is."""
@@ -249,6 +259,8 @@ class Writer:
             options["lib_version"] = NEW_FORMAT  # an old file's own format decides
         try:
             self._env = lmdb.open(self.path, **options)
+            self._meta_size = 2 * self._env.stat()["psize"]
+            self._longest = self._env.max_key_size()
             if size == 0:
                 os.fsync(self._fd)
                 sync_folder(self.path)
@@ -292,9 +304,8 @@ class Writer:
 
 def set_lock(fd: int, kind: int, *, wait: bool = True) -> bool:
     """set_lock - F_WRLCK, F_RDLCK or F_UNLCK for the whole file; False if it is not to be had at once"""
-    lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)  # struct flock
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, WHOLE_FILE[kind])
     except (BlockingIOError, PermissionError):
         return False
     return True
