@@ -263,7 +263,7 @@ class Writer:
             self._longest = self._env.max_key_size()
             if size == 0:
                 os.fsync(self._fd)
-                sync_folder(self.path)
+            sync_folder(self.path)  # whoever created it may not have come so far
         except BaseException:
             self._close_environment()
             if size == 0:
@@ -312,7 +312,7 @@ def set_lock(fd: int, kind: int, *, wait: bool = True) -> bool:
 
 
 def sync_folder(path: str) -> None:
-    """sync_folder - make the name of a new file last"""
+    """sync_folder - make a file's name last"""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
