@@ -47,6 +47,7 @@ with suppress(ImportError):
 MAP_SIZE = 16 << 20  # bytes of address space, as Postfix's lmdb_map_size
 MAP_UNIT = 1 << 16  # no machine has larger pages
 NEW_FORMAT = 0  # py-lmdb's lib_version: LMDB 0.9, which every Postfix reads
+COMPLAINTS_MAX = 2  # the first may be another writer's doing, without a lock
 # struct flock, by its type.
 WHOLE_FILE = {
     kind: struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
@@ -94,6 +95,7 @@ class Writer:
         self._env: lmdb.Environment | None = None
         self._meta_size = self._longest = 0  # bytes: of both meta pages, and of a key at most
         self._left: tuple[int, bytes] | None = None  # _mark() after our latest commit
+        self._complaints: list[str] = []  # of LMDB about the file, during this work
         self._told = False  # of a key that is too long
 
     def __del__(self) -> None:
@@ -113,8 +115,7 @@ class Writer:
         with self._mutex:
             self._left = None
             try:
-                if self._lock_file(wait=False):
-                    self._unlock_file()
+                self._mending(self._look)
             except OSError as error:
                 self._close()
                 raise OSError(error.errno, error.strerror, error.filename or self.path) from error
@@ -126,14 +127,25 @@ class Writer:
         """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not."""
         with self._mutex:
             try:
-                try:
-                    self._write(changes)
-                except DAMAGE:
-                    self._close()  # the next attempt looks at the file, and sets it aside
-                    self._write(changes)
+                self._mending(lambda: self._write(changes))
             except (OSError, ValueError, lmdb.Error) as error:
                 self._close()
                 raise TableRetry(str(error)) from error
+
+    def _mending(self, work: Callable[[], None]) -> None:
+        """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
+        self._complaints.clear()
+        while len(self._complaints) < COMPLAINTS_MAX:
+            try:
+                return work()
+            except DAMAGE as error:
+                self._close()
+                self._complaints.append(str(error))
+        return work()
+
+    def _look(self) -> None:
+        if self._lock_file(wait=False):
+            self._unlock_file()
 
     def _write(self, changes: list[Change]) -> None:
         self._lock_file(wait=True)
@@ -241,7 +253,7 @@ class Writer:
         if self._is_as_left():
             return True
         size = self._size()
-        if size and (fault := self.damage_in(self.path)):
+        if size and (fault := self.damage_in(self.path) or self._complaint()):
             self._set_aside(fault)
             return False
         if size == 0:
@@ -249,6 +261,10 @@ class Writer:
         if self._env is None:
             self._open_environment(size)
         return self._is_current()  # what was opened by its name is what was locked
+
+    def _complaint(self) -> str | None:
+        """What LMDB finds damaged, after the check has found nothing."""
+        return self._complaints[-1] if len(self._complaints) == COMPLAINTS_MAX else None
 
     def _open_environment(self, size: int) -> None:
         """Open the file; one of no bytes becomes a table, or stays as it is."""
@@ -286,6 +302,7 @@ class Writer:
             except FileExistsError:
                 continue
         os.unlink(self.path)
+        self._complaints.clear()
         self.host.warn(f"{self.path}: {fault}; set aside as {aside}, a new and empty table takes its place")
 
     def _close(self) -> None:

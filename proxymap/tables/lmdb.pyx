@@ -657,16 +657,31 @@ cdef bint survey_free(survey *c, view list_) noexcept nogil:
     return True
 
 
+cdef bint survey_age(const survey *c, const char *data) noexcept nogil:
+    """Was the page written before now? One of the next transaction LMDB 1.0 would write to in the map."""
+    return c.db.version == VERSION_0_9 or load64(data + 8) <= c.s.txnid
+
+
+cdef bint survey_overflow(survey *c, view reference, view value) noexcept nogil:
+    """Are the pages of a large value in order? There may be more than it needs."""
+    cdef const char *data = value.ptr - c.db.header
+    cdef uint64_t number, count = load32(value.ptr - 4)
+    memcpy(&number, reference.ptr, 8)
+    if c.db.version == VERSION_1_0 and load64(reference.ptr + 16) != count:
+        return False
+    return survey_age(c, data) and survey_take(c, number, count)
+
+
 cdef bint survey_page(survey *c, uint64_t number, int levels) noexcept nogil:
     """Is the page with all that is below it in order? levels: 1 for a leaf."""
-    cdef uint64_t overflow
     cdef page p
     cdef node n
+    cdef view reference
     cdef unsigned int i
     cdef size_t filled = 0
     if not survey_take(c, number, 1) or page_get(c.db, number, &p) < 0:
         return False
-    if (p.kind == P_LEAF) != (levels == 1):
+    if (p.kind == P_LEAF) != (levels == 1) or not survey_age(c, p.data):
         return False
     for i in range(p.keys):
         if node_get(c.db, &p, i, &n) < 0:
@@ -681,11 +696,10 @@ cdef bint survey_page(survey *c, uint64_t number, int levels) noexcept nogil:
         c.entries += 1
         if not survey_key(c, n.key):
             return False
-        if n.flags == F_BIGDATA:
-            memcpy(&overflow, n.value.ptr, 8)
-            if not survey_take(c, overflow, (c.db.header - 1 + n.size) // c.db.page_size + 1):
-                return False
-        if node_value(c.db, &n) < 0 or (c.is_free_list and not survey_free(c, n.value)):
+        reference = n.value
+        if node_value(c.db, &n) < 0 or (n.flags == F_BIGDATA and not survey_overflow(c, reference, n.value)):
+            return False
+        if c.is_free_list and not survey_free(c, n.value):
             return False
     return filled == c.db.page_size - c.db.base - p.upper  # nodes lie side by side
 

@@ -594,6 +594,26 @@ def test_damage_done_by_another_writer_is_found_before_lmdb_meets_it(place: Plac
     assert len(place.aside()) == 1
 
 
+def test_damage_that_only_lmdb_finds_counts_the_second_time(place: Place) -> None:
+    fill(place.file, many(100))
+    table = place.open()
+    inode = place.file.stat().st_ino
+
+    def make(self: Any, txn: Any, change: Change) -> tuple[int, int]:
+        if place.file.stat().st_ino == inode:
+            raise lmdb.CorruptedError("mdb_del: MDB_CORRUPTED: Located page was wrong type")
+        return original(self, txn, change)
+
+    original = lmdb_writer.Writer._make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmdb_writer.Writer, "_make", make)
+        assert update(table, b"k", b"v")[0] == OK
+    assert place.content() == {b"k\0": b"v\0"}
+    (warning,) = place.warnings
+    assert "MDB_CORRUPTED" in warning
+    assert content(place.aside()[0]) == many(100)
+
+
 def test_two_damaged_files_of_one_second_are_both_kept(place: Place) -> None:
     for _ in range(3):
         spoil_text(place.file)
@@ -674,11 +694,13 @@ def test_check_finds_nothing_in_what_lmdb_writes(tmp_path: Path, lib: int) -> No
         for _ in range(200):
             with env.begin(write=True) as txn:
                 for _ in range(rng.choice([1, 5, 100])):
-                    key = b"k%d" % rng.randrange(2000) + b"y" * rng.choice([0, 3, 400])
+                    key = b"k%d" % rng.choice([rng.randrange(2000), rng.randrange(9)]) + b"y" * rng.choice(
+                        [0, 3, 400]
+                    )
                     if rng.random() < 0.45:
                         txn.delete(key)
                     else:
-                        txn.put(key, b"v" * rng.choice([0, 1, 7, 100, 3000, 9000]))
+                        txn.put(key, b"v" * rng.choice([0, 1, 7, 100, 3000, 9000, 40000]))
             assert damage_in(str(file)) is None
 
 
