@@ -1,8 +1,9 @@
 /*
  * load - closed-loop load on a proxymap socket
  *
- * usage: load SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]
+ * usage: load [-u] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]
  *
+ * -u: updates of these keys in place of lookups.
  * CLIENTS connections, one request in flight on each, as Postfix's clients do;
  * keys are drawn from KEYFILE (a key a line) in a fixed pseudo-random order.
  * Speaks the dialect of Postfix 3.6 to 3.10. Prints one JSON object: requests
@@ -37,6 +38,8 @@ static char **keys;
 static size_t key_count;
 static char head[8192];  /* the request up to the key */
 static size_t head_len;
+static const char *tail = "\0";  /* and from the end of the key on */
+static size_t tail_len = 2;
 static long by_status[STATUSES];
 
 static _Noreturn void die(const char *what)
@@ -103,9 +106,10 @@ static void ask(struct client *c)
 
     memcpy(request, head, head_len);
     memcpy(request + head_len, key, n);
-    memcpy(request + head_len + n, "\0", 2);
+    memcpy(request + head_len + n, tail, tail_len);
+    n += head_len + tail_len;
     c->sent_ns = now_ns();
-    if (send(c->fd, request, head_len + n + 2, MSG_NOSIGNAL) != (ssize_t) (head_len + n + 2))
+    if (send(c->fd, request, n, MSG_NOSIGNAL) != (ssize_t) n)
         die("send");
 }
 
@@ -184,9 +188,16 @@ int main(int argc, char **argv)
     struct rlimit files;
     struct epoll_event event = {.events = EPOLLIN}, ready[256];
     int ep = epoll_create1(0);
+    int updates = argc > 1 && strcmp(argv[1], "-u") == 0;
 
+    if (updates) {
+        static const char update_tail[] = "\0value\0" "1700000000:2:250 ok\0";
+        tail = update_tail;
+        tail_len = sizeof update_tail;
+        argv++, argc--;
+    }
     if (argc < 6) {
-        fprintf(stderr, "usage: load SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]\n");
+        fprintf(stderr, "usage: load [-u] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]\n");
         return 64;
     }
     getrlimit(RLIMIT_NOFILE, &files);
@@ -198,7 +209,7 @@ int main(int argc, char **argv)
     const char *pid = argc > 6 ? argv[6] : NULL;
     struct client *clients = calloc(client_count, sizeof *clients);
     uint32_t *latency = malloc(total * sizeof *latency);
-    add("request"), add("lookup"), add("table"), add(argv[2]), add("flags"), add("64"), add("key");
+    add("request"), add(updates ? "update" : "lookup"), add("table"), add(argv[2]), add("flags"), add("64"), add("key");
     for (int i = 0; i < client_count; i++) {
         connect_client(&clients[i], argv[1]);
         event.data.ptr = &clients[i];

@@ -6,6 +6,7 @@ returns what load.c measured.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -126,6 +127,33 @@ def stock(folder: Path) -> Iterator[tuple[Path, int] | None]:
 
 
 @contextmanager
+def both_writing() -> Iterator[dict[str, tuple[tuple[Path, int], str]]]:
+    """proxywrite, ours and stock's, each with a table of its own: name -> (socket, pid), table."""
+    import fix_postfix
+    import fix_server
+
+    import proxymap
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(fix_server.ServerProcess())
+        table = f"lmdb:{server.dir}/w"
+        server.approve(table)
+        server.start("-n", "proxywrite")
+        found = {"proxymap": ((Path(server.path), server.pid), table)}
+        if reason := fix_postfix.unavailable():
+            log(f"without the stock server: {reason}")
+        else:
+            main = {"proxy_write_maps": "proxy:lmdb:$data_directory/w", "max_use": "1000000"}
+            postfix = stack.enter_context(fix_postfix.StockPostfix(main))
+            table = f"lmdb:{postfix.data_dir}/w"
+            client = stack.enter_context(proxymap.Client(postfix.socket("proxywrite")))
+            client.open(table)
+            pid = int(subprocess.check_output(["pgrep", "-n", "-x", "proxymap"]))
+            found["stock"] = ((Path(postfix.socket("proxywrite")), pid), table)
+        yield found
+
+
+@contextmanager
 def started(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
@@ -140,9 +168,11 @@ def started(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]
         process.wait(20)
 
 
-def load(server: tuple[Path, int], table: str, keys: Path, clients: int, requests: int) -> Measured:
+def load(
+    server: tuple[Path, int], table: str, keys: Path, clients: int, requests: int, *options: str
+) -> Measured:
     """One run of load.c."""
     path, pid = server
-    command = [ROOT / "build/load", path, table, keys, str(clients), str(requests), str(pid)]
+    command = [ROOT / "build/load", *options, path, table, keys, str(clients), str(requests), str(pid)]
     measured: Measured = json.loads(subprocess.check_output([str(part) for part in command]))
     return measured

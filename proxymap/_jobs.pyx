@@ -73,11 +73,11 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
     q.last[0] = j
     q.last = &j.next
     q.held += 1
-    if q.eventfd < 0:
-        pthread_cond_signal(&q.more)
     pthread_mutex_unlock(&q.lock)
     if q.eventfd >= 0:
         write(q.eventfd, &one, sizeof(one))
+    else:
+        pthread_cond_signal(&q.more)  # only now: who wakes wants the lock
     return 0
 
 

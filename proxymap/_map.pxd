@@ -2,11 +2,24 @@
 
 from libc.stdint cimport uint64_t
 
+cdef extern from *:
+    """
+    /* The size is stored after the address of a mapping that has it, and read before. */
+    #define proxymap_load_size(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define proxymap_store_size(p, n) __atomic_store_n(p, n, __ATOMIC_RELEASE)
+    #define proxymap_load_data(p) __atomic_load_n(p, __ATOMIC_RELAXED)
+    """
+    size_t load_size "proxymap_load_size"(const size_t *p) nogil
+    void store_size "proxymap_store_size"(size_t *p, size_t n) nogil
+    const char *load_data "proxymap_load_data"(const char *const *p) nogil
+
 cdef struct region:
     # What the SIGBUS handler knows of a mapping. Never freed, but used again.
     const char *data
     size_t length   # of address space; 0: not in use
     int damaged     # set by the handler: a page of the file was gone
+    region *grown   # the larger mapping of the same file that is used by now
+    region *outgrown  # the smaller one, which lasts as long: views may point there
     region *next
 
 
@@ -18,6 +31,12 @@ cdef struct mapped:
     uint64_t inode
     uint64_t mtime_ns    # when it was mapped
     region *region
+
+
+cdef inline const char *map_at(const mapped *m, uint64_t offset, uint64_t size) noexcept nogil:
+    """Where so many bytes of the file are, or NULL if they are not mapped. Another thread may grow m."""
+    cdef uint64_t held = load_size(&m.size)
+    return load_data(&m.data) + offset if offset <= held and size <= held - offset else NULL
 
 
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil

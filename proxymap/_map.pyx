@@ -46,7 +46,7 @@ cdef extern from *:
 
 cdef int ZEROS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 cdef uintptr_t page_size = <uintptr_t> sysconf(_SC_PAGESIZE)
-cdef pthread_mutex_t regions_lock
+cdef pthread_mutex_t regions_lock, growing
 cdef region *regions = NULL
 
 
@@ -58,7 +58,9 @@ cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
     cdef sigaction_t default
     while r != NULL:
         if <uintptr_t> r.data <= address < <uintptr_t> r.data + r.length:
-            r.damaged = 1
+            while r != NULL:
+                r.damaged = 1
+                r = r.grown
             address -= address % page_size
             if mmap(<void *> address, page_size, PROT_READ, ZEROS, -1, 0) != MAP_FAILED:
                 return
@@ -94,6 +96,7 @@ cdef region *region_new(const char *data, size_t length) noexcept nogil:
             regions_publish(r)
     if r != NULL:
         r.damaged = 0
+        r.grown = r.outgrown = NULL
         r.data = data
         r.length = length
     pthread_mutex_unlock(&regions_lock)
@@ -156,17 +159,23 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
 
 
 cdef int map_grow(mapped *m) noexcept nogil:
-    """Take in what was appended to the file since; 0, or -1 with errno (the old view goes on)."""
+    """Take in what was appended to the file since; 0, or -1 with errno. Any thread; old views go on."""
     cdef struct_stat st
-    cdef region *old = m.region
-    if fstat(m.fd, &st) < 0:
-        return -1
-    if <size_t> st.st_size > old.length:
-        if map_data(m, 2 * <size_t> st.st_size) < 0:
-            return -1
-        unmap_data(old)
-    m.size = st.st_size
-    return 0
+    cdef region *old
+    cdef int failed
+    pthread_mutex_lock(&growing)
+    old = m.region
+    failed = fstat(m.fd, &st)
+    if not failed and <size_t> st.st_size > old.length:
+        failed = map_data(m, 2 * <size_t> st.st_size)
+        if not failed:
+            m.region.outgrown = old
+            m.region.damaged = old.damaged
+            old.grown = m.region
+    if not failed:
+        store_size(&m.size, st.st_size)
+    pthread_mutex_unlock(&growing)
+    return failed
 
 
 cdef bint map_touched(const mapped *m) noexcept nogil:
@@ -183,11 +192,16 @@ cdef bint map_cut(const mapped *m) noexcept nogil:
 
 cdef void map_close(mapped *m) noexcept nogil:
     """Let go of the file. Nothing happens if it is not open."""
+    cdef region *r
     if m.fd >= 0:
-        unmap_data(m.region)
+        while m.region != NULL:
+            r = m.region
+            m.region = r.outgrown
+            unmap_data(r)
         close(m.fd)
         m.fd = -1
 
 
 pthread_mutex_init(&regions_lock, NULL)
+pthread_mutex_init(&growing, NULL)
 install_handler()

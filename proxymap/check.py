@@ -27,6 +27,7 @@ from .safety import Fault, account_of, as_user, faults_of_program, first_closed
 from .settings import WRITE_MAPS, Settings, load
 from .source import split_braced
 from .tables import GONE, TABLE_TYPES, open_table
+from .tables.base import folder_fault
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
@@ -305,12 +306,28 @@ def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | 
         os.chdir(service.settings.queue_directory)
     found: dict[str, tuple[str, str | None] | None] = {}
     for table in tables:
-        opened = open_table(table.encode("utf-8", "surrogateescape"), writes=service.name == "proxywrite")
-        found[table] = None
-        if opened.reason is not None:
-            closed = first_closed(_file_of(table))
-            found[table] = opened.reason.decode("utf-8", "surrogateescape"), closed
+        reason = _reason(service, table)
+        found[table] = None if reason is None else (reason, first_closed(_file_of(table)))
     return found
+
+
+def _reason(service: Service, table: str) -> str | None:
+    """Why it does not open. Looking must not create or mend a table, so none is opened for updates."""
+    writes = service.name == "proxywrite"
+    if writes and TABLE_TYPES[table.partition(":")[0]].writable:
+        path = os.path.realpath(_file_of(table))
+        try:
+            if fault := folder_fault(path):
+                return f"{fault}, and updates are refused"
+        except OSError as error:
+            return f"open database {path}: {error.strerror}"
+        if not os.path.lexists(path):
+            return None  # it is created when it is needed
+        if not os.access(path, os.R_OK | os.W_OK):
+            return f"open database {path}: Permission denied"
+        writes = False
+    reason = open_table(table.encode("utf-8", "surrogateescape"), writes=writes).reason
+    return None if reason is None else reason.decode("utf-8", "surrogateescape")
 
 
 def _file_of(table: str) -> str:

@@ -65,7 +65,7 @@ def run(
         }
     enter_queue_directory(settings)
     if start.chroot:
-        load_what_is_needed_later()
+        load_what_is_needed_later(writes)
     control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
     server = Server(settings, main_cf, log, listeners, writes=writes, control=control, **life)
     drop_privileges(settings, start)
@@ -108,11 +108,12 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
             pass  # 3 and 4 need not be there
 
 
-def load_what_is_needed_later() -> None:
+def load_what_is_needed_later(writes: bool) -> None:
     """After chroot nothing can be imported any more."""
-    for maptype in TABLE_TYPES.values():
+    modules = [f"proxymap.tables.{maptype.module}" for maptype in TABLE_TYPES.values()]
+    for module in modules + ["proxymap.lmdb_writer"] * writes:
         try:
-            import_module(f"proxymap.tables.{maptype.module}")
+            import_module(module)
         except ImportError:
             pass  # its library is missing, which open_table will say
     for name in ("encodings.idna", "traceback", "linecache", "json"):

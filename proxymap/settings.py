@@ -210,6 +210,7 @@ class Settings:
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
     worker_count = own("4", integer(1, 1000), "threads for each slow table")
     lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
+    lmdb_replace_damaged = own("yes", boolean)
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 
     def __init__(self, **values: object) -> None:

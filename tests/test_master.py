@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Instance(StockPostfix):
     def __init__(self, command: str, *, options: str = "", chroot: str = "n", **main: str) -> None:
         maps = "proxy:cdb:$tables/t proxy:lmdb:$tables/t proxy:cdb:t proxy:unix:passwd.byname"
         super().__init__(
-            {"proxy_read_maps": maps, "proxy_write_maps": maps, **main},
+            {"proxy_read_maps": maps, "proxy_write_maps": "proxy:lmdb:$data_directory/w", **main},
             MASTER.format(command=command, options=options, chroot=chroot),
         )
         (self.tables / "t").write_text("".join(f"key{i} value{i}\n" for i in range(1000)))
@@ -143,6 +144,17 @@ def test_runs_as_mail_owner_with_its_groups_and_no_root_is_left(instance: Instan
     assert status["CapEff"] == status["CapPrm"] == ["0" * 16]
 
 
+def test_update_as_mail_owner(instance: Instance) -> None:
+    """In a new file, as stock's proxywrite creates it, and stock's postmap finds it there."""
+    table = f"lmdb:{instance.data_dir}/w"
+    with instance.client("proxywrite") as client:
+        client.update(table, "key", "value")
+        assert client.lookup(table, "key") == b"value"
+    status = (instance.data_dir / "w.lmdb").stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (pwd.getpwnam("postfix").pw_uid, 0o600)
+    assert instance.postmap("-q", "key", table).stdout == b"value\n"
+
+
 def test_chroot(command: str) -> None:
     with Instance(command, chroot="y") as instance, instance.client() as client:
         assert client.lookup("cdb:t", "key7") == b"value7"
@@ -153,7 +165,7 @@ def test_chroot(command: str) -> None:
 
 def test_proxywrite_leads_a_session_of_its_own(instance: Instance) -> None:
     with instance.client("proxywrite") as client:
-        assert client.lookup(f"lmdb:{instance.tables}/t", "key7") == b"value7"
+        assert client.lookup(f"lmdb:{instance.data_dir}/w", "absent") is None
         pid = instance.pid("proxywrite")
         assert os.getsid(pid) == pid
 
@@ -241,7 +253,7 @@ def test_stop_leaves_no_process(command: str) -> None:
         instance.start()
         with instance.client() as one, instance.client("proxywrite") as two:
             instance.ask(one)
-            two.lookup(f"lmdb:{instance.tables}/t", "key7")
+            two.lookup(f"lmdb:{instance.data_dir}/w", "key7")
             pids = [instance.pid(), instance.pid("proxywrite")]
             assert instance._master is not None
             instance._master.terminate()

@@ -8,6 +8,9 @@ else is raised is logged with its traceback and becomes RETRY.
 
 from __future__ import annotations
 
+import os
+import pwd
+import stat
 from collections.abc import Callable
 
 from proxymap.source import Stamp
@@ -33,6 +36,7 @@ class Host:
 
     utf8: smtputf8_enable. warn: takes a line for the log, without "warning: ".
     parameter: the value of a main.cf parameter, expanded; "" if it is not set.
+    replace_damaged: lmdb_replace_damaged.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class Host:
         utf8: bool = True,
         warn: Callable[[str], None] = lambda text: None,
         parameter: Callable[[str], str] = lambda name: "",
+        replace_damaged: bool = True,
     ) -> None:
-        self.utf8, self.warn, self.parameter = utf8, warn, parameter
+        self.utf8, self.warn, self.parameter, self.replace_damaged = utf8, warn, parameter, replace_damaged
 
 
 class Opening:
@@ -107,3 +112,24 @@ class Change:
     def __init__(self, key: bytes, value: bytes | None, flags: int) -> None:
         self.key, self.value, self.flags = key, value, flags
         self.status = 2  # RETRY
+
+
+def folder_fault(path: str) -> str | None:
+    """folder_fault - why a table at `path` must not be written to: others have a say in its folder; or None
+
+    Whoever may put another file, or a link, in its place would have us write there.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    status = os.stat(folder)
+    if status.st_uid != os.geteuid():
+        return f"the folder {folder} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
+        return f"others may write to the folder {folder} (mode {stat.S_IMODE(status.st_mode):o})"
+    return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

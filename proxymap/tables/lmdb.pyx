@@ -13,9 +13,9 @@ The two formats differ in the page header (16 or 24 bytes), in what node
 offsets count from, in the padding of keys and in the reference to a large
 value. No offset from the file is used before it is checked.
 
-One file, one descriptor: fcntl locks of a process vanish with any descriptor
-of the file, and py-lmdb (updates) has its own rules. Lookups run without the
-GIL on the loop thread only, since they may grow the map.
+Lookups run without the GIL, on any thread. The lock is an "open file
+description" lock, which neither loses nor frees the writer's (lmdb_writer.py),
+where updates are made, on a worker thread.
 
 Source: LMDB's data format as found in files of 0.9.24, 0.9.36 and 1.0.2;
 lmdb_table(5); tables.md 4.2 to 4.4.
@@ -26,16 +26,21 @@ import os
 from libc.errno cimport errno
 from libc.stdio cimport SEEK_SET
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from posix.fcntl cimport F_RDLCK, F_SETLK, F_UNLCK, fcntl, flock
+from libc.stdlib cimport calloc, free
+from posix.fcntl cimport F_RDLCK, F_UNLCK, fcntl, flock
 
 from proxymap._buf cimport (
     buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
 )
-from proxymap._map cimport map_close, map_grow, map_open, map_cut, mapped
+from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_open, mapped
 from proxymap._table cimport (
-    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, Table, cursor, origins_replaced, table, table_try_nul,
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_replaced, table,
+    table_try_nul,
 )
 from proxymap._words cimport *
+
+cdef extern from "<fcntl.h>":
+    int F_OFD_SETLK
 
 cdef enum:
     MAGIC = 0xBEEFC0DE
@@ -54,6 +59,10 @@ cdef enum:
     P_OVERFLOW = 4
     F_BIGDATA = 1
     ENCRYPT = 0x2000     # environment flag of 1.0
+
+    FITS = 0             # of a file: we can read it,
+    DAMAGED = -1         # it makes no sense,
+    FOREIGN = -2         # or it is a sound LMDB file that Postfix does not write
 
 cdef uint64_t NO_PAGE = <uint64_t> -1  # the root of an empty tree
 
@@ -86,8 +95,9 @@ cdef struct lmdb:
     size_t header      # bytes of a page header
     size_t base        # what node offsets count from
     uint32_t version
-    bint moved         # the map was replaced during this round
     uint64_t latest    # transaction that an answer was taken from
+    bint written       # there is a writer, so damage can be mended
+    bint rotten        # damage was met on the way to an answer
 
 
 cdef struct page:
@@ -123,7 +133,7 @@ cdef extern from *:
 
 
 cdef inline const char *meta_at(const lmdb *db, uint64_t number) noexcept nogil:
-    return db.m.data + (number & 1) * db.page_size + db.header
+    return load_data(&db.m.data) + (number & 1) * db.page_size + db.header
 
 
 cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
@@ -134,7 +144,7 @@ cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
 
 
 cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
-    """Copy the newest meta page; 0, or -1 if it makes no sense. Transaction N is written to page N & 1."""
+    """Copy the newest meta page; FITS or what is wrong. Transaction N is written to page N & 1."""
     cdef uint64_t txnid
     cdef int _
     for _ in range(ROUNDS):
@@ -145,13 +155,15 @@ cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
         if s.txnid == txnid and newest(db) == txnid:
             break
     else:
-        return -1
+        return DAMAGED
     if s.magic != MAGIC or s.version != db.version or s.free.pad != db.page_size:
-        return -1
+        return DAMAGED
     # Without the other one there is no telling whether this is the newest.
     if load32(meta_at(db, txnid + 1)) != MAGIC:
-        return -1
-    return -1 if s.main.flags or (s.version == VERSION_1_0 and s.free.flags & ENCRYPT) else 0
+        return DAMAGED
+    if s.main.flags or (s.version == VERSION_1_0 and s.free.flags & ENCRYPT):
+        return FOREIGN
+    return FITS
 
 
 cdef bint snapshot_intact(const lmdb *db, const meta *s) noexcept nogil:
@@ -179,17 +191,17 @@ cdef inline uint32_t load32(const char *p) noexcept nogil:
 
 
 cdef const char *pages_at(lmdb *db, uint64_t number, uint64_t count) noexcept nogil:
-    """count pages from number on, or NULL if we do not have them.
-
-    If the file has grown it is mapped anew; all views of the map are void then,
-    and `moved` asks for another round.
-    """
-    cdef uint64_t held = db.m.size // db.page_size
-    if number < held and count <= held - number:
-        return db.m.data + number * db.page_size
-    if map_grow(&db.m) == 0 and db.m.size // db.page_size > held:
-        db.moved = True
-    return NULL
+    """count pages from number on, or NULL if the file has no such pages, now that we know all of it."""
+    cdef uint64_t offset, size
+    cdef const char *pages
+    if number >> 44 or count >> 44:  # too large to be multiplied, or to be true
+        return NULL
+    offset = number * db.page_size
+    size = count * db.page_size
+    pages = map_at(&db.m, offset, size)
+    if pages == NULL and map_grow(&db.m) == 0:
+        pages = map_at(&db.m, offset, size)
+    return pages
 
 
 cdef int page_get(lmdb *db, uint64_t number, page *p) noexcept nogil:
@@ -406,8 +418,8 @@ cdef bint read_lock(lmdb *db, int kind) noexcept nogil:
     cdef flock lock
     lock.l_type = kind
     lock.l_whence = SEEK_SET
-    lock.l_start = lock.l_len = 0
-    return fcntl(db.m.fd, F_SETLK, &lock) == 0
+    lock.l_start = lock.l_len = lock.l_pid = 0
+    return fcntl(db.m.fd, F_OFD_SETLK, &lock) == 0
 
 
 cdef struct question:
@@ -448,10 +460,10 @@ cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
         if snapshot_take(db, &s) < 0:
             status = STAT_RETRY
             break
-        db.moved = False
         status = answer_in(db, &s, q, scratch)
-        if not db.moved and snapshot_intact(db, &s):
+        if snapshot_intact(db, &s):
             db.latest = s.txnid
+            db.rotten = status == STAT_RETRY
             break
         status = STAT_RETRY
     if locked:
@@ -522,7 +534,9 @@ cdef int lmdb_changed(table *t) noexcept nogil:
     """Being written to is its life; only what cannot have been LMDB's doing counts."""
     cdef const lmdb *db = <const lmdb *> t.self
     cdef meta s
-    if db.m.region.damaged or map_cut(&db.m) or snapshot_take(db, &s) < 0 or s.txnid < db.latest:
+    if db.m.region.damaged or map_cut(&db.m) or (db.rotten and db.written):
+        return CHANGED_SPOILED
+    if snapshot_take(db, &s) != FITS or s.txnid < db.latest:
         return CHANGED_SPOILED
     return CHANGED_REPLACED if origins_replaced(t) else CHANGED_NOT
 
@@ -543,21 +557,215 @@ cdef bint meta_fits(lmdb *db, size_t header, uint32_t version) noexcept nogil:
             and db.m.size >= 2 * db.page_size)
 
 
+cdef bint version_differs(const lmdb *db, size_t at, uint32_t version) noexcept nogil:
+    return db.m.size >= at + 8 and load32(db.m.data + at) == MAGIC and load32(db.m.data + at + 4) != version
+
+
+cdef int fit(lmdb *db, meta *s) noexcept nogil:
+    """Find out the format of the mapped file and take a snapshot: FITS or what is wrong."""
+    if not meta_fits(db, 16, VERSION_0_9) and not meta_fits(db, 24, VERSION_1_0):
+        if version_differs(db, 16, VERSION_0_9) or version_differs(db, 24, VERSION_1_0):
+            return FOREIGN
+        return DAMAGED
+    return snapshot_take(db, s)
+
+
+# Is a whole file in order?
+
+cdef struct survey:
+    lmdb *db
+    const meta *s
+    uint64_t pages       # of the file
+    unsigned char *used  # one for each of them
+    uint64_t beyond      # free pages that the file has not reached
+    bint is_free_list    # the tree being looked at
+    uint64_t entries     # seen in it
+    bint begun           # is there a previous key?
+    view previous        # key; in the free list, of 8 bytes
+
+
+cdef bint survey_take(survey *c, uint64_t number, uint64_t count) noexcept nogil:
+    """May these pages be used? Each of them only once."""
+    cdef uint64_t i
+    if number < 2 or number > c.s.last_page or count > c.s.last_page - number + 1:
+        return False
+    for i in range(number, number + count):
+        if i >= c.pages:
+            c.beyond += 1
+            if not c.is_free_list:
+                return False
+        elif c.used[i]:
+            return False
+        else:
+            c.used[i] = 1
+    return True
+
+
+cdef bint survey_key(survey *c, view key) noexcept nogil:
+    """Do the keys of all leaves ascend?"""
+    cdef uint64_t now, before
+    cdef bint ok = True
+    if c.is_free_list:
+        if key.len != 8:
+            return False
+        if c.begun:
+            memcpy(&now, key.ptr, 8)
+            memcpy(&before, c.previous.ptr, 8)
+            ok = before < now
+    elif c.begun:
+        ok = key_order(c.previous, key, False) < 0
+    c.begun = True
+    c.previous = key
+    return ok
+
+
+cdef bint survey_free(survey *c, view list_) noexcept nogil:
+    """A record of the free list: a number, and so many page numbers."""
+    cdef uint64_t count, number, i
+    if list_.len < 8:
+        return False
+    memcpy(&count, list_.ptr, 8)
+    if count > (list_.len - 8) // 8:
+        return False
+    for i in range(count):
+        memcpy(&number, list_.ptr + 8 * (i + 1), 8)
+        if not survey_take(c, number, 1):
+            return False
+    return True
+
+
+cdef bint survey_age(const survey *c, const char *data) noexcept nogil:
+    """Was the page written before now? One of the next transaction LMDB 1.0 would write to in the map."""
+    return c.db.version == VERSION_0_9 or load64(data + 8) <= c.s.txnid
+
+
+cdef bint survey_overflow(survey *c, view reference, view value) noexcept nogil:
+    """Are the pages of a large value in order? There may be more than it needs."""
+    cdef const char *data = value.ptr - c.db.header
+    cdef uint64_t number, count = load32(value.ptr - 4)
+    memcpy(&number, reference.ptr, 8)
+    if c.db.version == VERSION_1_0 and load64(reference.ptr + 16) != count:
+        return False
+    return survey_age(c, data) and survey_take(c, number, count)
+
+
+cdef bint survey_page(survey *c, uint64_t number, int levels) noexcept nogil:
+    """Is the page with all that is below it in order? levels: 1 for a leaf."""
+    cdef page p
+    cdef node n
+    cdef view reference
+    cdef unsigned int i
+    cdef size_t filled = 0
+    if not survey_take(c, number, 1) or page_get(c.db, number, &p) < 0:
+        return False
+    if (p.kind == P_LEAF) != (levels == 1) or not survey_age(c, p.data):
+        return False
+    for i in range(p.keys):
+        if node_get(c.db, &p, i, &n) < 0:
+            return False
+        if p.kind == P_BRANCH:
+            filled += NODE_HEADER + n.key.len + (n.key.len & 1)
+            if not survey_page(c, n.child, levels - 1):
+                return False
+            continue
+        filled += (n.value.ptr + n.value.len - n.key.ptr) + NODE_HEADER
+        filled += filled & 1
+        c.entries += 1
+        if not survey_key(c, n.key):
+            return False
+        reference = n.value
+        if node_value(c.db, &n) < 0 or (n.flags == F_BIGDATA and not survey_overflow(c, reference, n.value)):
+            return False
+        if c.is_free_list and not survey_free(c, n.value):
+            return False
+    return filled == c.db.page_size - c.db.base - p.upper  # nodes lie side by side
+
+
+cdef bint survey_tree(survey *c, const tree *t, bint is_free_list) noexcept nogil:
+    c.is_free_list = is_free_list
+    c.entries = 0
+    c.begun = False
+    if t.root == NO_PAGE:
+        return t.entries == 0
+    if t.depth < 1 or t.depth > DEPTH_MAX:
+        return False
+    return survey_page(c, t.root, t.depth) and c.entries == t.entries
+
+
+cdef int survey_file(lmdb *db) noexcept nogil:
+    """Look at every page of the newest snapshot: FITS, or what is wrong; 1 without memory."""
+    cdef survey c
+    cdef meta s
+    cdef int found
+    cdef bint sound
+    cdef int _
+    for _ in range(ROUNDS):
+        found = fit(db, &s)
+        if found != FITS or map_grow(&db.m) < 0:
+            return found
+        c.db = db
+        c.s = &s
+        c.pages = db.m.size // db.page_size
+        c.beyond = 0
+        c.used = <unsigned char *> calloc(c.pages, 1)
+        if c.used == NULL:
+            return 1
+        sound = survey_tree(&c, &s.main, False) and survey_tree(&c, &s.free, True)
+        if sound and s.last_page >= c.pages:
+            sound = s.last_page + 1 - c.pages == c.beyond
+        free(c.used)
+        if sound or snapshot_intact(db, &s):
+            return FITS if sound and not db.m.region.damaged else DAMAGED
+    return FITS  # whoever writes to it all the time does not find it damaged
+
+
+cdef str reason_of(int found, file):
+    """What is wrong with a file, in words."""
+    if found == FOREIGN:
+        return (f"{file}: an LMDB file that Postfix does not write"
+                " (encrypted, of a newer format, or with duplicate or named databases)")
+    return f"{file}: not an LMDB file of format 0.9 or 1.0, or damaged"
+
+
+def damage_in(str file):
+    """What is wrong in the file, or None. Raises OSError, or ValueError for a sound file that is not ours."""
+    cdef lmdb db
+    cdef bytes path = os.fsencode(file)
+    cdef int found
+    if map_open(&db.m, path, ADDRESS_SPACE) < 0:
+        raise OSError(errno, os.strerror(errno), file)
+    try:
+        with nogil:
+            found = survey_file(&db)
+    finally:
+        map_close(&db.m)
+    if found > 0:
+        raise MemoryError
+    if found == FOREIGN:
+        raise ValueError(reason_of(found, file))
+    return "not an LMDB file of format 0.9 or 1.0, or damaged" if found else None
+
+
 cdef class LmdbTable(Table):
-    """lmdb:NAME, served from NAME.lmdb. Raises OSError, or ValueError for a file that we cannot read."""
+    """lmdb:NAME, served from NAME.lmdb; with a writer (lmdb_writer.py), for updates too.
+
+    Raises OSError, or ValueError for a file that we cannot read.
+    """
 
     cdef lmdb db
+    cdef object writer
 
-    def __cinit__(self, bytes type_name, bytes file):
+    def __cinit__(self, bytes type_name, bytes file, writer=None):
         cdef meta s
+        cdef int found
+        self.writer = writer
         self.db.m.fd = -1
+        self.db.written = writer is not None
         if map_open(&self.db.m, file, ADDRESS_SPACE) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
-        if not meta_fits(&self.db, 16, VERSION_0_9) and not meta_fits(&self.db, 24, VERSION_1_0):
-            raise ValueError(f"{os.fsdecode(file)}: not an LMDB file of format 0.9 or 1.0, or damaged")
-        if snapshot_take(&self.db, &s) < 0:
-            raise ValueError(f"{os.fsdecode(file)}: an LMDB file that Postfix does not write"
-                             " (encrypted, or with duplicate or named databases), or damaged")
+        found = fit(&self.db, &s)
+        if found != FITS:
+            raise ValueError(reason_of(found, os.fsdecode(file)))
         self.t.self = &self.db
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY | DICT_FLAG_MULTI_WRITER
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
@@ -568,11 +776,12 @@ cdef class LmdbTable(Table):
         self.t.quick = True
         self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
+        self.t.slow = SLOW_WRITE if self.db.written else 0
 
     @property
     def entries(self):
         cdef meta s
-        return s.main.entries if snapshot_take(&self.db, &s) == 0 else None
+        return s.main.entries if snapshot_take(&self.db, &s) == FITS else None
 
     @property
     def size(self):
@@ -581,6 +790,17 @@ cdef class LmdbTable(Table):
     def __dealloc__(self):
         map_close(&self.db.m)
 
+    def write(self, list changes):
+        self.writer.write(changes)
+
 
 def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
-    return LmdbTable(type_name, mapname + b".lmdb")
+    file = mapname + b".lmdb"
+    if not opening.writes:
+        return LmdbTable(type_name, file)
+    try:
+        from proxymap.lmdb_writer import writer_for
+    except ImportError as error:
+        opening.host.warn(f"{os.fsdecode(type_name)}: updates need pip install 'proxymap[lmdb]' ({error})")
+        return LmdbTable(type_name, file)
+    return LmdbTable(type_name, file, writer_for(os.fsdecode(file), opening.host, damage_in))

@@ -38,12 +38,14 @@ from contract import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap._table import Table
+from proxymap._table import Surrogate, Table
+from proxymap.tables.base import Host, Opening
 from proxymap.tables.lmdb import LmdbTable, open_table
 
 FORMATS = {"0.9": 0, "1.0": 1}  # py-lmdb's lib_version
 VERSIONS = {"0.9": 1, "1.0": 3}  # in the file
 LONGEST_KEY = {0: 511, 1: 1978}
+READING = Opening(0, False, Host(), lambda name: Surrogate(name, b"no members"))
 ROOM = 1 << 30  # map size for writers; address space only
 
 each_format = pytest.mark.parametrize("lib", FORMATS.values(), ids=FORMATS)
@@ -98,7 +100,7 @@ class LmdbContract(IndexedContract):
         with writer(file.with_suffix(".lmdb"), self.lib) as env, env.begin(write=True) as txn:
             for key, value in records:
                 txn.put(key, value)
-        return open_table(b"lmdb:" + bytes(file), bytes(file), 0)
+        return open_table(b"lmdb:" + bytes(file), bytes(file), READING)
 
     def order(self, records: Records) -> Records:
         return sorted(dict(records).items())
@@ -264,7 +266,7 @@ def test_file_of_postmap(tmp_path: Path) -> None:
     for turn in range(3):
         source.write_text("".join(f"Key{i}@Example.com  value {i}.{turn}\n" for i in range(2000)))
         subprocess.run(["postmap", "-o", f"lmdb:{source}"], check=True)
-        table = table or open_table(b"lmdb:t", bytes(source), 0)
+        table = table or open_table(b"lmdb:t", bytes(source), READING)
         assert all(found(table, b"key%d@example.com" % i) == b"value %d.%d" % (i, turn) for i in range(2000))
         assert len(table.sequence()) == 2000
     assert table is not None

@@ -1,0 +1,337 @@
+"""lmdb_writer - updates of an LMDB file: all that wait in one transaction, one sync for them
+
+Around each transaction stands Postfix's lock: fcntl, the whole file, for
+writing. It is taken as an "open file description" lock: other processes see no
+difference, but it is ours alone and lasts until we give it up, while a plain
+fcntl lock goes as soon as any descriptor of the file is closed in this process,
+by a reader or by py-lmdb.
+
+What is written goes to the file that the path names at that moment: a file that
+was replaced or removed is opened anew. After an error the environment is closed
+and opened again: LMDB refuses to go on after a failed sync, and so it should.
+
+LMDB trusts what it reads, and ends the process where it should not have. So a
+file is checked as a whole before it is first written to, and again when anybody
+else has written to it: `postmap -i` takes no lock, and a rebuild by postmap
+begins its transaction before it has the lock, so that either can write over
+pages in use. A damaged file is set aside: these tables are caches, and what
+their clients need most is one that works.
+
+Source: lmdb_table(5), fcntl(2) on F_OFD_SETLK, LMDB's lmdb.h; tables.md 4.2 to 4.4.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
+from proxymap.tables.base import TRY0NULL, TRY1NULL, Change, Host, folder_fault
+
+with suppress(ImportError):
+    import_module("lmdb._envid")  # lmdb.open() would load it; after chroot it cannot
+
+MAP_SIZE = 16 << 20  # bytes of address space, as Postfix's lmdb_map_size
+MAP_UNIT = 1 << 16  # no machine has larger pages
+NEW_FORMAT = 0  # py-lmdb's lib_version: LMDB 0.9, which every Postfix reads
+COMPLAINTS_MAX = 2  # the first may be another writer's doing, without a lock
+# struct flock, by its type.
+WHOLE_FILE = {
+    kind: struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
+}
+# What LMDB says of a file that contradicts itself.
+DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+)
+
+Finder = Callable[[str], str | None]  # path -> what is wrong in the file; may raise OSError, ValueError
+
+_writers: WeakValueDictionary[str, Writer] = WeakValueDictionary()
+_writers_lock = threading.Lock()
+
+
+def writer_for(path: str, host: Host, damage_in: Finder) -> Writer:
+    """The one writer of that file in this process, its file looked at anew. Raises OSError, ValueError.
+
+    py-lmdb does not open a file twice in a process.
+    """
+    path = os.path.realpath(path)
+    with _writers_lock:
+        writer = _writers.get(path)
+        if writer is None:
+            writer = _writers[path] = Writer(path, host, damage_in)
+    writer.look()
+    return writer
+
+
+class Writer:
+    """Writes to the LMDB file at `path`; any thread may call it.
+
+    damage_in looks a file through, and says what is wrong in it, or None.
+    """
+
+    def __init__(self, path: str, host: Host, damage_in: Finder) -> None:
+        self.path, self.host, self.damage_in = path, host, damage_in
+        self._mutex = threading.Lock()
+        self._fd = -1  # of our own: for the lock, and to know the file by
+        self._env: lmdb.Environment | None = None
+        self._meta_size = self._longest = 0  # bytes: of both meta pages, and of a key at most
+        self._left: tuple[int, bytes] | None = None  # _mark() after our latest commit
+        self._complaints: list[str] = []  # of LMDB about the file, during this work
+        self._told = False  # of a key that is too long
+
+    def __del__(self) -> None:
+        self._close()
+
+    def look(self) -> None:
+        """Create the file if there is none, check it and set it aside if it is damaged.
+
+        Whoever has the lock is not waited for, except by a table that is not there yet.
+        """
+        if fault := folder_fault(self.path):
+            directory = self.host.parameter("data_directory") or "/var/lib/postfix"
+            raise ValueError(
+                f"{self.path} is not opened for updates: {fault};"
+                f" keep tables that Postfix writes in data_directory ({directory})"
+            )
+        with self._mutex:
+            self._left = None
+            try:
+                self._mending(self._look)
+            except OSError as error:
+                self._close()
+                raise OSError(error.errno, error.strerror, error.filename or self.path) from error
+            except lmdb.Error as error:
+                self._close()
+                raise ValueError(f"open database {self.path}: {error}") from error
+
+    def write(self, changes: list[Change]) -> None:
+        """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not."""
+        with self._mutex:
+            try:
+                self._mending(lambda: self._write(changes))
+            except (OSError, ValueError, lmdb.Error) as error:
+                self._close()
+                raise TableRetry(str(error)) from error
+
+    def _mending(self, work: Callable[[], None]) -> None:
+        """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
+        self._complaints.clear()
+        while len(self._complaints) < COMPLAINTS_MAX:
+            try:
+                return work()
+            except DAMAGE as error:
+                self._close()
+                self._complaints.append(str(error))
+        return work()
+
+    def _look(self) -> None:
+        if self._lock_file(wait=False):
+            self._unlock_file()
+
+    def _write(self, changes: list[Change]) -> None:
+        self._lock_file(wait=True)
+        try:
+            self._commit(changes)
+        finally:
+            self._unlock_file()
+
+    # The transaction
+
+    def _commit(self, changes: list[Change]) -> None:
+        """All changes in one transaction, which is synced; with a larger map if need be."""
+        assert self._env is not None
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    done = [self._make(txn, change) for change in changes]
+                break
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.MapResizedError:  # another process has let the file grow
+                self._env.set_mapsize(0)
+        for change, answer in zip(changes, done, strict=True):
+            change.status, change.flags = answer
+        self._left = self._mark()
+
+    def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
+        """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""
+        key, value, flags = change.key, change.value, change.flags
+        if value is None:
+            for nul, bit, other in ((b"\0", TRY1NULL, TRY0NULL), (b"", TRY0NULL, TRY1NULL)):
+                if flags & bit and self._is_key(key + nul) and txn.delete(key + nul):
+                    return STAT_OK, flags & ~other
+            return STAT_NOKEY, flags
+        if flags & TRY1NULL:
+            nul, flags = b"\0", flags & ~TRY0NULL
+        elif flags & TRY0NULL:
+            nul = b""
+        else:
+            return STAT_CONFIG, flags
+        if not self._is_key(key + nul):
+            self._tell_of_length(key + nul)
+            return STAT_CONFIG, change.flags
+        txn.put(key + nul, value + nul)
+        return STAT_OK, flags
+
+    def _is_key(self, key: bytes) -> bool:
+        return 0 < len(key) <= self._longest
+
+    def _tell_of_length(self, key: bytes) -> None:
+        if not self._told:
+            self._told = True
+            self.host.warn(f"{self.path}: a key of {len(key)} bytes cannot be stored in this format")
+
+    # The file
+
+    def _lock_file(self, *, wait: bool) -> bool:
+        """Lock the file that the path names, created if there is none, and have it open and sound.
+
+        False if that would mean to wait; an empty file is always waited for.
+        """
+        while True:
+            if self._fd < 0:
+                self._open_file()
+            if not set_lock(self._fd, fcntl.F_WRLCK, wait=wait or self._size() == 0):
+                return False
+            try:
+                if self._is_current() and self._prepare():
+                    return True
+            except BaseException:
+                self._unlock_file()
+                raise
+            self._close()
+
+    def _open_file(self) -> None:
+        mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._fd = os.open(self.path, mode, 0o600)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self.path)
+
+    def _unlock_file(self) -> None:
+        if self._fd >= 0:
+            set_lock(self._fd, fcntl.F_UNLCK)
+
+    def _size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def _is_current(self) -> bool:
+        """Is what we have open still what the path names?"""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _is_as_left(self) -> bool:
+        """Has nobody written to the file since our latest commit?"""
+        return self._left is not None and self._left == self._mark()
+
+    def _mark(self) -> tuple[int, bytes]:
+        """What every commit changes: size and meta pages."""
+        return self._size(), os.pread(self._fd, self._meta_size, 0)
+
+    def _prepare(self) -> bool:
+        """Have the locked file checked, where that is due, and open; False: there is another by now."""
+        if self._is_as_left():
+            return True
+        size = self._size()
+        if size and (fault := self.damage_in(self.path) or self._complaint()):
+            self._set_aside(fault)
+            return False
+        if size == 0:
+            self._close_environment()  # if there was one, its file was emptied
+        if self._env is None:
+            self._open_environment(size)
+        return self._is_current()  # what was opened by its name is what was locked
+
+    def _complaint(self) -> str | None:
+        """What LMDB finds damaged, after the check has found nothing."""
+        return self._complaints[-1] if len(self._complaints) == COMPLAINTS_MAX else None
+
+    def _open_environment(self, size: int) -> None:
+        """Open the file; one of no bytes becomes a table, or stays as it is."""
+        wanted = max(int(self.host.parameter("lmdb_map_size") or MAP_SIZE), 2 * size)
+        wanted = (wanted // MAP_UNIT + 1) * MAP_UNIT
+        options: dict[str, Any] = {"subdir": False, "lock": False, "map_size": wanted, "mode": 0o600}
+        if size == 0:
+            options["lib_version"] = NEW_FORMAT  # an old file's own format decides
+        try:
+            self._env = lmdb.open(self.path, **options)
+            self._meta_size = 2 * self._env.stat()["psize"]
+            self._longest = self._env.max_key_size()
+            if size == 0:
+                os.fsync(self._fd)
+            sync_folder(self.path)  # whoever created it may not have come so far
+        except BaseException:
+            self._close_environment()
+            if size == 0:
+                os.ftruncate(self._fd, 0)
+            raise
+
+    def _set_aside(self, fault: str) -> None:
+        """Give the damaged file another name, and say so."""
+        with open(self.path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass  # an OSError: the disk is to blame, not the file
+        if not self.host.replace_damaged:
+            raise ValueError(f"{self.path}: {fault}; move it away, or set lmdb_replace_damaged = yes")
+        now = time.strftime("%Y%m%dT%H%M%S")
+        for count in itertools.count():
+            aside = f"{self.path}.corrupt-{now}" + (f".{count}" if count else "")
+            try:
+                os.link(self.path, aside)
+                break
+            except FileExistsError:
+                continue
+        os.unlink(self.path)
+        self._complaints.clear()
+        self.host.warn(f"{self.path}: {fault}; set aside as {aside}, a new and empty table takes its place")
+
+    def _close(self) -> None:
+        """Let go of the file, and with it of the lock."""
+        self._close_environment()
+        self._left = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _close_environment(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def set_lock(fd: int, kind: int, *, wait: bool = True) -> bool:
+    """set_lock - F_WRLCK, F_RDLCK or F_UNLCK for the whole file; False if it is not to be had at once"""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, WHOLE_FILE[kind])
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def sync_folder(path: str) -> None:
+    """sync_folder - make a file's name last"""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
