@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test lint demo bench asan fuzz soak dist clean
+.PHONY: help build test lint demo bench asan fuzz differential soak dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -16,6 +16,7 @@ help:
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
+	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make clean   remove all that was built"
 
@@ -59,6 +60,10 @@ fuzz: build
 
 soak: build
 	$(PY) tests/soak_writes.py
+
+differential: build
+	sh contrib/install-postfix
+	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py
 
 dist: $(VENV)/ready
 	$(PY) -m build --quiet --outdir dist .

@@ -293,7 +293,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     elif r.kind == REQ_DELETE:
         flags |= DICT_FLAG_SYNC_UPDATE
     if i.t.reason != NULL:
-        status = unavailable(s, i)
+        status = unavailable(s, i, r, flags)
     elif r.kind == REQ_LOOKUP:
         i.lookups += 1
         status = STAT_LATER if i.t.lookup == NULL else lookup(s, i, r.key, &flags, &value)
@@ -318,8 +318,13 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     return SERVED
 
 
-cdef int unavailable(service *s, instance *i) noexcept nogil:
+cdef int unavailable(service *s, instance *i, const request *r, int flags) noexcept nogil:
+    """The table could not be opened. What is not UTF-8 is still not asked for, nor stored."""
     cdef view parts[4]
+    cdef view key = r.key
+    cdef int status = check_request(s, i, r, flags, &key)
+    if status != STAT_LATER:
+        return status
     i.errors += 1
     parts[0] = buf_view(&i.name)
     parts[1] = view_str(b" is unavailable. ")
@@ -416,6 +421,17 @@ cdef int write(service *s, instance *i, const request *r, int *flags) noexcept n
     return i.t.write(i.t, key, &r.value if r.kind == REQ_UPDATE else NULL, flags)
 
 
+cdef int check_request(service *s, instance *i, const request *r, int flags, view *key) noexcept nogil:
+    """Fold the request's key, if it has one; STAT_LATER to go on."""
+    cdef int status
+    if r.kind == REQ_SEQUENCE:
+        return STAT_LATER
+    if r.kind == REQ_LOOKUP:
+        status = fold_key(s, i, flags, key)
+        return STAT_LATER if status == STAT_OK else status
+    return check_change(s, i, r, flags, key)
+
+
 cdef int check_change(service *s, instance *i, const request *r, int flags, view *key) noexcept nogil:
     """Fold the key of an update or delete; STAT_LATER to go on. What is not UTF-8 is said to be done."""
     cdef int status = fold_key(s, i, flags, key)
@@ -463,14 +479,8 @@ cdef int send(
     """Have a worker do what r asks. The views of r are void afterwards."""
     cdef view key = r.key
     cdef queue *to = <queue *> (i.t.changes if r.kind == REQ_UPDATE or r.kind == REQ_DELETE else i.t.asks)
-    cdef int status = STAT_LATER
+    cdef int status = check_request(s, i, r, flags, &key)
     cdef job *j
-    if r.kind == REQ_LOOKUP:
-        status = fold_key(s, i, flags, &key)
-        if status == STAT_OK:
-            status = STAT_LATER
-    elif r.kind != REQ_SEQUENCE:
-        status = check_change(s, i, r, flags, &key)
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:

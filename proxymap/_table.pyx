@@ -27,7 +27,7 @@ cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil:
     given |= bits
     if given & DICT_FLAG_OPEN_LOCK and given & DICT_FLAG_MULTI_WRITER:
         given = (given & ~DICT_FLAG_OPEN_LOCK) | DICT_FLAG_LOCK
-    if t.reason == NULL and utf8_layer and given & DICT_FLAG_UTF8_REQUEST:
+    if utf8_layer and given & DICT_FLAG_UTF8_REQUEST:
         given |= DICT_FLAG_UTF8_ACTIVE
     return given
 

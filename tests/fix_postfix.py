@@ -99,7 +99,7 @@ class StockPostfix:
         self._main.update(parameters)
         lines = [f"{name} = {value}\n" for name, value in self._main.items()]
         path = self.config_dir / "main.cf"
-        path.write_text("".join(lines))
+        path.write_text("".join(lines), errors="surrogateescape")
         old = time.time() - 60  # Postfix waits until main.cf is older than a second or two
         os.utime(path, (old, old))
 

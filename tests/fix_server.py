@@ -63,12 +63,12 @@ NOT_FOUND: Attributes = [(b"status", b"1"), (b"value", b"")]
 BARE_BAD: Attributes = [(b"status", b"3")]
 
 
-def wait_until(true: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
+def wait_until(true: Callable[[], Any], what: str, limit: float = LIMIT, pause: float = 0.01) -> Any:
     deadline = time.monotonic() + limit
     while not (result := true()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {limit} s in vain: {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
     return result
 
 
@@ -274,7 +274,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def write_parameters(path: Path, parameters: Mapping[str, str]) -> None:
-    path.write_text("".join(f"{name} = {value}\n" for name, value in parameters.items()))
+    text = "".join(f"{name} = {value}\n" for name, value in parameters.items())
+    path.write_text(text, errors="surrogateescape")
 
 
 def write_cdb(path: Path, records: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
