@@ -18,6 +18,7 @@ import os
 import pwd
 import signal
 import stat
+from collections.abc import Iterable
 from importlib import import_module
 
 from proxymap.errors import ConfigError
@@ -64,10 +65,9 @@ def run(
             "max_use": settings.max_use,
         }
     enter_queue_directory(settings)
-    if start.chroot:
-        load_what_is_needed_later(writes)
     control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
     server = Server(settings, main_cf, log, listeners, writes=writes, control=control, **life)
+    load_what_is_needed_later(server.approved, writes=writes, all_types=start.chroot)
     drop_privileges(settings, start)
     if writes:
         start_session()
@@ -108,14 +108,22 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
             pass  # 3 and 4 need not be there
 
 
-def load_what_is_needed_later(writes: bool) -> None:
-    """After chroot nothing can be imported any more."""
-    modules = [f"proxymap.tables.{maptype.module}" for maptype in TABLE_TYPES.values()]
-    for module in modules + ["proxymap.lmdb_writer"] * writes:
-        try:
-            import_module(module)
-        except ImportError:
-            pass  # its library is missing, which open_table will say
+def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
+    """After chroot nothing can be imported any more, and mail_owner may not be allowed to.
+
+    The types of the tables that are approved, and of their members; or all types.
+    """
+    names = b" ".join(approved)
+    for name, maptype in TABLE_TYPES.items():
+        if all_types or name.encode() + b":" in names:
+            modules = [f"proxymap.tables.{maptype.module}"] + ["proxymap.lmdb_writer"] * (
+                writes and name == "lmdb"
+            )
+            for module in modules:
+                try:
+                    import_module(module)
+                except ImportError:
+                    pass  # its library is missing, which open_table will say
     for name in ("encodings.idna", "traceback", "linecache", "json"):
         import_module(name)
     import time

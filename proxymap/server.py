@@ -138,7 +138,7 @@ class Server:
 
     def _obey(self, settings: Settings, main_cf: MainCf) -> dict[str, Any]:
         """Give the workers what they need of the configuration; returns what the loop needs."""
-        approved = approve(settings, main_cf, self.writes, self.log.warning)
+        approved = self.approved = approve(settings, main_cf, self.writes, self.log.warning)
         parameter = "proxy_write_maps" if self.writes else "proxy_read_maps"
         for type_name in sorted(approved):
             self.log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
