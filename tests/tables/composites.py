@@ -161,7 +161,6 @@ class CompositeContract:
     @pytest.mark.parametrize(
         "name",
         [
-            "",
             "x",
             "{}",
             "{ }",

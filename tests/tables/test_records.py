@@ -63,7 +63,7 @@ def test_a_million_records_are_held_in_little_more_than_their_bytes() -> None:
 
 
 def test_environ_holds_the_environment_whatever_its_name() -> None:
-    for name in (b"environ:", b"environ:x"):
+    for name in (b"environ:x", b"environ:y"):
         table = open_table(name)
         assert table.flags == FIXED
         for key, value in os.environb.items():
