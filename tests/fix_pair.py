@@ -149,7 +149,7 @@ class Pair:
         wait_until(lambda: f"list proxy:{mark} in".encode() in new(), f"{mark} in {log}", pause=0.001)
         text = new().decode(errors="replace")
         self._read[which] = log.stat().st_size
-        lines = {re.sub(r"[^ -~]+|\?+", "?", re.sub(process, "", line)) for line in text.splitlines()}
+        lines = {re.sub(r"(?:[^ -~]|\?)+", "?", re.sub(process, "", line)) for line in text.splitlines()}
         return {line for line in lines if line.startswith(("warning: ", "error: ")) and mark not in line}
 
 
