@@ -107,21 +107,31 @@ def floor(folder: Path) -> Iterator[tuple[Path, int]]:
 
 @contextmanager
 def stock(folder: Path) -> Iterator[tuple[Path, int] | None]:
-    """The proxymap of the Postfix that is installed, under its own master; None where there is none."""
+    """The stock server for the same tables."""
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    maps = " ".join(f"proxy:{maptype}:{folder}/T" for maptype in ("cdb", "lmdb"))
+    with stock_of(maps, f"cdb:{folder}/T") as server:
+        yield server
+
+
+@contextmanager
+def stock_of(maps: str, table: str) -> Iterator[tuple[Path, int] | None]:
+    """The proxymap of the Postfix that is installed, under its own master; None where there is none.
+
+    maps: its proxy_read_maps; table: one of them.
+    """
     import fix_postfix
 
     if reason := fix_postfix.unavailable():
         log(f"without the stock server: {reason}")
         yield None
         return
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    maps = " ".join(f"proxy:{maptype}:{folder}/T" for maptype in ("cdb", "lmdb"))
     with fix_postfix.StockPostfix({"proxy_read_maps": maps}) as postfix:
         import proxymap
 
         with proxymap.Client(postfix.socket()) as client:
-            client.open(f"cdb:{folder}/T")
+            client.open(table)
             pid = int(subprocess.check_output(["pgrep", "-n", "-x", "proxymap"]))
             yield Path(postfix.socket()), pid
 
