@@ -170,7 +170,7 @@ def base64_of_files(value: bytes) -> bytes:
     Raises ValueError in Postfix's words.
     """
     contents = []
-    for name in split_list(value):
+    for name in value.replace(b",", b" ").split():
         try:
             contents.append(read_file(name)[0])
         except OSError as error:
