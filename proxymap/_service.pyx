@@ -292,10 +292,10 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
         flags |= DICT_FLAG_DUP_REPLACE | DICT_FLAG_SYNC_UPDATE
     elif r.kind == REQ_DELETE:
         flags |= DICT_FLAG_SYNC_UPDATE
+    i.lookups += r.kind == REQ_LOOKUP
     if i.t.reason != NULL:
         status = unavailable(s, i, r, flags)
     elif r.kind == REQ_LOOKUP:
-        i.lookups += 1
         status = STAT_LATER if i.t.lookup == NULL else lookup(s, i, r.key, &flags, &value)
     elif r.kind == REQ_SEQUENCE:
         status = sequence(s, who, i, r.function, &key, &value)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from proxymap.log import Log
 
-# json and glob are imported where they are used: the server has no need of them at its start.
+# json is imported where it is used: the server has no need of it at its start.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 
 MODE = 0o600
 PATH_MAX = 107  # bytes of a socket's path; unix(7)
+BACKLOG = 64  # who comes while so many wait is refused
 LINE_MAX = 65536  # bytes of a request
-PATIENCE = 5.0  # seconds for one who asks
+ASKER_PATIENCE = 10.0  # seconds for an answer
+SERVER_PATIENCE = 2.0  # seconds for a whole request, and to take its answer; others wait meanwhile
+PAUSE = 0.1  # seconds, when descriptors have run out
 
 
 class Refused(Exception):
@@ -38,6 +43,7 @@ class Control:
     def __init__(self, path: str, commands: dict[str, Command], log: Log) -> None:
         self.path, self.commands, self.log = path, commands, log
         self._socket: socket.socket | None = None
+        self._stopping = False
 
     def start(self) -> None:
         try:
@@ -48,36 +54,53 @@ class Control:
         threading.Thread(target=self._run, args=(self._socket,), name="control", daemon=True).start()
 
     def stop(self) -> None:
+        """Nobody finds us from now on. One request may still be under way."""
+        self._stopping = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
             self._socket.close()
+            self._socket = None
 
     def _run(self, listener: socket.socket) -> None:
-        import json
-
-        while True:
+        while not self._stopping:
             try:
                 asker, _ = listener.accept()
             except OSError:
-                return  # closed by stop
-            with asker, contextlib.suppress(OSError):
-                asker.settimeout(PATIENCE)
-                asker.sendall(json.dumps(self._answer(asker)).encode() + b"\n")
+                time.sleep(PAUSE)
+                continue
+            with asker:
+                try:
+                    self._serve(asker)
+                except OSError:
+                    pass  # who asked is gone, or too slow
+                except Exception as error:  # whatever it is: the thread must live
+                    self.log.error(f"control request: {type(error).__name__}: {error}")
 
-    def _answer(self, asker: socket.socket) -> dict[str, Any]:
+    def _serve(self, asker: socket.socket) -> None:
         import json
 
-        line = b""
-        while not line.endswith(b"\n") and len(line) <= LINE_MAX and (more := asker.recv(LINE_MAX)):
-            line += more
+        reply = self._answer(_line_from(asker))
+        asker.settimeout(SERVER_PATIENCE)
+        asker.sendall(json.dumps(reply).encode() + b"\n")
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        import json
+
         try:
             request = json.loads(line)
-            return {"ok": self.commands[request.pop("do")](request)}
+            command = self.commands[request.pop("do")]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {"error": f'expected {{"do": one of {" ".join(self.commands)}}}'}
+        try:
+            return {"ok": command(request)}
         except Refused as refusal:
             return {"error": str(refusal)}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return {"error": f'expected {{"do": one of {" ".join(self.commands)}}}'}
+        except Exception as error:
+            self.log.exception("control request failed", error=error)
+            return {"error": "failed unexpectedly; the server's log says why"}
 
 
 def _listening(path: str) -> socket.socket:
@@ -86,30 +109,65 @@ def _listening(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # of a process that had our number
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    os.chmod(path, MODE)
-    listener.listen(8)  # from now on one can connect
+    try:
+        listener.bind(path)
+        os.chmod(path, MODE)
+        listener.listen(BACKLOG)  # from now on one can connect
+    except OSError:
+        listener.close()
+        raise
     return listener
+
+
+def _line_from(asker: socket.socket) -> bytes:
+    """One line, or what there is of it at the end; OSError if it does not come in time."""
+    until = time.monotonic() + SERVER_PATIENCE
+    line = b""
+    while not line.endswith(b"\n") and len(line) <= LINE_MAX:
+        asker.settimeout(max(until - time.monotonic(), 0.001))
+        more = asker.recv(LINE_MAX)
+        if not more:
+            break
+        line += more
+    return line
 
 
 # The other end
 
 
 def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Ask each process that serves that socket: (process id, reply).
+    """Ask each process that serves that socket: (process id, reply). Raises OSError, with the path.
 
-    A control socket that nobody serves is passed over. PermissionError: the caller may not ask.
+    Whoever is gone, or goes before it has answered, is passed over.
     """
-    import glob
+    for pid, path in _sockets_beside(socket_path):
+        try:
+            reply = _ask(path, request)
+        except (ConnectionError, FileNotFoundError):
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+        if reply is not None:
+            yield pid, reply
+
+
+def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
+    """(process id, control socket) of each process that serves, or served, that socket."""
+    folder, name = os.path.split(socket_path)
+    is_ours = re.compile(re.escape(name) + r"\.(\d+)\.ctl")
+    matches = map(is_ours.fullmatch, os.listdir(folder or "."))
+    return sorted((int(match[1]), os.path.join(folder, match[0])) for match in matches if match)
+
+
+def _ask(path: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The reply; None if the process ended before it was complete."""
     import json
 
-    for path in sorted(glob.glob(glob.escape(socket_path) + ".*.ctl")):
-        with socket.socket(socket.AF_UNIX) as asker:
-            asker.settimeout(PATIENCE)
-            try:
-                asker.connect(path)
-            except (ConnectionRefusedError, FileNotFoundError):
-                continue
-            asker.sendall(json.dumps(request).encode() + b"\n")
-            with asker.makefile("rb") as reply:
-                yield int(path.split(".")[-2]), json.loads(reply.readline())
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.settimeout(ASKER_PATIENCE)
+        asker.connect(path)
+        asker.sendall(json.dumps(request).encode() + b"\n")
+        with asker.makefile("rb") as replies:
+            line = replies.readline()
+    reply: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+    return reply

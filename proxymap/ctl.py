@@ -54,14 +54,43 @@ examples:
   proxymapctl dump lmdb:/etc/postfix/access
   proxymapctl build cdb:/etc/postfix/virtual
   proxymapctl check && proxymapctl enable && proxymapctl status
-  proxymapctl tables && proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl disable
+  proxymapctl tables
+  proxymapctl flush lmdb:/etc/postfix/access user@example.com
+  proxymapctl --socket /run/proxymap.sock reload
 
 exit status:
   0 found or done   1 not found      64 wrong usage      65 a source that cannot be built
   66 no such file   69 no server     73, 74 cannot write 75 table unavailable (RETRY)
   76 bad request    77 not approved (DENY), or not permitted
   78 wrong configuration (CONFIG)    with several keys: the highest of all
+"""
+
+TABLE = "for example cdb:/etc/postfix/virtual"
+
+ANSWERING = """\
+Every process that serves the socket is asked; of proxywrite with --socket
+$queue_directory/private/proxywrite. Only the user that it runs as and root may.
+"""
+
+TABLES = f"""\
+A line for each table that was asked for since the process started: its state,
+entries and bytes, lookups, answers from the cache, errors, and what went wrong
+last. A table appears once for each dialect and each set of flags of its clients.
+
+{ANSWERING}"""
+
+FLUSH = f"""\
+Hardly ever needed: what has changed is forgotten by itself, and tables are not
+opened anew. Status 1: no client has asked for that table yet.
+
+{ANSWERING}"""
+
+RELOAD = """\
+For a server that runs by itself: newly approved tables are served, others are
+not any more, and limits change, on open connections as well. If main.cf or
+proxymap.cf cannot be used, the server goes on as before, and the status is 78.
+SIGHUP does the same. Where Postfix's master runs the server: postfix reload.
 """
 
 DIRECT = """\
@@ -93,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return complain(str(error), EX_IOERR)
+        if isinstance(error, PermissionError):
+            return complain(f"{error.filename}: {error.strerror}; ask as root", EX_NOPERM)
         return complain(no_answer(error), EX_UNAVAILABLE)
     return status
 
@@ -136,7 +167,7 @@ def parser() -> Parser:
     main_parser = Parser(
         prog="proxymapctl",
         parents=[_common()],
-        description="Ask a proxymap server, and build tables for it.",
+        description="Ask a proxymap server and tend it, build its tables, switch it on and off.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,14 +176,14 @@ def parser() -> Parser:
     commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_query(commands, _common())
     _add_dump(commands, _common())
-    _add_build(commands, _common())
-    _add_switch(commands, _common(), "enable", "let Postfix's master run this server")
-    _add_switch(commands, _common(), "disable", "let Postfix's master run what it ran before")
-    _add_status(commands, _common())
-    _add_check(commands, _common())
     _add_tables(commands, _common())
     _add_flush(commands, _common())
     _add_reload(commands, _common())
+    _add_build(commands, _common())
+    _add_check(commands, _common())
+    _add_switch(commands, _common(), "enable", "let Postfix's master run this server")
+    _add_switch(commands, _common(), "disable", "let Postfix's master run what it ran before")
+    _add_status(commands, _common())
     return main_parser
 
 
@@ -160,8 +191,12 @@ def _common() -> Parser:
     """Options of every subcommand that may stand before it as well; there alone they have defaults."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--json", action="store_true", help="JSON, one object a line")
-    common.add_argument("-c", metavar="DIR", dest="config", help="config_directory; /etc/postfix")
-    common.add_argument("--socket", metavar="PATH", help="the server; $queue_directory/private/proxymap")
+    common.add_argument(
+        "-c", metavar="DIR", dest="config", help="where main.cf is; default: $MAIL_CONFIG, or /etc/postfix"
+    )
+    common.add_argument(
+        "--socket", metavar="PATH", help="the server's socket; default: private/proxymap in queue_directory"
+    )
     return common
 
 
@@ -177,22 +212,22 @@ def _add_query(commands: Commands, common: Parser) -> None:
     add = query_parser.add_argument
     add("--direct", action="store_true", help="open the table here, ask no server")
     add("--explain", action="store_true", help="say on standard error where the answer comes from")
-    query_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    query_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, help=TABLE)
     query_parser.add_argument("keys", metavar="KEY", nargs="+", help='"-": one a line from standard input')
     query_parser.set_defaults(run=query)
 
 
 def _add_dump(commands: Commands, common: Parser) -> None:
     text = "print all keys and values of a table, key TAB value"
-    dump_parser = commands.add_parser("dump", parents=[common], help=text, description=text)
+    dump_parser = commands.add_parser("dump", parents=[common], help=text, description=sentence(text))
     dump_parser.add_argument("--direct", action="store_true", help="open the table here, ask no server")
-    dump_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    dump_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, help=TABLE)
     dump_parser.set_defaults(run=dump)
 
 
 def _add_build(commands: Commands, common: Parser) -> None:
     text = "build FILE.cdb or FILE.lmdb from a text as postmap(1) does"
-    build_parser = commands.add_parser("build", parents=[common], help=text, description=text)
+    build_parser = commands.add_parser("build", parents=[common], help=text, description=sentence(text))
     build_parser.add_argument("table", metavar="TYPE:FILE", type=table_name, help="TYPE is cdb or lmdb")
     build_parser.add_argument("source", metavar="SOURCE", nargs="?", help="the text; default: FILE")
     add = build_parser.add_argument
@@ -209,9 +244,7 @@ def _add_build(commands: Commands, common: Parser) -> None:
 
 def _add_switch(commands: Commands, common: Parser, name: str, text: str) -> None:
     description = f"{text}: master.cf, reload, and a lookup to see that it works."
-    switch_parser = commands.add_parser(
-        name, parents=[common], help=text, description=description.capitalize()
-    )
+    switch_parser = commands.add_parser(name, parents=[common], help=text, description=sentence(description))
     switch_parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
     switch_parser.add_argument(
         "--service", choices=["proxymap", "proxywrite", "both"], default="proxymap", help="default: proxymap"
@@ -221,37 +254,59 @@ def _add_switch(commands: Commands, common: Parser, name: str, text: str) -> Non
 
 def _add_status(commands: Commands, common: Parser) -> None:
     text = "which server master runs, and which one answers"
-    status_parser = commands.add_parser("status", parents=[common], help=text, description=text)
+    status_parser = commands.add_parser("status", parents=[common], help=text, description=sentence(text))
     status_parser.set_defaults(run=status)
 
 
 def _add_check(commands: Commands, common: Parser) -> None:
     text = "verify tables, main.cf and master.cf, offline; status 78 if there is a fault"
-    check_parser = commands.add_parser("check", parents=[common], help=text, description=text)
+    check_parser = commands.add_parser("check", parents=[common], help=text, description=sentence(text))
     check_parser.set_defaults(run=check)
 
 
 def _add_tables(commands: Commands, common: Parser) -> None:
-    text = "which tables a running server has open, and what became of them"
-    tables_parser = commands.add_parser("tables", parents=[common], help=text, description=text)
+    text = "which tables a running server has open, and how they do"
+    tables_parser = commands.add_parser(
+        "tables",
+        parents=[common],
+        help=text,
+        description=sentence(text),
+        epilog=TABLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     tables_parser.set_defaults(run=tables)
 
 
 def _add_flush(commands: Commands, common: Parser) -> None:
     text = "have a running server forget cached answers"
-    description = f"{text}: all, those of one table, or those to one key as the table was asked for it."
     flush_parser = commands.add_parser(
-        "flush", parents=[common], help=text, description=description.capitalize()
+        "flush",
+        parents=[common],
+        help=text,
+        description=sentence(f"{text}: all, those of a table, or that to one key"),
+        epilog=FLUSH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flush_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, nargs="?")
-    flush_parser.add_argument("key", metavar="KEY", nargs="?")
+    flush_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, nargs="?", help=TABLE)
+    flush_parser.add_argument("key", metavar="KEY", nargs="?", help="as for query")
     flush_parser.set_defaults(run=flush)
 
 
 def _add_reload(commands: Commands, common: Parser) -> None:
-    text = "have a standalone server read main.cf and proxymap.cf anew; no client notices"
-    reload_parser = commands.add_parser("reload", parents=[common], help=text, description=text)
+    text = "have a standalone server read main.cf and proxymap.cf anew"
+    reload_parser = commands.add_parser(
+        "reload",
+        parents=[common],
+        help=text,
+        description=sentence(f"{text}; no client notices"),
+        epilog=RELOAD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     reload_parser.set_defaults(run=reload)
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def table_name(text: str) -> str:
@@ -393,7 +448,8 @@ def _table_line(pid: int, table: dict[str, Any]) -> str:
     sizes = [f"{table[what]:,} {what}" for what in ("entries", "bytes") if table.get(what) is not None]
     line = (
         f"{table['table']} (Postfix {table['dialect']}, flags {table['flags']}, process {pid}):"
-        f" {', '.join([table['state'], *sizes])}; {table['lookups']:,} lookups,"
+        f" {', '.join([table['state'] if table['approved'] else 'not approved', *sizes])};"
+        f" {table['lookups']:,} lookups,"
         f" {table['cache_hits']:,} from the cache, {table['errors']:,} errors"
     )
     if "age_seconds" in table:
@@ -403,9 +459,13 @@ def _table_line(pid: int, table: dict[str, Any]) -> str:
 
 def flush(arguments: argparse.Namespace) -> int:
     """Forget answers."""
-    what = {word: getattr(arguments, word) for word in ("table", "key") if getattr(arguments, word)}
-    replies = list(_ask_processes(arguments, do="flush", **what))
-    if arguments.table and not any(count for _, count in replies):
+    what: dict[str, Any] = {}
+    if arguments.table:
+        what["table"] = arguments.table
+    if arguments.key is not None:  # the cache has it as the table was asked for it: folded or not
+        what["keys"] = sorted({arguments.key, os.fsdecode(fold(os.fsencode(arguments.key)))})
+    counts = [count for _, count in _ask_processes(arguments, do="flush", **what)]
+    if arguments.table and not any(counts):
         return complain(f"{arguments.table}: no running server has it open", EX_NOTFOUND)
     return EX_OK
 
@@ -413,13 +473,12 @@ def flush(arguments: argparse.Namespace) -> int:
 def reload(arguments: argparse.Namespace) -> int:
     """Read the configuration anew."""
     for pid, _ in _ask_processes(arguments, do="reload"):
-        if not arguments.json:
-            print(f"process {pid}: configuration read anew")
+        print(json.dumps({"process": pid}) if arguments.json else f"process {pid}: configuration read anew")
     return EX_OK
 
 
 def _ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tuple[int, Any]]:
-    """What each running process says; ConfigError if one refuses, or if there is none."""
+    """What each running process says; ConfigError if one refuses, OSError if there is none."""
     from .control import ask_all
 
     path: str = arguments.socket or _socket_path(arguments)

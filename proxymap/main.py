@@ -45,7 +45,8 @@ What master(8) passes, as in multi_server(3): -c chroot, -d not a daemon,
 -s number of sockets, -S one client on standard input, -t transport, -u run as
 mail_owner.
 
-SIGTERM and SIGINT: stop after answering what is pending.
+SIGTERM and SIGINT: stop after answering what is pending. SIGHUP (without
+master): read main.cf and proxymap.cf anew; connections stay.
 Exit status: 0 stopped on request; 1 a fatal error, which is logged.
 
 Example: proxymap --listen unix:/run/proxymap.sock --config-directory /etc/postfix
@@ -79,6 +80,7 @@ class Options:
             raise ConfigError(f"unexpected command-line argument: {rest[0]}; see proxymap --help")
         for name, value in found:
             self._take(name, value)
+        self.config_directory = os.path.abspath(self.config_directory)  # a reload is in queue_directory
 
     @property
     def under_master(self) -> bool:

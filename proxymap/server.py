@@ -60,7 +60,7 @@ class Server:
         control: str | None = None,
         **life: int,
     ) -> None:
-        self.settings, self.log, self.writes = settings, log, writes
+        self.log, self.writes = log, writes
         self.done, self.lines = Queue(wakes_loop=True), Queue(limit=LOG_LINES_MAX)
         self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.drain_limit = float(settings.drain_time_limit)
@@ -72,21 +72,29 @@ class Server:
             listeners, self.workers.todo, self.workers.asks, self.done, self.lines, self.workers.watch,
             self.wake_fd, config=self.config, writes=writes, **self._obey(settings, main_cf), **life,
         )  # fmt: skip
+        self._watch_configuration(settings)
         commands: dict[str, Command] = {"tables": self._tables, "flush": self._flush, "reload": self._reload}
         self.control = Control(f"{control}.{os.getpid()}.ctl", commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._reloading = threading.Lock()
 
-    def run(self) -> None:
-        """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered."""
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered.
+
+        ready: called when everything is there but the loop's first turn.
+        """
         self.log.queue = self.lines
         self.logger.start()
         self.workers.start()
         if self.control:
             self.control.start()
         try:
+            ready()
             while self.loop.run() == END_WOKEN and not self.stopping:
                 self._take_wake()
+            if self.control:
+                self.control.stop()  # the loop makes no more calls for it
             left = self.loop.drain(self.drain_limit)
             if left:
                 self.log.warning(f"{left} clients were still waiting for a table after {self.drain_limit} s")
@@ -110,14 +118,20 @@ class Server:
         """
         if self.load is None:
             raise Refused('master(8) runs this server: use "postfix reload"')
-        try:
-            settings, main_cf = self.load()
-        except ConfigError as error:
-            self.log.error(f"{error}; going on with the previous configuration")
-            raise
-        self.between_turns(lambda: self.loop.configure(**self._obey(settings, main_cf)))
-        self.settings = settings
+        with self._reloading:
+            try:
+                settings, main_cf = self.load()
+            except ConfigError as error:
+                self.log.error(f"{error}; going on with the previous configuration")
+                raise
+            self.drain_limit = float(settings.drain_time_limit)
+            limits = self._obey(settings, main_cf)
+            self.between_turns(lambda: self._configure_loop(settings, limits))
         self.log.info("configuration read anew")
+
+    def _configure_loop(self, settings: Settings, limits: dict[str, Any]) -> None:
+        self.loop.configure(**limits)
+        self._watch_configuration(settings)
 
     def between_turns(self, call: Callable[[], T]) -> T:
         """Have the loop's thread make the call while it serves nobody; any thread but that one."""
@@ -147,7 +161,6 @@ class Server:
             Host(settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged),
             count=settings.worker_count, time_limit=settings.lookup_time_limit, cached=cached,
         )  # fmt: skip
-        self._watch_configuration(settings)
         return {
             "approved": approved, "utf8_layer": settings.smtputf8_enable, "greeting": settings.greets,
             "cache_size": settings.cache_size if cached else 0,
@@ -156,6 +169,7 @@ class Server:
         }  # fmt: skip
 
     def _watch_configuration(self, settings: Settings) -> None:
+        """Have changes of main.cf and proxymap.cf told. The loop reads what this sets: not while it runs."""
         directory = os.fsencode(settings.config_directory)
         paths = [os.path.join(directory, name) for name in (b"main.cf", b"proxymap.cf")]
         for path in paths:
@@ -169,8 +183,14 @@ class Server:
         return self.between_turns(self.loop.tables)
 
     def _flush(self, request: dict[str, Any]) -> int:
-        name, key = (os.fsencode(request[word]) if word in request else None for word in ("table", "key"))
-        return self.between_turns(lambda: self.loop.flush(name, key))
+        """How many tables there are of that name, or in all."""
+        keys: list[bytes | None]
+        try:
+            name = os.fsencode(request["table"]) if "table" in request else None
+            keys = [os.fsencode(key) for key in request.get("keys", [])] or [None]
+        except (TypeError, UnicodeError):
+            raise Refused('expected "table": a name, "keys": a list of keys') from None
+        return self.between_turns(lambda: max(self.loop.flush(name, key) for key in keys))
 
     def _reload(self, request: dict[str, Any]) -> None:
         try:

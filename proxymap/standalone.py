@@ -45,11 +45,14 @@ def run(
             control=control if isinstance(control, str) else None,
         )  # fmt: skip
         server.load = load
-        with stop_on_signals(server):
+
+        def ready() -> None:
             listeners.publish()
             notify("READY=1")
             log.info(f"serving {listen or 'the sockets of systemd'} for {settings.config_directory}/main.cf")
-            server.run()
+
+        with stop_on_signals(server):
+            server.run(ready)
 
 
 def enter_queue_directory(settings: Settings, log: Log) -> None:
@@ -164,9 +167,12 @@ def stop_on_signals(server: Server) -> Iterator[None]:
 
 def _reload(server: Server) -> None:
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-    with contextlib.suppress(ConfigError):  # which is in the log
+    try:
         server.reload()
-    notify("READY=1")
+    except ConfigError:
+        pass  # which is in the log
+    finally:
+        notify("READY=1")
 
 
 def notify(message: str) -> None:
