@@ -116,20 +116,6 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def mail_owner_can_read_python() -> bool:
-    """What `enable` demands; a tester's interpreter in /root is good enough for most tests here."""
-    try:
-        subprocess.run([sys.executable, "-c", "import json"], user="postfix", check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return True
-
-
-loads_later = pytest.mark.skipif(
-    unavailable() is None and not mail_owner_can_read_python(), reason="mail_owner cannot read this Python"
-)
-
-
 @pytest.fixture
 def instance(command: str) -> Iterator[Instance]:
     with Instance(command) as started:
@@ -158,7 +144,6 @@ def test_runs_as_mail_owner_with_its_groups_and_no_root_is_left(instance: Instan
     assert status["CapEff"] == status["CapPrm"] == ["0" * 16]
 
 
-@loads_later
 def test_update_as_mail_owner(instance: Instance) -> None:
     """In a new file, as stock's proxywrite creates it, and stock's postmap finds it there."""
     table = f"lmdb:{instance.data_dir}/w"
@@ -178,7 +163,6 @@ def test_chroot(command: str) -> None:
         assert os.readlink(f"/proc/{instance.pid()}/root") == str(instance.queue_dir)
 
 
-@loads_later
 def test_proxywrite_leads_a_session_of_its_own(instance: Instance) -> None:
     with instance.client("proxywrite") as client:
         assert client.lookup(f"lmdb:{instance.data_dir}/w", "absent") is None
@@ -244,7 +228,6 @@ def test_control_socket_is_mail_owners_and_goes_with_the_process(instance: Insta
         wait_until(lambda: not path.exists(), "the end of the control socket")
 
 
-@loads_later
 def test_tables_and_flush_work_for_both_services(instance: Instance) -> None:
     with instance.client() as client, instance.client("proxywrite") as writer:
         instance.ask(client)
@@ -266,7 +249,6 @@ def test_chrooted_process_has_a_control_socket(command: str) -> None:
         assert 'use "postfix reload"' in ctl(instance, "reload").stderr
 
 
-@loads_later
 def test_reload_is_masters_business(instance: Instance) -> None:
     with instance.client() as client:
         instance.ask(client)
@@ -310,7 +292,6 @@ def test_max_use_counts_connections_and_waits_for_the_last(command: str) -> None
         assert not instance.warnings()
 
 
-@loads_later
 def test_stop_leaves_no_process(command: str) -> None:
     instance = Instance(command)
     try:
