@@ -142,8 +142,8 @@ cdef int grow(records *r) noexcept nogil:
 
 cdef int make_room(records *r) noexcept nogil:
     """Room for one record more; 0, or -1 without memory."""
-    if r.wasted > WASTE_MIN and r.wasted > r.text.end // 2:
-        return tidy_up(r)
+    if r.wasted > WASTE_MIN and r.wasted > r.text.end // 2 and tidy_up(r) < 0:
+        return -1
     if r.used < r.room:
         return 0
     return tidy_up(r) if r.used - r.count > r.room // 2 else grow(r)
