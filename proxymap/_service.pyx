@@ -484,6 +484,7 @@ cdef int send(
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
+            i.jobs += 1
             i.t.jobs += 1
             who.pending = r[0]
             who.waits_for = i
@@ -535,6 +536,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef instance *i = who.waits_for
     cdef view value = buf_view(&j.value)
     who.waits_for = NULL
+    i.jobs -= 1
     job_is_back(s, j.t)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
