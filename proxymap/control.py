@@ -86,8 +86,8 @@ def _listening(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # of a process that had our number
     listener = socket.socket(socket.AF_UNIX)
+    os.fchmod(listener.fileno(), MODE)  # not by the path: the folder's owner may have put a link there
     listener.bind(path)
-    os.chmod(path, MODE)
     listener.listen(8)  # from now on one can connect
     return listener
 
