@@ -228,7 +228,8 @@ cdef bint is_open(service *s, instance *i) noexcept nogil:
     if i.t.polled and i.looked != s.turn:
         i.looked = s.turn
         look_at(s, i)
-        return not i.opening
+        if i.opening:
+            return False
     if (i.t.reason == NULL and not i.t.incomplete) or i.renewing or now_ms() < i.retry_ms:
         return True
     return not start_open(s, i, True, False)

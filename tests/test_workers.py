@@ -30,7 +30,7 @@ from fix_server import (
 )
 from oracle import reply
 
-from proxymap import standalone, tables
+from proxymap import _watch, standalone, tables
 from proxymap._jobs import Job, Queue
 from proxymap._table import Table
 from proxymap.errors import TableConfig, TableRetry
@@ -129,7 +129,9 @@ class InProcess:
         self.cdbs = [f"cdb:{folder}/t{i}".encode() for i in range(4)]
         for i in range(4):
             write_cdb(folder / f"t{i}.cdb", {b"k%d" % i: b"v%d" % i for i in range(FAST_LOOKUPS)})
+        self.union = f"unionmap:{{cdb:{folder}/t0,cdb:{folder}/later}}".encode()
         names = [
+            self.union.decode(),
             *(name.decode() for name in self.cdbs),
             "slow:t",
             "slow:u",
@@ -572,3 +574,14 @@ def test_crews_come_while_others_are_minded() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_missing_member_is_tried_again_where_no_event_tells_of_it(
+    server: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watch, "is_remote", lambda path: True)
+    asked = lookup(server.union, b"k1")
+    with server.connect() as peer:
+        assert peer.ask(asked) == reply("lookup", "3.6", RETRY)
+        write_cdb(server.folder / "later.cdb", {b"k1": b"new"})
+        wait_until(lambda: peer.ask(asked) == found(b"v1,new"), "the new member", limit=10)
