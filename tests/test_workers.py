@@ -274,8 +274,8 @@ def test_failure_is_a_status_and_one_log_line(server: InProcess, key: bytes, sta
         for _ in range(WORKERS * 2):  # no worker is lost by it
             assert peer.ask(slow(key)) == reply("lookup", "3.6", status)
         assert peer.ask(slow(b"a")) == value_of(b"a")
+    wait_until(lambda: any(line.startswith(words) for line in server.lines), "the log line")
     assert len([line for line in server.lines if "slow:t" in line]) == 1
-    assert any(line.startswith(words) for line in server.lines)
 
 
 def test_value_ends_at_its_first_nul(server: InProcess) -> None:
@@ -294,7 +294,7 @@ def test_table_that_fails_to_open_is_retry_and_costs_no_worker(
         with server.connect() as peer:
             assert peer.ask(request("open", name))[0] == (b"status", b"0")
             assert peer.ask(lookup(name, b"k")) == reply("lookup", "3.6", RETRY)
-    assert any(words in line for line in server.lines)
+    wait_until(lambda: any(words in line for line in server.lines), "the log line")
     server.fast_lookups_are_served()
 
 
