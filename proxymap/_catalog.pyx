@@ -111,7 +111,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
     for slot in range(SLOTS):
         i = c.slots[slot]
         while i != NULL:
-            if not i.opening and not i.renewing and i.waiters == NULL and (i.t == NULL or not i.t.jobs):
+            if not i.opening and not i.renewing and i.waiters == NULL and not i.jobs:
                 if oldest == NULL or i.used < oldest.used:
                     oldest = i
             i = i.chain

@@ -109,7 +109,11 @@ cdef inline void regions_publish(region *r) noexcept nogil:
 
 
 cdef int map_data(mapped *m, size_t length) noexcept nogil:
-    """Map the open file; 0, or -1 with errno."""
+    """Map the open file, perhaps in place of a smaller mapping; 0, or -1 with errno.
+
+    Whoever sees m.region sees whether a page was missing in any mapping of the file.
+    """
+    cdef region *old = m.region
     cdef region *r
     cdef void *data = mmap(NULL, length, PROT_READ, MAP_SHARED, m.fd, 0)
     if data == MAP_FAILED:
@@ -119,6 +123,11 @@ cdef int map_data(mapped *m, size_t length) noexcept nogil:
         munmap(data, length)
         set_errno(ENOMEM)
         return -1
+    if old != NULL:
+        r.outgrown = old
+        old.grown = r
+        if old.damaged:  # before the handler knew of r
+            r.damaged = 1
     m.data = <const char *> data
     m.region = r
     return 0
@@ -139,6 +148,7 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
     """
     cdef struct_stat st
     cdef int saved
+    m.region = NULL
     m.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     if m.fd < 0:
         return -1
@@ -161,17 +171,11 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
 cdef int map_grow(mapped *m) noexcept nogil:
     """Take in what was appended to the file since; 0, or -1 with errno. Any thread; old views go on."""
     cdef struct_stat st
-    cdef region *old
     cdef int failed
     pthread_mutex_lock(&growing)
-    old = m.region
     failed = fstat(m.fd, &st)
-    if not failed and <size_t> st.st_size > old.length:
+    if not failed and <size_t> st.st_size > m.region.length:
         failed = map_data(m, 2 * <size_t> st.st_size)
-        if not failed:
-            m.region.outgrown = old
-            m.region.damaged = old.damaged
-            old.grown = m.region
     if not failed:
         store_size(&m.size, st.st_size)
     pthread_mutex_unlock(&growing)

@@ -21,4 +21,5 @@ cdef bint member_damaged(const member *m) noexcept nogil
 cdef class Members(Table):
     cdef members m
     cdef readonly list tables  # the members' owners
+    cdef bint on_loop  # does every member answer there?
     cdef ask_member(self, int i, bytes key, list lines)

@@ -7,7 +7,7 @@ are their own. A member that cannot be opened is a surrogate.
 Where every member answers on the loop, so does the whole: in C, as long as all
 goes well. Any trouble is STAT_LATER: a worker then asks each member in Python,
 has all the time that they need, and says which of them is in trouble, and why.
-Where a member is slow, the whole is.
+Where a member has workers of its own, the whole has them, too.
 
 Source: tables.md 2.2, 2.6, 7.
 """
@@ -71,7 +71,7 @@ cdef int members_changed(table *t) noexcept nogil:
 cdef class Members(Table):
     """TYPE:{type:name, ...}. Raises ValueError if the name is not such a list.
 
-    A subclass sets t.lookup unless t.slow is set, and has `combine(key, lines)`: a
+    A subclass sets t.lookup if on_loop is set, and has `combine(key, lines)`: a
     value or None, found with ask_member.
     """
 
@@ -90,12 +90,12 @@ cdef class Members(Table):
         if self.m.each == NULL:
             raise MemoryError
         self.m.count = len(names)
-        self.t.quick = True
+        self.t.quick = self.on_loop = True
         for i, one in enumerate(self.tables):
             self.m.each[i].t = &one.t
             self.m.each[i].flags = table_flags(&one.t, opening.flags, opening.host.utf8)
-            if one.t.lookup == NULL:
-                self.t.slow = SLOW_LOOKUP
+            self.t.slow |= one.t.slow & SLOW_LOOKUP
+            self.on_loop = self.on_loop and one.t.lookup != NULL
             self.files += one.files
             self.watches_content = self.watches_content or one.watches_content
             self.t.quick = self.t.quick and (one.t.quick or one.t.changed == NULL)

@@ -44,7 +44,9 @@ cdef size_t find_slot(const records *r, view key, uint64_t hash) noexcept nogil:
     while r.slots[at].number:
         if r.slots[at].tag == tag:
             seen = &r.all[r.slots[at].number - 1]
-            if seen.key_len == key.len and memcmp(r.text.data + seen.at, key.ptr, key.len) == 0:
+            if seen.key_len == key.len and (
+                key.len == 0 or memcmp(r.text.data + seen.at, key.ptr, key.len) == 0
+            ):
                 break
         at = (at + 1) & r.mask
     return at
@@ -95,7 +97,7 @@ cdef int tidy_up(records *r) noexcept nogil:
     cdef size_t i, kept = 0
     cdef record *one
     buf_init(&text)
-    if buf_reserve(&text, r.text.end - r.wasted) < 0:
+    if buf_reserve(&text, r.text.end - r.wasted + 1) < 0:  # no text is no place to point to
         return -1
     for i in range(r.used):
         if r.all[i].key_len == DELETED:
@@ -142,8 +144,8 @@ cdef int grow(records *r) noexcept nogil:
 
 cdef int make_room(records *r) noexcept nogil:
     """Room for one record more; 0, or -1 without memory."""
-    if r.wasted > WASTE_MIN and r.wasted > r.text.end // 2:
-        return tidy_up(r)
+    if r.wasted > WASTE_MIN and r.wasted > r.text.end // 2 and tidy_up(r) < 0:
+        return -1
     if r.used < r.room:
         return 0
     return tidy_up(r) if r.used - r.count > r.room // 2 else grow(r)
@@ -166,7 +168,7 @@ cdef int records_put(records *r, view key, view value, bint replace) noexcept no
     cdef size_t before
     cdef record *one
     cdef slot *s
-    if key.len >= UINT32_MAX or value.len >= UINT32_MAX or make_room(r) < 0:
+    if key.len >= UINT32_MAX or value.len >= UINT32_MAX or make_room(r) < 0 or buf_reserve(&r.text, 1) < 0:
         return -1
     s = &r.slots[find_slot(r, key, hash)]
     if s.number:

@@ -228,7 +228,8 @@ cdef bint is_open(service *s, instance *i) noexcept nogil:
     if i.t.polled and i.looked != s.turn:
         i.looked = s.turn
         look_at(s, i)
-        return not i.opening
+        if i.opening:
+            return False
     if (i.t.reason == NULL and not i.t.incomplete) or i.renewing or now_ms() < i.retry_ms:
         return True
     return not start_open(s, i, True, False)
@@ -484,6 +485,7 @@ cdef int send(
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
+            i.jobs += 1
             i.t.jobs += 1
             who.pending = r[0]
             who.waits_for = i
@@ -535,6 +537,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef instance *i = who.waits_for
     cdef view value = buf_view(&j.value)
     who.waits_for = NULL
+    i.jobs -= 1
     job_is_back(s, j.t)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE

@@ -397,6 +397,3 @@ cdef class Slow(Table):
     @property
     def at_a_time(self) -> int:
         return self.answers.at_a_time
-
-    def __del__(self):
-        self.answers.close()

@@ -110,8 +110,8 @@ def _listening(path: str) -> socket.socket:
         os.unlink(path)  # of a process that had our number
     listener = socket.socket(socket.AF_UNIX)
     try:
+        os.fchmod(listener.fileno(), MODE)  # not by the path: the folder's owner may have put a link there
         listener.bind(path)
-        os.chmod(path, MODE)
         listener.listen(BACKLOG)  # from now on one can connect
     except OSError:
         listener.close()

@@ -99,7 +99,8 @@ class Writer:
         self._told = False  # of a key that is too long
 
     def __del__(self) -> None:
-        self._close()
+        with self._mutex:  # writer_for may find us until we are gone
+            self._close()
 
     def look(self) -> None:
         """Create the file if there is none, check it and set it aside if it is damaged.

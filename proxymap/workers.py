@@ -42,12 +42,10 @@ MINDING = 0.5  # seconds between two looks at what takes long
 class Crew:
     """Up to `limit` threads that take jobs from `queue`; one more joins when all are busy."""
 
-    def __init__(
-        self, name: str, limit: int, work: Callable[[Crew, Job], None], busy: threading.Event
-    ) -> None:
-        self.name, self.limit, self.work, self.busy = name, limit, work, busy
+    def __init__(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> None:
+        self.name, self.limit, self.work = name, limit, work
         self.queue = Queue()
-        self.running: set[Job] = set()  # see claim
+        self.running: dict[Job, int] = {}  # of askers: what others may claim, with its since_ms
         self.threads: list[threading.Thread] = []
         self._idle = 0
         self._lock = threading.Lock()
@@ -56,34 +54,34 @@ class Crew:
         thread = threading.Thread(target=self._run, name=f"{self.name}-{len(self.threads)}", daemon=True)
         self.threads.append(thread)
         self._idle += 1
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system allows no more
+            self.threads.remove(thread)
+            self._idle -= 1
+            raise
 
     def _run(self) -> None:
         while (job := self.queue.take()) is not None:
             with self._lock:
                 self._idle -= 1
                 if not self._idle and len(self.threads) < self.limit:
-                    self.start()
-            self.running.add(job)
-            self.busy.set()
+                    with contextlib.suppress(RuntimeError):
+                        self.start()
             self.work(self, job)
-            self.running.discard(job)
             del job
             with self._lock:
                 self._idle += 1
 
     def claim(self, job: Job) -> bool:
-        """May the caller answer this job? True for the first who asks."""
-        try:
-            self.running.remove(job)
-        except KeyError:
-            return False
-        return True
+        """May the caller answer this job? True for the first who asks; all others must not look at it."""
+        return self.running.pop(job, None) is not None
 
     def take_late(self, limit_ms: int) -> list[Job]:
         """The jobs that came longer ago than that, running or not; the caller answers them."""
         now = clock_ms()
-        late = [job for job in list(self.running) if now - job.since_ms >= limit_ms and self.claim(job)]
+        running = list(self.running.items())
+        late = [job for job, since in running if now - since >= limit_ms and self.claim(job)]
         while (job := self.queue.take_old(limit_ms)) is not None:
             late.append(job)
         return late
@@ -104,8 +102,8 @@ class Workers:
         self.stopping = False
         self._busy = threading.Event()
         self._lock = threading.Lock()
-        self._openers = Crew("opener", 1, self._open_or_close, self._busy)
-        self._askers = Crew("asker", 1, self._ask, self._busy)
+        self._openers = Crew("opener", 1, self._open_or_close)
+        self._askers = Crew("asker", 1, self._ask)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers, self._askers])
         self.todo, self.asks = self._openers.queue, self._askers.queue
 
@@ -128,20 +126,25 @@ class Workers:
         self.stopping = True
         self._busy.set()
         until = time.monotonic() + seconds
-        for crew in list(self._crews):
+        for crew in self._all_crews():
             crew.stop(until)
+
+    def _all_crews(self) -> list[Crew]:
+        with self._lock:  # others add to them
+            return list(self._crews)
 
     def _mind(self) -> None:
         """Answer RETRY to what takes too long; idle while nothing runs."""
         while self._busy.wait() and not self.stopping:
             time.sleep(MINDING)
             self._busy.clear()
-            for crew in list(self._crews):
+            for crew in self._all_crews():
+                if crew.name != "asker":
+                    continue
                 if crew.running or crew.queue.held:
                     self._busy.set()
-                if crew.name == "asker":
-                    for job in crew.take_late(self.limit_ms):
-                        self._give_up(job)
+                for job in crew.take_late(self.limit_ms):
+                    self._give_up(job)
 
     def _give_up(self, job: Job) -> None:
         table = job.table
@@ -211,7 +214,7 @@ class Workers:
             attach(table, asks, changes, self)
 
     def _crew_for(self, table: Table, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Queue:
-        crew = Crew(name, limit, work, self._busy)
+        crew = Crew(name, limit, work)
         crew.start()
         self._crews.add(crew)
         weakref.finalize(table, crew.queue.close).atexit = False
@@ -220,7 +223,9 @@ class Workers:
     # Asking
 
     def _ask(self, crew: Crew, job: Job) -> None:
-        table = job.table
+        table = job.table  # from here on it stays, even if the minder answers the job and the loop drops it
+        crew.running[job] = job.since_ms
+        self._busy.set()
         status, flags, key, value = STAT_RETRY, job.flags, b"", b""
         try:
             if job.kind == JOB_LOOKUP:

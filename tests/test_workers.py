@@ -30,16 +30,21 @@ from fix_server import (
 )
 from oracle import reply
 
-from proxymap import standalone, tables
+from proxymap import _watch, standalone, tables
+from proxymap._jobs import Job, Queue
+from proxymap._table import Table
 from proxymap.errors import TableConfig, TableRetry
 from proxymap.log import Log
 from proxymap.server import Server
 from proxymap.settings import load
+from proxymap.source import stamp_of
 from proxymap.tables.base import Change, Opening, SlowTable
+from proxymap.workers import Crew, Workers
 
 OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
 WORKERS = 3
 FAST_LOOKUPS = 200
+INSTANCES_MAX = 4096  # of tables as clients see them
 
 
 class Gate:
@@ -124,7 +129,9 @@ class InProcess:
         self.cdbs = [f"cdb:{folder}/t{i}".encode() for i in range(4)]
         for i in range(4):
             write_cdb(folder / f"t{i}.cdb", {b"k%d" % i: b"v%d" % i for i in range(FAST_LOOKUPS)})
+        self.union = f"unionmap:{{cdb:{folder}/t0,cdb:{folder}/later}}".encode()
         names = [
+            self.union.decode(),
             *(name.decode() for name in self.cdbs),
             "slow:t",
             "slow:u",
@@ -490,3 +497,91 @@ def test_slow_lookup_is_answered_before_the_end(server: InProcess, gate: Gate) -
         assert peer.rest() == b""
     server.thread.join(LIMIT)
     assert not server.thread.is_alive()
+
+
+def test_instance_makes_no_room_while_a_worker_has_a_request_of_it(
+    server: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if the table that the worker asks is another one by now."""
+    file = server.folder / "source"
+    file.write_bytes(b"1")
+    monkeypatch.setattr(GatedTable, "files", [(bytes(file), stamp_of(file.stat()))])
+    with server.connect() as peer, server.connect() as crowd:
+        peer.send(slow(b"wait"))
+        wait_until(lambda: gate.asked, "the worker")
+        file.write_bytes(b"22")
+        wait_until(lambda: len(gate.opened) > 1, "the new content")
+        for flags in range(INSTANCES_MAX + 1):
+            crowd.ask(request("open", server.cdbs[0], "3.11", instance_flags=flags))
+        known = [known["table"] for known in server.server.between_turns(server.server.loop.tables)]
+        assert len(known) == INSTANCES_MAX
+        assert "slow:t" in known
+        gate.answers.set()
+        assert peer.reply() == value_of(b"wait")
+
+
+def test_crew_goes_on_with_the_threads_it_has_when_there_can_be_no_more(
+    server: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.connect() as peer:
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(WORKERS):
+            assert peer.ask(slow(b"a")) == value_of(b"a")
+        monkeypatch.undo()
+
+
+def no_more_threads(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_job_that_was_answered_is_not_looked_at_again() -> None:
+    """By the minder, which has a list of what was under way a moment ago."""
+
+    class Moment(dict[Job, int]):
+        """What runs; all of it is answered as soon as somebody has looked."""
+
+        def items(self) -> list[tuple[Job, int]]:  # type: ignore[override]
+            seen = list(super().items())
+            for job in self:
+                done.put(job)
+            self.clear()
+            return seen
+
+    done, queue = Queue(), Queue()
+    queue.log(6, b"a job of any kind")
+    job = queue.take()
+    crew = Crew("asker", 1, lambda crew, job: None)
+    crew.running = Moment({job: job.since_ms})
+    assert crew.take_late(0) == []
+
+
+def test_crews_come_while_others_are_minded() -> None:
+    workers = Workers(Queue(), Log([]), writes=False)
+    stop = threading.Event()
+    crews = []
+
+    def come() -> None:
+        while not stop.is_set():
+            with workers._lock:  # as _man has it
+                crews.append(workers._crew_for(Table(b"x:x"), "asker", 1, workers._ask))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    try:
+        for _ in range(3000):
+            assert workers._all_crews()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_missing_member_is_tried_again_where_no_event_tells_of_it(
+    server: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watch, "is_remote", lambda path: True)
+    asked = lookup(server.union, b"k1")
+    with server.connect() as peer:
+        assert peer.ask(asked) == reply("lookup", "3.6", RETRY)
+        write_cdb(server.folder / "later.cdb", {b"k1": b"new"})
+        wait_until(lambda: peer.ask(asked) == found(b"v1,new"), "the new member", limit=10)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from importlib import import_module
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from proxymap import errors
 from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
@@ -79,7 +79,8 @@ GONE = {
 Key = tuple[bytes, int, bool]
 
 _open: WeakValueDictionary[Key, Table] = WeakValueDictionary()
-_opening: dict[Key, threading.RLock] = {}  # a table that opens slowly delays only itself
+# A table that opens slowly delays only itself.
+_opening: WeakValueDictionary[Key, threading.RLock] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -137,7 +138,11 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
         return Surrogate(type_name, os.fsencode(f"open database {error.filename}: {error.strerror}"))
     except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         return Surrogate(type_name, os.fsencode(str(error)))
-    return table if isinstance(table, Table) else Slow(type_name, table)
+    if isinstance(table, Table):
+        return table
+    slow = Slow(type_name, table)
+    finalize(slow, table.close).atexit = False  # when nobody can find it in _open any more
+    return slow
 
 
 def _unsupported(maptype: str) -> str:

@@ -642,10 +642,12 @@ cdef bint survey_age(const survey *c, const char *data) noexcept nogil:
 cdef bint survey_overflow(survey *c, view reference, view value) noexcept nogil:
     """Are the pages of a large value in order? There may be more than it needs."""
     cdef const char *data = value.ptr - c.db.header
-    cdef uint64_t number, count = load32(value.ptr - 4)
+    cdef uint64_t number, told, count = load32(value.ptr - 4)
     memcpy(&number, reference.ptr, 8)
-    if c.db.version == VERSION_1_0 and load64(reference.ptr + 16) != count:
-        return False
+    if c.db.version == VERSION_1_0:
+        memcpy(&told, reference.ptr + 16, 8)
+        if told != count:
+            return False
     return survey_age(c, data) and survey_take(c, number, count)
 
 

@@ -39,7 +39,7 @@ cdef class PipeTable(Members):
 
     def __cinit__(self, *args):
         self.t.damaged = self.m.each[self.m.count - 1].t.damaged
-        if not self.t.slow:
+        if self.on_loop:
             self.t.lookup = pipe_lookup
 
     def combine(self, bytes key, list lines):

@@ -44,7 +44,7 @@ cdef class UnionTable(Members):
     """unionmap:{type:name, ...}"""
 
     def __cinit__(self, *args):
-        if not self.t.slow:
+        if self.on_loop:
             self.t.lookup = union_lookup
 
     def combine(self, bytes key, list lines):

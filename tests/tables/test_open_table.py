@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
 
+from proxymap import tables
 from proxymap._table import Slow, Surrogate
 from proxymap.tables import GONE, TABLE_TYPES, base, open_table
 
 PATTERN = 1 << 5
+LIMIT = 30.0  # seconds; for a machine that is very busy
 IMAGES = {"cdb": cdb_image, "lmdb": lmdb_image}
 
 each_file_type = pytest.mark.parametrize("maptype", IMAGES)
@@ -187,3 +191,32 @@ def test_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "proxymap.tables.bdb", raising=False)
     table = open_table(f"{maptype}:/t".encode())
     assert is_surrogate(table, "berkeleydb", "pip install proxymap[bdb]", "lmdb or cdb")
+
+
+def test_table_that_is_being_closed_is_not_found_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing, close = threading.Event(), threading.Event()
+
+    class Answers(base.SlowTable):
+        def close(self) -> None:
+            closing.set()
+            assert close.wait(LIMIT)
+
+    module = types.ModuleType("proxymap.tables.closing")
+    module.open_table = lambda *args: Answers()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "proxymap.tables.closing", module)
+    monkeypatch.setitem(tables.TABLE_TYPES, "closing", tables.TableType("closing"))
+    held = [open_table(b"closing:x")]
+    old = held[0].answers
+    dropping = threading.Thread(target=held.clear)
+    dropping.start()
+    assert closing.wait(LIMIT)
+    other = open_table(b"closing:x")
+    close.set()
+    dropping.join()
+    assert other.answers is not old
+
+
+def test_what_clients_ask_for_leaves_nothing_behind() -> None:
+    for flags in range(0, 1 << 16, 1 << 10):
+        open_table(b"unionmap:{static:a}", flags)
+    assert not [key for key in tables._opening if key[0] == b"unionmap:{static:a}"]
