@@ -776,7 +776,6 @@ cdef class LmdbTable(Table):
         self.t.generation = lmdb_generation
         self.t.changed = lmdb_changed
         self.t.quick = True
-        self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
         self.t.slow = SLOW_WRITE if self.db.written else 0
 
