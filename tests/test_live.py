@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fix_server import ServerProcess, found, lookup, wait_until, write_cdb
+from fix_server import ServerProcess, found, lookup, wait_until, write_cdb, write_lmdb
 from oracle import Attributes, reply
 
 RETRY = 2
@@ -193,13 +193,14 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
+@pytest.mark.parametrize("build", [write_cdb, write_lmdb])
 @pytest.mark.parametrize("damage", [dd_zeros, truncate, remove])
 def test_file_that_is_spoiled_and_copied_over_is_right_again(
-    server: ServerProcess, damage: Callable[[Path], None]
+    server: ServerProcess, damage: Callable[[Path], None], build: Callable[[Path, dict[bytes, bytes]], None]
 ) -> None:
     """cp keeps the inode: what is mapped changes under the server's feet."""
-    table = server.cdb("t", content(1))
-    file = server.dir / "t.cdb"
+    table = (server.cdb if build is write_cdb else server.lmdb)("t", content(1))
+    file = server.dir / ("t.cdb" if build is write_cdb else "t.lmdb")
     server.start()
     with server.connect() as peer:
         for generation in range(1, 6):
@@ -208,8 +209,9 @@ def test_file_that_is_spoiled_and_copied_over_is_right_again(
             for _ in range(3):
                 answer = peer.ask(lookup(table, KEYS[1]))
                 assert answer in (found(b"%d" % generation), reply("lookup", "3.6", RETRY))
-            write_cdb(server.dir / "next.cdb", content(generation + 1))
-            shutil.copyfile(server.dir / "next.cdb", file)
+            next_file = server.dir / f"next{generation}"
+            build(next_file, content(generation + 1))
+            shutil.copyfile(next_file, file)
             expected = found(b"%d" % (generation + 1))
             wait_until(lambda: peer.ask(lookup(table, KEYS[2])) == expected, "the copy", limit=5)  # noqa: B023
     assert server.alive()

@@ -34,8 +34,8 @@ from proxymap._buf cimport (
 )
 from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_open, mapped
 from proxymap._table cimport (
-    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_replaced, table,
-    table_try_nul,
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_changed,
+    origins_replaced, table, table_try_nul,
 )
 from proxymap._words cimport *
 
@@ -538,6 +538,8 @@ cdef int lmdb_changed(table *t) noexcept nogil:
         return CHANGED_SPOILED
     if snapshot_take(db, &s) != FITS or s.txnid < db.latest:
         return CHANGED_SPOILED
+    if t.origins.seen.inode != db.m.inode or t.origins.seen.device != db.m.device:
+        return origins_changed(t)  # that other file was refused; by now it may be whole
     return CHANGED_REPLACED if origins_replaced(t) else CHANGED_NOT
 
 
@@ -776,7 +778,6 @@ cdef class LmdbTable(Table):
         self.t.generation = lmdb_generation
         self.t.changed = lmdb_changed
         self.t.quick = True
-        self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
         self.t.slow = SLOW_WRITE if self.db.written else 0
 

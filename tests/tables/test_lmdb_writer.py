@@ -23,6 +23,7 @@ from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, found, lmdb_image
 
 from proxymap import errors, lmdb_writer
 from proxymap._table import CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table
+from proxymap._watch import Watch
 from proxymap.tables import open_table
 from proxymap.tables.base import Change, Host
 from proxymap.tables.lmdb import damage_in
@@ -210,6 +211,16 @@ def test_changes_made_together_are_one_transaction(place: Place) -> None:
     before = table.generation
     table.write([Change(b"%d" % i, b"v", BOTH) for i in range(500)])
     assert table.generation == before + 1
+
+
+def test_updates_wake_nobody_who_watches_the_file(place: Place) -> None:
+    """An event for each page would have the loop look at all tables; what it has mapped is new anyway."""
+    table, watch = place.open(), Watch()
+    update(table, b"first", b"v")
+    watch.add(bytes(place.file), table.watches_content)
+    for key in many(100):
+        update(table, key, b"v")
+    assert not watch.take()
 
 
 @each_format
