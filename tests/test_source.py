@@ -28,7 +28,7 @@ FLOORS = [
     ["_pattern", "patterns"],
     ["_records", "rules", "template"],
     ["domains", "tablecf"],
-    ["_catalog", "_members", "lmdb_writer", "maincf"],
+    ["_catalog", "_members", "journal", "lmdb_writer", "maincf"],
     ["tables.base"],
     ["_cache", "_codec", "_jobs", "source"],
     ["_table"],
