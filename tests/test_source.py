@@ -22,7 +22,7 @@ FLOORS = [
     ["main", "ctl"],
     ["check", "master", "standalone", "takeover"],
     ["server", "serving"],
-    ["_loop", "approval", "build", "client", "control", "direct", "rehearsal", "workers"],
+    ["_loop", "approval", "build", "changes", "client", "control", "direct", "rehearsal", "workers"],
     ["_client", "log", "mastercf", "settings", "tables"],
     ["_service", "safety", *(f"tables.{name}" for name in TABLES)],
     ["_pattern", "patterns"],
