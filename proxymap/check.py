@@ -283,6 +283,21 @@ def _tables(host: Host) -> Iterator[Fault]:
                 yield from _old(where, table, host.settings.queue_directory)
 
 
+def _written(host: Host) -> Iterator[Fault]:
+    """Tables for updates that are not where Postfix keeps what it writes."""
+    service = host.services["proxywrite"]
+    data = os.path.realpath(service.main_cf.get("data_directory"))
+    where = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
+    for table in service.tables:
+        known = TABLE_TYPES.get(table.partition(":")[0])
+        if known is None or not known.writable or not known.suffix:
+            continue
+        file = os.path.realpath(os.path.join(service.settings.queue_directory, _file_of(table)))
+        if os.path.commonpath([data, file]) != data:
+            what = f"{table}: {file} is written to, but is not in data_directory ({data})"
+            yield Fault(where, what, f"keep it in {data}", warning=True)
+
+
 def _parts(table: str) -> list[str]:
     """The tables that a composite is made of, or the table itself."""
     maptype, _, name = table.partition(":")
@@ -354,6 +369,8 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
     file = os.path.join(settings.queue_directory, _file_of(table))
     if "O_RDONLY" in reason:
         return Fault(where, f"{table}: type {maptype} cannot be updated", "use lmdb in proxy_write_maps")
+    if reason.endswith("updates are refused"):
+        return Fault(where, f"{table}: {reason}", "keep it in data_directory")
     if maptype in INDEXED and not os.path.lexists(file):
         if os.path.exists(name):
             return Fault(where, f"{table}: {file} was never built from {name}", f"postmap {table}")
@@ -390,4 +407,5 @@ CHECKS: list[Callable[[Host], Iterator[Fault]]] = [
     _approval,
     _sensitive,
     _tables,
+    _written,
 ]

@@ -1,4 +1,4 @@
-"""ctl - proxymapctl, the administrator's tool: query, dump, build; tables, flush, reload; enable and the like
+"""ctl - proxymapctl, the administrator's tool: query, dump, update, delete, build; tables, flush, enable, ...
 
 Each subcommand is one function that is given the parsed arguments and returns
 an exit status; main() turns exceptions into one line on standard error and a
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from errno import ENOENT
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -22,6 +23,7 @@ from .client import Client
 from .errors import BadRequest, ConfigError, NotApproved, ProxymapError, TableConfig, TableRetry
 
 if TYPE_CHECKING:
+    from .changes import BadLine, Change
     from .direct import Direct
     from .maincf import MainCf
     from .settings import Settings
@@ -40,9 +42,13 @@ TROUBLE: dict[type[ProxymapError], tuple[int, str, str]] = {
     NotApproved: (
         EX_NOPERM,
         "DENY",
-        'not approved; list "proxy:{table}" in proxy_read_maps of main.cf, then run "postfix reload"',
+        'not approved; list "proxy:{table}" in {parameter} of main.cf, then run "postfix reload"',
     ),
-    TableConfig: (EX_CONFIG, "CONFIG", "the table is configured wrongly; the server's log says why"),
+    TableConfig: (
+        EX_CONFIG,
+        "CONFIG",
+        "the table is configured wrongly, or cannot do that; the server's log says why",
+    ),
     BadRequest: (EX_PROTOCOL, "BAD", "the server does not accept the request; is this name a table's?"),
 }
 
@@ -52,6 +58,7 @@ examples:
   proxymapctl query --explain regexp:/etc/postfix/access user@example.com
   cut -f1 keys | proxymapctl query lmdb:/etc/postfix/access - > answers
   proxymapctl dump lmdb:/etc/postfix/access
+  proxymapctl update lmdb:/var/lib/postfix/verify user@example.com 0:0:0:
   proxymapctl build cdb:/etc/postfix/virtual
   proxymapctl check && proxymapctl enable && proxymapctl status
   proxymapctl disable
@@ -60,7 +67,7 @@ examples:
   proxymapctl --socket /run/proxymap.sock reload
 
 exit status:
-  0 found or done   1 not found      64 wrong usage      65 a source that cannot be built
+  0 found or done   1 not found      64 wrong usage      65 bad line, or source to build
   66 no such file   69 no server     73, 74 cannot write 75 table unavailable (RETRY)
   76 bad request    77 not approved (DENY), or not permitted
   78 wrong configuration (CONFIG)    with several keys: the highest of all
@@ -118,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return complain(str(error), EX_CONFIG)
     except ProxymapError as error:
-        return complain(*explain(error, parsed.table))
+        return complain(*explain(error, parsed.table, parsed.service))
     except OSError as error:
         if error.filename is None:
             return complain(str(error), EX_IOERR)
@@ -140,12 +147,13 @@ def no_answer(error: OSError) -> str:
     return f"no answer from {error.filename}: {error.strerror}; {advice}"
 
 
-def explain(error: ProxymapError, table: str) -> tuple[str, int]:
+def explain(error: ProxymapError, table: str, service: str) -> tuple[str, int]:
     """What to tell the administrator, and the exit status."""
     if type(error) not in TROUBLE:
         return f"{error}; the server's log may say why", EX_UNAVAILABLE
     status, _, advice = TROUBLE[type(error)]
-    return f"{table}: {advice.format(table=table)}", status
+    parameter = "proxy_write_maps" if service == "proxywrite" else "proxy_read_maps"
+    return f"{table}: {advice.format(table=table, parameter=parameter)}", status
 
 
 # Command line
@@ -172,10 +180,12 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     main_parser.add_argument("--version", action="version", version=f"proxymapctl {__version__}")
-    main_parser.set_defaults(config=None, socket=None, json=False)
+    main_parser.set_defaults(config=None, socket=None, json=False, service="proxymap")
     commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_query(commands, _common())
     _add_dump(commands, _common())
+    _add_update(commands, _common())
+    _add_delete(commands, _common())
     _add_tables(commands, _common())
     _add_flush(commands, _common())
     _add_reload(commands, _common())
@@ -195,7 +205,9 @@ def _common() -> Parser:
         "-c", metavar="DIR", dest="config", help="where main.cf is; default: $MAIL_CONFIG, or /etc/postfix"
     )
     common.add_argument(
-        "--socket", metavar="PATH", help="the server's socket; default: private/proxymap in queue_directory"
+        "--socket",
+        metavar="PATH",
+        help="the server; default: private/proxymap or proxywrite in queue_directory",
     )
     return common
 
@@ -223,6 +235,24 @@ def _add_dump(commands: Commands, common: Parser) -> None:
     dump_parser.add_argument("--direct", action="store_true", help="open the table here, ask no server")
     dump_parser.add_argument("table", metavar="TYPE:NAME", type=table_name, help=TABLE)
     dump_parser.set_defaults(run=dump)
+
+
+def _add_update(commands: Commands, common: Parser) -> None:
+    text = "store a value, or many from standard input, by way of proxywrite"
+    update_parser = commands.add_parser("update", parents=[common], help=text, description=text.capitalize())
+    update_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    update_parser.add_argument(
+        "change", metavar="KEY VALUE", nargs="+", help='"-": one KEY TAB VALUE a line from standard input'
+    )
+    update_parser.set_defaults(run=update, service="proxywrite", wrong=update_parser.error)
+
+
+def _add_delete(commands: Commands, common: Parser) -> None:
+    text = "delete keys by way of proxywrite"
+    delete_parser = commands.add_parser("delete", parents=[common], help=text, description=text.capitalize())
+    delete_parser.add_argument("table", metavar="TYPE:NAME", type=table_name)
+    delete_parser.add_argument("keys", metavar="KEY", nargs="+", help='"-": one a line from standard input')
+    delete_parser.set_defaults(run=delete, service="proxywrite")
 
 
 def _add_build(commands: Commands, common: Parser) -> None:
@@ -356,6 +386,76 @@ def dump(arguments: argparse.Namespace) -> int:
         except tuple(TROUBLE) as error:
             return complain(table.trouble(error), TROUBLE[type(error)][0])
     return EX_OK
+
+
+def update(arguments: argparse.Namespace) -> int:
+    """Store values, and go on after a failure; the exit status is the highest."""
+    from .changes import Change, updates_in
+
+    if arguments.change == ["-"]:
+        lines = _Input()
+        return _change(arguments, updates_in(lines), lines.bar)
+    if len(arguments.change) != 2:
+        arguments.wrong('expected KEY and VALUE, or "-"')
+    key, value = arguments.change
+    return _change(arguments, [Change(os.fsencode(key), os.fsencode(value))])
+
+
+def delete(arguments: argparse.Namespace) -> int:
+    """Delete keys in the same way; one that is not there is status 1."""
+    from .changes import Change, deletes_in
+
+    if arguments.keys == ["-"]:
+        lines = _Input()
+        return _change(arguments, deletes_in(lines), lines.bar)
+    return _change(arguments, (Change(os.fsencode(key), None) for key in arguments.keys))
+
+
+def _change(
+    arguments: argparse.Namespace, changes: Iterable[Change | BadLine], bar: Bar | None = None
+) -> int:
+    """Make the changes, tell of each trouble once."""
+    from .changes import BadLine, spread
+
+    def connect(stack: ExitStack) -> Callable[[Change], Answer]:
+        server = stack.enter_context(Server(arguments))
+        return lambda change: answer_of(server, lambda: server.change(change.key, change.value))
+
+    worst = EX_OK
+    told = {""}
+    for change, answer in spread(changes, connect, fold):
+        if isinstance(change, BadLine):
+            status, trouble = EX_DATAERR, "expected KEY TAB VALUE: skipped"
+        else:
+            assert answer is not None
+            status, trouble = answer.status, answer.trouble
+            if arguments.json:
+                print(json.dumps({"key": _text(change.key), "status": answer.name}))
+        if trouble not in told or status in (EX_DATAERR, EX_USAGE):
+            told.add(trouble)
+            if bar:
+                bar.clear()
+            complain(change.where + trouble, status)
+        worst = max(worst, status)
+    if bar:
+        bar.clear()
+    return worst
+
+
+class _Input:
+    """The lines of standard input. `bar`: shows on a terminal how much of a file is read."""
+
+    def __init__(self) -> None:
+        self._size = os.fstat(sys.stdin.fileno()).st_size  # 0: a pipe or a terminal
+        self.bar = Bar() if self._size and sys.stderr.isatty() else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        done = 0
+        for line in sys.stdin.buffer:
+            yield line
+            done += len(line)
+            if self.bar:
+                self.bar.show(done, self._size)
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -520,8 +620,12 @@ class Answer(NamedTuple):
 
 
 def ask(table: Server | Direct, key: bytes) -> Answer:
+    return answer_of(table, lambda: table.lookup(key))
+
+
+def answer_of(table: Server | Direct, request: Callable[[], bytes | None]) -> Answer:
     try:
-        value = table.lookup(key)
+        value = request()
     except ValueError:
         return Answer(EX_USAGE, "NOKEY", None, "a key contains a NUL byte: skipped")
     except tuple(TROUBLE) as error:
@@ -567,10 +671,12 @@ class Explainer:
             with Server(self._arguments) as server:
                 return ask(server, key)
         except tuple(TROUBLE) as error:
-            text, status = explain(error, self._arguments.table)
+            text, status = explain(error, self._arguments.table, self._arguments.service)
             return Answer(status, TROUBLE[type(error)][1], None, text)
         except ProxymapError as error:
-            return Answer(EX_UNAVAILABLE, "", None, explain(error, self._arguments.table)[0])
+            return Answer(
+                EX_UNAVAILABLE, "", None, explain(error, self._arguments.table, self._arguments.service)[0]
+            )
         except OSError as error:
             return Answer(EX_UNAVAILABLE, "", None, no_answer(error))
 
@@ -594,6 +700,7 @@ class Server:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.table: str = arguments.table
+        self._service: str = arguments.service
         self._path: str = arguments.socket or _socket_path(arguments)
 
     def __enter__(self) -> Server:
@@ -618,11 +725,18 @@ class Server:
             return None
         return self._client.lookup(self.table, fold(key) if self._folds else key)
 
+    def change(self, key: bytes, value: bytes | None) -> bytes | None:
+        """Store a value, or delete the key if there is none; None if that left all as it was."""
+        key = fold(key) if self._folds else key
+        if value is None:
+            return key if self._client.delete(self.table, key) else None
+        return value if self._client.update(self.table, key, value) else None
+
     def items(self) -> Iterable[tuple[bytes, bytes]]:
         return self._client.items(self.table)
 
     def trouble(self, error: ProxymapError) -> str:
-        return explain(error, self.table)[0]
+        return explain(error, self.table, self._service)[0]
 
 
 def fold(key: bytes) -> bytes:
@@ -638,7 +752,7 @@ def fold(key: bytes) -> bytes:
 def _socket_path(arguments: argparse.Namespace) -> str:
     settings = _settings(arguments)
     directory = settings.queue_directory if settings else "/var/spool/postfix"
-    return os.path.join(directory, "private", "proxymap")
+    return os.path.join(directory, "private", arguments.service)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings | None:

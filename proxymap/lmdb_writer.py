@@ -39,7 +39,7 @@ from weakref import WeakValueDictionary
 import lmdb
 
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
-from proxymap.tables.base import TRY0NULL, TRY1NULL, Change, Host, folder_fault
+from proxymap.tables.base import TRY0NULL, TRY1NULL, Change, Host, refuse_open_folder, sync_folder
 
 with suppress(ImportError):
     import_module("lmdb._envid")  # lmdb.open() would load it; after chroot it cannot
@@ -107,12 +107,7 @@ class Writer:
 
         Whoever has the lock is not waited for, except by a table that is not there yet.
         """
-        if fault := folder_fault(self.path):
-            directory = self.host.parameter("data_directory") or "/var/lib/postfix"
-            raise ValueError(
-                f"{self.path} is not opened for updates: {fault};"
-                f" keep tables that Postfix writes in data_directory ({directory})"
-            )
+        refuse_open_folder(self.path, self.host)
         with self._mutex:
             self._left = None
             try:
@@ -327,12 +322,3 @@ def set_lock(fd: int, kind: int, *, wait: bool = True) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-def sync_folder(path: str) -> None:
-    """sync_folder - make a file's name last"""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,6 +1,6 @@
 """soak_writes - clients update at full speed until kill -9: `make soak`, and in small in the tests
 
-    python tests/soak_writes.py [--rounds N] [--seed N]
+    python tests/soak_writes.py [--rounds N] [--seed N] [--type lmdb|hash|btree]
 
 A client has one request under way and keys of its own. So, when the server has
 been killed, each key must be as the last reply says, or as the request that was
@@ -18,6 +18,8 @@ import threading
 import time
 
 from fix_server import ServerProcess, request
+
+from proxymap.tables import open_table
 
 CLIENTS = 6
 KEYS = 40  # of each client
@@ -72,10 +74,10 @@ class Client:
         return found
 
 
-def kill_round(rng: random.Random) -> int:
+def kill_round(rng: random.Random, maptype: str = "lmdb") -> int:
     """One round; returns how many changes were answered. AssertionError: one of them was lost."""
     with ServerProcess() as server:
-        table = f"lmdb:{server.dir}/w"
+        table = f"{maptype}:{server.dir}/w"
         server.approve(table)
         clients: list[Client] = []
         stored: dict[bytes, bytes] = {}
@@ -89,12 +91,16 @@ def kill_round(rng: random.Random) -> int:
             server.stop(signal.SIGKILL)
             for client in clients:
                 client.thread.join()
+            reason = open_table(table.encode(), writes=True).reason  # as the next server begins
+            assert reason is None, reason
             read = subprocess.run(["postmap", "-s", table], capture_output=True, check=False)
+            assert not read.stderr, read.stderr
             stored = dict(line.split(b"\t") for line in read.stdout.splitlines())
             lies = [lie for client in clients for lie in client.lies(stored)]
             assert not lies, lies
             (server.dir / "s").unlink()
         assert not list(server.dir.glob("*.corrupt-*")), server.log()
+        assert "damaged" not in server.log(), server.log()
         return sum(client.count for client in clients)
 
 
@@ -102,11 +108,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Kill the server amid updates, and look for what was lost.")
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    options.add_argument("--type", choices=["lmdb", "hash", "btree"], default="lmdb")
     given = options.parse_args()
     print(f"seed {given.seed}", flush=True)
     total = 0
     for number in range(given.rounds):
-        total += kill_round(random.Random(f"{given.seed} {number}"))
+        total += kill_round(random.Random(f"{given.seed} {number}"), given.type)
         if sys.stdout.isatty() or number % 10 == 9:
             print(f"{number + 1} rounds, {total} changes, none lost", flush=True)
 

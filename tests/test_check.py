@@ -259,6 +259,25 @@ def test_cdb_cannot_be_updated(host: Host) -> None:
     assert "type cdb cannot be updated; use lmdb in proxy_write_maps" in only(host.check())
 
 
+def test_table_for_updates_outside_data_directory_is_a_warning(host: Host) -> None:
+    (host.dir / "data").mkdir()
+    for folder in ("data", ""):
+        name = f"btree:{host.dir / folder / 'cache'}"
+        host.set(data_directory=f"{host.dir}/data", proxy_write_maps=f"proxy:{name}")
+        told = [fault for fault in host.check() if "not in data_directory" in fault.what]
+        assert [fault.warning for fault in told] == ([] if folder else [True])
+
+
+def test_table_for_updates_in_a_foreign_folder_is_a_fault(host: Host) -> None:
+    open_to_all = host.dir / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for maptype in ("lmdb", "btree", "hash"):
+        host.set(data_directory=str(open_to_all), proxy_write_maps=f"proxy:{maptype}:{open_to_all}/w")
+        told = only(host.check())
+        assert "updates are refused" in told
+
+
 # Approval
 
 

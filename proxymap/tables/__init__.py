@@ -66,6 +66,9 @@ TABLE_TYPES = {
     "unix": TableType("unix"),
 }
 
+# Why a type whose file is built is not written to.
+REBUILT_WHOLE = b": a table that has to be rebuilt whole leaves storage inconsistent between updates"
+
 # Types that Postfix has or had and we do not, with what to use in their place.
 GONE = {
     "dbm": "lmdb or cdb",
@@ -130,7 +133,8 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
     if known is None:
         return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))))
     if writes and not known.writable:
-        return Surrogate(type_name, b"%s map requires O_RDONLY access mode" % type_name)
+        why = REBUILT_WHOLE if known.suffix else b""
+        return Surrogate(type_name, b"%b map requires O_RDONLY access mode%b" % (type_name, why))
     opening = Opening(flags, writes, host, lambda name: open_table(name, flags, writes=writes, host=host))
     try:
         table = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)

@@ -128,6 +128,29 @@ def folder_fault(path: str) -> str | None:
     return None
 
 
+def refuse_open_folder(path: str, host: Host) -> None:
+    """refuse_open_folder - ValueError with the reason if a table at `path` must not be written to"""
+    try:
+        fault = folder_fault(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    if fault:
+        directory = host.parameter("data_directory") or "/var/lib/postfix"
+        raise ValueError(
+            f"{path} is not opened for updates: {fault};"
+            f" keep tables that Postfix writes in data_directory ({directory})"
+        )
+
+
+def sync_folder(path: str) -> None:
+    """sync_folder - make a file's name last"""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name

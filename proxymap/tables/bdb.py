@@ -8,11 +8,15 @@ takes microseconds, and libdb's handle is then used by one thread only.
 libdb keeps pages in memory. So each operation, once it has the lock, looks at
 the file: if it is not as the handle has seen it, there is a new handle.
 
+libdb writes page after page, and an end in between leaves a file that has lost
+records or cannot be read. So it never writes to a file: it has a copy in memory,
+and the pages in which the copy differs go to the file by way of a journal. All
+changes of one write() are made so at once.
+
 libdb reads a damaged file without care: it may crash, or go round for ever. So
-a file is verified first (by libdb too; 4 ms a megabyte): one to read whenever
-somebody changed it, one to write only when it is new to us, since a cache
-changes all the time. What somebody does to a file without a lock, or to a file
-that is written here, can still end the process.
+a file that somebody changed is verified first (by libdb too; 4 ms a megabyte).
+What somebody does to a file that is being read, without a lock, can still end
+the process.
 
 Source: libdb 5.3 as seen in system call traces; tables.md 4.2, 4.3, 4.5, 4.7.
 """
@@ -29,8 +33,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from proxymap import journal
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
-from proxymap.tables.base import FIXED, TRY0NULL, TRY1NULL, Change, Opening, SlowTable
+from proxymap.tables.base import (
+    FIXED,
+    TRY0NULL,
+    TRY1NULL,
+    Change,
+    Host,
+    Opening,
+    SlowTable,
+    refuse_open_folder,
+    sync_folder,
+)
 
 try:
     from berkeleydb import db
@@ -67,20 +82,27 @@ class Place:
 
 
 class BerkeleyDB(SlowTable):
-    """One .db file. `_file` is a descriptor to lock and to look at, `_handle` is libdb's."""
+    """One .db file. `_file` is a descriptor to lock and to look at, `_handle` is libdb's.
+
+    For updates there is `_copy`, in memory, and the handle is on that.
+    """
 
     flags = FIXED | TRY0NULL | TRY1NULL
     has_sequence = True
     at_a_time = 1
 
-    def __init__(self, kind: int, path: str, cache_size: int, writes: bool) -> None:
-        self.kind, self.path, self.cache_size = kind, path, cache_size
+    def __init__(self, kind: int, path: str, cache_size: int, writes: bool, host: Host) -> None:
+        self.kind, self.path, self.cache_size, self.host = kind, path, cache_size, host
         self.has_updates = writes
+        if writes:
+            self.path = os.path.realpath(path)  # its journal has one name then
+            refuse_open_folder(self.path, host)
         self._lock = threading.Lock()  # lookups and updates come on different threads
         self._walks: dict[int, Place] = {}  # in order of use
         self._handle: db.DB | None = None
+        self._copy = -1
         self._seen: Stamp | None = None  # the file as the handle knows it; None: it may know too little
-        self._sound: tuple[int, ...] | None = None  # what was verified: a Stamp, or the first part of it
+        self._sound: Stamp | None = None  # what was verified
         self._file = self._open_file()
         self._try_out()
 
@@ -122,8 +144,10 @@ class BerkeleyDB(SlowTable):
                 else:
                     update(records, change.value, change)
             records.sync()
-            stamp, settled = self._look()
-            self._seen = stamp if settled else None
+            self._seen = None  # until it is as the copy again
+            size = os.fstat(self._copy).st_size  # libdb lets a file shrink, too
+            journal.commit(self.path, self._file, self._changed_pages(), size)
+            self._sign()
 
     def _delete(self, records: db.DB, change: Change) -> None:
         change.status = STAT_NOKEY
@@ -147,6 +171,25 @@ class BerkeleyDB(SlowTable):
                     del self._walks[cursor]
                 else:
                     self._walks[cursor] = Place(record[0], given=False)
+
+    def _changed_pages(self) -> list[journal.Page]:
+        """Where the copy differs from the file."""
+        size, pages = self._page_size, []
+        for start in range(0, os.fstat(self._copy).st_size, CHUNK):
+            old, new = os.pread(self._file, CHUNK, start), os.pread(self._copy, CHUNK, start)
+            if old != new:
+                old = old.ljust(len(new), b"\0")
+                for at in range(0, len(new), size):
+                    page = journal.Page(start + at, old[at : at + size], new[at : at + size])
+                    if page.old != page.new or start + at >= os.fstat(self._file).st_size:
+                        pages.append(page)
+        return pages
+
+    def _sign(self) -> None:
+        """Know the file as we left it: its time is between two ticks, and others' are ticks of the kernel."""
+        with suppress(PermissionError):  # it is not ours
+            os.utime(self._file, ns=(time.time_ns(),) * 2)
+            self._seen = self._sound = self._look()[0]
 
     def explain(self, key: bytes) -> list[str]:
         value, flags = self.lookup_flags(key, self.flags)
@@ -195,13 +238,14 @@ class BerkeleyDB(SlowTable):
         except FileNotFoundError:
             if not self.has_updates:
                 raise
-        self._open_handle(db.DB_CREATE).close()  # libdb makes a temporary file and renames it
+        self._open_handle(self.path, db.DB_CREATE).close()  # libdb makes a temporary file and renames it
+        sync_folder(self.path)
         return os.open(self.path, how)
 
     def _try_out(self) -> None:
         """See if the file can be used; while somebody rebuilds it, leave that to the first request."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_EX if self.has_updates else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             self._current_handle()
             fcntl.flock(self._file, fcntl.LOCK_UN)
         except BlockingIOError:
@@ -217,15 +261,22 @@ class BerkeleyDB(SlowTable):
             if stamp == self._seen or not os.path.exists(self.path):
                 return self._handle
             self._drop_handle()
-        page_size = check_first_page(self._file, self.path, MAGIC[self.kind])
-        sound = stamp[:2] if self.has_updates else stamp
-        if sound != self._sound:
-            check_pages(self._file, self.path, page_size, PAGE_TYPES[self.kind])
+        source, path = self._file, self.path
+        if self.has_updates:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if trouble := journal.recover(self.path, self._file):
+                self.host.warn(f"{self.path}: {trouble}")
+            stamp, settled = self._look()
+            source = self._copy = copy_of(self._file)
+            path = f"/proc/self/fd/{source}"
+        self._page_size = check_first_page(source, self.path, MAGIC[self.kind])
+        if stamp != self._sound:
+            check_pages(source, self.path, self._page_size, PAGE_TYPES[self.kind])
             with db_errors_as_os_errors(self.path):
-                db.DB().verify(self.path, flags=UNVERIFIED[self.kind])
-            self._sound = sound
-        self._handle = self._open_handle(0 if self.has_updates else db.DB_RDONLY)
-        if not os.path.samestat(os.fstat(self._handle.fd()), os.fstat(self._file)):
+                db.DB().verify(path, flags=UNVERIFIED[self.kind])
+            self._sound = stamp
+        self._handle = self._open_handle(path, 0 if self.has_updates else db.DB_RDONLY)
+        if not os.path.samestat(os.fstat(self._handle.fd()), os.fstat(source)):
             raise OSError(errno.ESTALE, "replaced at this very moment", self.path)
         self._seen = stamp if settled else None
         return self._handle
@@ -236,22 +287,25 @@ class BerkeleyDB(SlowTable):
         settled = abs(time.time_ns() - status.st_mtime_ns) >= TICK_NS
         return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), settled
 
-    def _open_handle(self, flags: int) -> db.DB:
+    def _open_handle(self, path: str, flags: int) -> db.DB:
         handle = db.DB()
         with db_errors_as_os_errors(self.path):
             handle.set_cachesize(0, self.cache_size)
             if self.kind == db.DB_HASH and flags & db.DB_CREATE:
                 handle.set_h_nelem(NEW_HASH_RECORDS)
             # Mapped, a file that is cut would end the process.
-            handle.open(self.path, dbtype=self.kind, flags=flags | db.DB_NOMMAP, mode=0o600)
+            handle.open(path, dbtype=self.kind, flags=flags | db.DB_NOMMAP, mode=0o600)
         return handle
 
     def _drop_handle(self) -> None:
-        """Without writing anything: what it has not synced is of a write that failed."""
+        """And the copy with it: what is not in the file is of a write that failed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             with suppress(db.DBError):
                 handle.close(db.DB_NOSYNC)
+        if self._copy >= 0:
+            os.close(self._copy)
+            self._copy = -1
 
 
 @contextmanager
@@ -299,6 +353,19 @@ def next_record(records: db.DB, place: Place | None) -> tuple[bytes, bytes] | No
         cursor.close()
 
 
+def copy_of(file: int) -> int:
+    """A file in memory with the same content."""
+    copy = os.memfd_create("proxymap", os.MFD_CLOEXEC)
+    try:
+        position = 0
+        while copied := os.sendfile(copy, file, position, CHUNK):
+            position += copied
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
 def check_first_page(file: int, path: str, magic: int) -> int:
     """Refuse what libdb should not see: raises OSError. Returns the size of a page."""
     status = os.fstat(file)
@@ -328,4 +395,4 @@ def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
     size = opening.host.parameter("berkeley_db_read_buffer_size") or CACHE_SIZE
     if not size.isdecimal() or int(size) >= 1 << 31:
         raise ValueError(f"bad numerical configuration: berkeley_db_read_buffer_size = {size}")
-    return BerkeleyDB(KINDS[maptype], os.fsdecode(mapname) + ".db", int(size), opening.writes)
+    return BerkeleyDB(KINDS[maptype], os.fsdecode(mapname) + ".db", int(size), opening.writes, opening.host)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import threading
@@ -182,6 +183,88 @@ def test_delete_tries_both_ways_and_the_first_that_is_there_goes(maptype: str, t
     assert table.write((b"a", None)) == [(OK, TRY1)]
     assert table.write((b"a", None)) == [(OK, TRY0)]
     assert table.write((b"a", None)) == [(NOKEY, BOTH)]
+
+
+CALLS = 300  # more than a batch of changes has
+
+
+def write_and_end(maptype: str, path: Path, records: Records, calls: int) -> int:
+    """Have another process make the changes and be killed at that call that writes or syncs; its status."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    table = Asked(maptype, path, writes=True)
+    left = iter(range(calls))
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: Any, **keywords: Any) -> Any:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)
+
+        return instead
+
+    for name in ("pwrite", "fdatasync", "ftruncate", "utime"):
+        setattr(os, name, counted(getattr(os, name)))
+    table.write(*records)
+    os._exit(0)
+
+
+def test_end_at_any_write_leaves_all_changes_or_none(maptype: str, tmp_path: Path) -> None:
+    old = {b"k%d" % i: b"old" * 50 for i in range(200)}
+    new = {b"k%d" % i: b"new" * 90 for i in range(100, 300)}
+    path, seen = tmp_path / "t", set()
+    Asked(maptype, path, writes=True).write(*old.items())
+    shutil.copy(f"{path}.db", tmp_path / "kept")
+    for calls in range(CALLS):
+        shutil.copy(tmp_path / "kept", f"{path}.db")
+        if write_and_end(maptype, path, list(new.items()), calls) == 0:
+            break
+        assert Asked(maptype, path, writes=True).reason is None
+        found = {key[:-1]: value[:-1] for key, value in stored(maptype, path).items()}
+        assert found in (old, old | new), calls
+        seen.add(found == old)
+    assert seen == {False, True}
+    assert 10 < calls < CALLS - 1
+
+
+def test_file_that_was_rebuilt_after_a_broken_update_stays_as_it_is(maptype: str, tmp_path: Path) -> None:
+    path, told = tmp_path / "t", list[str]()
+    records = [(b"k%d" % i, b"old") for i in range(500)]
+    assert write_and_end(maptype, path, records, 6) == signal.SIGKILL
+    Path(f"{path}.db").unlink()
+    other = {b"x%d\0" % i: b"built\0" for i in range(700)}
+    fill(maptype, path, list(other.items()))
+    assert Asked(maptype, path, writes=True, host=Host(warn=told.append)).reason is None
+    assert stored(maptype, path) == other
+    assert told == [f"{path}.db: an update was broken off, and the file was written to by others since"]
+
+
+def test_file_that_libdb_makes_shorter_stays_sound(maptype: str, tmp_path: Path) -> None:
+    table = Asked(maptype, tmp_path / "t", writes=True)
+    for i in range(100):
+        table.write((b"k", b"long" * 5000 if i % 2 else b"short"), (b"k%d" % i, b"x" * 3000 * (i % 3)))
+        db.DB().verify(f"{tmp_path}/t.db")
+
+
+def test_foreign_folder_is_refused_for_updates(maptype: str, tmp_path: Path) -> None:
+    fill(maptype, tmp_path / "t", [(b"k", b"v")])
+    tmp_path.chmod(0o777)
+    reason = Asked(maptype, tmp_path / "t", writes=True).reason
+    assert reason is not None
+    assert b"others may write to the folder" in reason
+    assert Asked(maptype, tmp_path / "t").value(b"k") == b"v"
+
+
+def test_all_changes_of_a_write_share_one_sync(
+    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, synced = Asked(maptype, tmp_path / "t", writes=True), list[int]()
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    table.write(*((b"k%d" % i, b"v") for i in range(100)))
+    assert len(synced) == 2  # journal and file
+    table.write((b"k1", b"v"), (b"none", None))
+    assert len(synced) == 2  # nothing changed
 
 
 def test_many_changes_are_made_in_order(maptype: str, tmp_path: Path) -> None:
