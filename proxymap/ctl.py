@@ -205,7 +205,7 @@ def _common() -> Parser:
         "-c", metavar="DIR", dest="config", help="where main.cf is; default: $MAIL_CONFIG, or /etc/postfix"
     )
     common.add_argument(
-        "--socket",
+        "--socket", metavar="PATH", help="the server; default: private/proxymap or private/proxywrite"
         metavar="PATH",
         help="the server; default: private/proxymap or proxywrite in queue_directory",
     )
