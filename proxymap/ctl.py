@@ -206,8 +206,6 @@ def _common() -> Parser:
     )
     common.add_argument(
         "--socket", metavar="PATH", help="the server; default: private/proxymap or private/proxywrite"
-        metavar="PATH",
-        help="the server; default: private/proxymap or proxywrite in queue_directory",
     )
     return common
 
