@@ -97,7 +97,7 @@ cdef class Members(Table):
             if one.t.lookup == NULL:
                 self.t.slow = SLOW_LOOKUP
             self.files += one.files
-            self.watches_content = self.watches_content or one.watches_content
+            self.t.polled = self.t.polled or one.t.polled
             self.t.quick = self.t.quick and (one.t.quick or one.t.changed == NULL)
             if one.t.reason != NULL:
                 self.t.incomplete = True

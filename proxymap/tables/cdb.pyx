@@ -186,12 +186,49 @@ cdef uint64_t find_hash_mask(cdb *c) noexcept nogil:
     return 0xFFFFFFFF
 
 
+cdef bint slot_leads_to(const cdb *c, uint64_t h, uint64_t record) noexcept nogil:
+    """Does the hash table have a slot for the record with that hash?"""
+    cdef uint64_t position = number_at(c, 2 * c.width * (h % TABLES))
+    cdef uint64_t slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
+    cdef uint64_t slot, at, _
+    if slots == 0 or not slots_fit(c, position, slots):
+        return False
+    slot = (h >> 8) % slots
+    for _ in range(slots):
+        at = number_at(c, position + 2 * c.width * slot + c.width)
+        if at == record or at == 0:
+            return at != 0 and number_at(c, position + 2 * c.width * slot) == h
+        slot = 0 if slot + 1 == slots else slot + 1
+    return False
+
+
+cdef bint is_whole(const cdb *c) noexcept nogil:
+    """Is there a slot for every record, and are there no other slots? Reads all of the file."""
+    cdef uint64_t position = 2 * c.width * TABLES, h, count = 0, i
+    cdef view key, value
+    while position < c.records_end:
+        if record_at(c, position, &key, &value) < 0:
+            return False
+        h = HASH_START
+        for i in range(key.len):
+            h = hash_step(h, <unsigned char> key.ptr[i])
+        if not slot_leads_to(c, h & c.hash_mask, position):
+            return False
+        count += 1
+        position = value.ptr + value.len - c.m.data
+    return 4 * c.width * count == c.m.size - c.records_end and not c.m.region.damaged
+
+
 cdef class CdbTable(Table):
-    """cdb:NAME, served from NAME.cdb. Raises OSError (cannot be opened) or ValueError (no CDB)."""
+    """cdb:NAME, served from NAME.cdb. Raises OSError (cannot be opened) or ValueError (no CDB).
+
+    doubtful: it may consist of pieces of two files, so look at all of it.
+    """
 
     cdef cdb db
 
-    def __cinit__(self, bytes type_name, bytes file):
+    def __cinit__(self, bytes type_name, bytes file, bint doubtful=False):
+        cdef bint whole = True
         self.db.m.fd = -1
         if map_open(&self.db.m, file, 0) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
@@ -202,6 +239,11 @@ cdef class CdbTable(Table):
                 raise ValueError(f"{os.fsdecode(file)}: not a CDB file, or damaged")
         self.db.hash_mask = 0xFFFFFFFF
         self.db.hash_mask = find_hash_mask(&self.db)
+        if doubtful:
+            with nogil:
+                whole = is_whole(&self.db)
+            if not whole:
+                raise ValueError(f"{os.fsdecode(file)}: not a CDB file, or damaged")
         self.t.self = &self.db
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
@@ -227,4 +269,4 @@ cdef class CdbTable(Table):
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> CdbTable:
-    return CdbTable(type_name, mapname + b".cdb")
+    return CdbTable(type_name, mapname + b".cdb", opening.doubtful)

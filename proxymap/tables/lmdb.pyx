@@ -797,6 +797,8 @@ cdef class LmdbTable(Table):
 def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
     file = mapname + b".lmdb"
     if not opening.writes:
+        if opening.doubtful and damage_in(os.fsdecode(file)):
+            raise ValueError(reason_of(DAMAGED, os.fsdecode(file)))
         return LmdbTable(type_name, file)
     try:
         from proxymap.lmdb_writer import writer_for
