@@ -38,7 +38,7 @@ from proxymap._table cimport (
 from proxymap._words cimport *
 
 cdef enum:
-    OPEN_RETRY_MS = 1000  # between two attempts to open a table that cannot be opened
+    OPEN_RETRY_MS = 800   # between two attempts to open a table that cannot be opened
     CURSORS_MAX = 16      # sequences that one connection may have under way
 
 
@@ -310,9 +310,11 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, status, flags, key, value)
-    if status == STAT_OK and i.t.damaged != NULL and i.t.damaged[0]:
-        # The value was a view of the file until now, and the file was cut meanwhile.
+    if (status == STAT_OK or status == STAT_NOKEY) and i.t.damaged != NULL and i.t.damaged(i.t):
         out.end = out.start + before
+        if r.kind == REQ_LOOKUP and not i.renewing and start_open(s, i, True, False):
+            who.waits_for = i
+            return PARKED  # what is there now is to answer
         distrust(s, i)
         reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
     return SERVED

@@ -54,8 +54,8 @@ cdef struct table:
     uint64_t (*generation)(table *t) noexcept nogil
     # What has become of the file behind it, CHANGED_*; NULL: nothing ever.
     int (*changed)(table *t) noexcept nogil
-    # Set when the file was cut while it was read: an answer given meanwhile is void. NULL: never.
-    const int *damaged
+    # Was the file cut or written to until now? Then an answer that has been copied by now is void. NULL: never.
+    bint (*damaged)(table *t) noexcept nogil
 
     origin *origins      # the files behind it
     bint quick           # is opened in no time: requests wait for the new content after a change

@@ -219,7 +219,7 @@ cdef class Table:
                 else:
                     status = self.t.lookup(&self.t, wanted, &flags, &scratch, &value)
             text = value.ptr[:value.len] if status == STAT_OK else b""
-            if self.t.damaged != NULL and self.t.damaged[0]:  # the file was cut meanwhile
+            if self.t.damaged != NULL and self.t.damaged(&self.t):
                 return STAT_RETRY, flags, b""
             return status, flags, text
         finally:

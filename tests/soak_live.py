@@ -13,17 +13,15 @@ import argparse
 import json
 import mmap
 import os
-import random
 import signal
+import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from fix_server import ROOT, ServerProcess, found, lookup, wait_until, write_cdb
+from fix_server import ROOT, ServerProcess
 
 CLIENTS = 16
 KEYS = [f"k{i}" for i in range(200)]
@@ -61,7 +59,8 @@ class Load:
     ) -> None:  # fmt: skip
         self.table = table
         keys = server.dir / "keys"
-        keys.write_text("".join(f"{key}\n" for key in KEYS))
+        if not keys.exists():
+            keys.write_text("".join(f"{key}\n" for key in KEYS))
         checks = ["-g", str(generations.path)] if generations else []
         command = [str(ROOT / "build/load"), *checks, server.path, table, str(keys), str(clients)]
         self.process = subprocess.Popen(
@@ -120,8 +119,89 @@ def lmdb_committed(rounds: int, cached: bool) -> dict[str, float]:
         return {"rounds": generation, **million.end(early=False)}
 
 
+def rules(generation: int) -> str:
+    return f"/^k/ {value(generation)}\n"
+
+
+def renamed(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
+def in_place(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def figures(server: ServerProcess) -> dict[str, int]:
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    return {
+        "resident_kb": server.resident() // 1024,
+        "descriptors": server.descriptors(),
+        "mappings": maps.count("\n"),
+        "mapped_tables": maps.count(str(server.dir)),
+    }
+
+
+def everything_changes(seconds: int) -> list[dict[str, int]]:
+    """Tables of all kinds, each changed five times a second; the figures at start, middle and end."""
+    with ServerProcess() as server:
+        folder = server.dir
+        generations = Generations(folder)
+        database = folder / "db"
+        sqlite3.connect(database).close()
+
+        def query(generation: int) -> str:
+            return f"dbpath = {database}\nquery = select '{value(generation)}' where '%s' <> ''\n"
+
+        texts: dict[str, Callable[[int], str]] = {
+            "texthash": source, "regexp": rules, "pcre": rules, "sqlite": query,
+        }  # fmt: skip
+        indexed = {"cdb": ["postmap"], "lmdb": ["postmap", "-r", "-i"]}
+        names = [f"{kind}:{folder}/{kind}" for kind in (*indexed, *texts)]
+        names += [f"pipemap:{{texthash:{folder}/texthash}}", f"unionmap:{{cdb:{folder}/cdb}}"]
+        server.approve(*names)
+
+        def change(generation: int) -> None:
+            for kind, command in indexed.items():
+                file = folder / kind
+                file.write_text(source(generation))
+                with file.open() as records:
+                    subprocess.run([*command, f"{kind}:{file}"], stdin=records, check=True)
+            for kind, text in texts.items():
+                (renamed if generation % 2 else in_place)(folder / kind, text(generation))
+
+        change(0)
+        server.start()
+        loads = [Load(server, name, generations=generations, clients=1) for name in names]
+        found = []
+        generation = 0
+        start = time.monotonic()
+        for part in range(3):
+            while time.monotonic() < start + (5 if part == 0 else seconds * part / 2):
+                generation += 1
+                began = time.monotonic()
+                change(generation)
+                time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))
+                generations.complete(max(0, generation - 10))  # text tables wait until they are quiet
+            found.append({"seconds": round(time.monotonic() - start), "changes": generation, **figures(server)})
+            print(json.dumps(found[-1]), flush=True)
+        for load in loads:
+            load.end()
+        assert server.alive()
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=600, help="that all tables change")
+    parser.add_argument("--rounds", type=int, default=1000, help="of postmap for cdb, and for lmdb")
+    options = parser.parse_args()
+    print("cdb", json.dumps(cdb_replaced(options.rounds)), flush=True)
+    print("lmdb", json.dumps(lmdb_committed(options.rounds, cached=True)), flush=True)
+    print("lmdb, no cache", json.dumps(lmdb_committed(options.rounds, cached=False)), flush=True)
+    everything_changes(options.seconds)
+
+
 if __name__ == "__main__":
-    what = sys.argv[1]
-    if what == "cdb": print(cdb_replaced(int(sys.argv[2])))
-    if what == "lmdb": print(lmdb_committed(int(sys.argv[2]), True))
-    if what == "lmdb0": print(lmdb_committed(int(sys.argv[2]), False))
+    main()

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from proxymap import errors
 from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
-from proxymap.source import Stamp
+from proxymap.source import Stamp, stamp_of
 from proxymap.tables.base import (
     ALL_FLAGS,
     DUP_IGNORE,
@@ -158,13 +158,22 @@ def _open_whole(
         stamps = old.stamps() if old is not None else []
         if old is not None and old.written and _is_good(old):
             return old, stamps
+        before = _stamps(files)
         new = _open_new(type_name, flags, writes, host, settle)
         if host.watch is not None:
             new.watch(host.watch)
         if old is not None and new.written and _is_good(old):
             return old, stamps
-        if time.monotonic() > until or not (new.changed or (settle and _until_quiet(files))):
+        # In this order: what was read is whole if the files have not changed when all else has been asked.
+        if not settle and not new.changed:
             return new, stamps
+        if not new.written and not _until_quiet(files) and not new.changed and _stamps(files) == before:
+            return new, stamps
+        if time.monotonic() > until:
+            if settle and new.written:
+                new = Surrogate(type_name, b"%s is being written" % type_name)
+            return new, stamps
+        time.sleep(QUIET if new.written else 0)
 
 
 def _files(type_name: bytes) -> list[bytes]:
@@ -172,6 +181,16 @@ def _files(type_name: bytes) -> list[bytes]:
     maptype, _, mapname = type_name.partition(b":")
     known = TABLE_TYPES.get(os.fsdecode(maptype))
     return [] if known is None or known.suffix is None else [mapname + known.suffix]
+
+
+def _stamps(files: list[bytes]) -> list[Stamp | None]:
+    found: list[Stamp | None] = []
+    for file in files:
+        try:
+            found.append(stamp_of(os.stat(file)))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _until_quiet(files: Iterable[bytes]) -> float:
