@@ -247,16 +247,27 @@ cdef void look_at(service *s, instance *i) noexcept nogil:
         start_open(s, i, changed == CHANGED_SPOILED, changed == CHANGED_REPLACED and not i.t.quick)
 
 
-cdef void service_look(service *s) noexcept nogil:
-    """Something happened to the files of some tables, or of the configuration."""
-    cdef instance *i
+cdef void look_at_config(service *s) noexcept nogil:
     cdef origin *o = s.config.origins if s.config != NULL else NULL
-    cdef size_t slot
     while o != NULL:
         if not same_content(o.seen, stamp_at(o.path)):
             o.seen = stamp_at(o.path)
             warn(s, view_str(b""), view_str(o.path), view_str(b" has changed; reload to have it obeyed"))
         o = o.next
+
+
+cdef void service_turn(service *s) noexcept nogil:
+    """A turn of the loop begins."""
+    s.turn += 1
+    if s.config != NULL and s.config.polled:
+        look_at_config(s)
+
+
+cdef void service_look(service *s) noexcept nogil:
+    """Something happened to the files of some tables, or of the configuration."""
+    cdef instance *i
+    cdef size_t slot
+    look_at_config(s)
     for slot in range(sizeof(s.tables.slots) // sizeof(instance *)):
         i = s.tables.slots[slot]
         while i != NULL:

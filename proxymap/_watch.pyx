@@ -177,11 +177,6 @@ cdef class Watch:
     def fd(self) -> int:
         return self.w.fd
 
-    def add(self, bytes path not None) -> bool:
-        """Watch what `path` leads to; see add_file."""
-        cdef const bint *written
-        return self.add_file(path, False, &written)
-
     cdef bint add_file(self, bytes path, bint content, const bint **written) except -1:
         """Watch what `path` leads to; with `content`, also each write to the file by other names.
 

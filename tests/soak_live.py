@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
-import os
 import signal
 import sqlite3
 import subprocess
@@ -64,7 +63,10 @@ class Load:
         checks = ["-g", str(generations.path)] if generations else []
         command = [str(ROOT / "build/load"), *checks, server.path, table, str(keys), str(clients)]
         self.process = subprocess.Popen(
-            [*command, str(requests), str(server.pid)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(requests), str(server.pid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def end(self, early: bool = True) -> dict[str, float]:
@@ -184,7 +186,9 @@ def everything_changes(seconds: int) -> list[dict[str, int]]:
                 change(generation)
                 time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))
                 generations.complete(max(0, generation - 10))  # text tables wait until they are quiet
-            found.append({"seconds": round(time.monotonic() - start), "changes": generation, **figures(server)})
+            found.append(
+                {"seconds": round(time.monotonic() - start), "changes": generation, **figures(server)}
+            )
             print(json.dumps(found[-1]), flush=True)
         for load in loads:
             load.end()
