@@ -54,7 +54,7 @@ cdef struct table:
     uint64_t (*generation)(table *t) noexcept nogil
     # What has become of the file behind it, CHANGED_*; NULL: nothing ever.
     int (*changed)(table *t) noexcept nogil
-    # Was the file cut or written to until now? Then an answer that has been copied by now is void. NULL: never.
+    # Was the file cut or written to until now? Then what was answered is void. NULL: never.
     bint (*damaged)(table *t) noexcept nogil
 
     origin *origins      # the files behind it

@@ -170,6 +170,8 @@ def _open_whole(
         if not new.written and not _until_quiet(files) and not new.changed and _stamps(files) == before:
             return new, stamps
         if time.monotonic() > until:
+            if settle and old is not None and _is_good(old):
+                return old, stamps  # each change is an event, and a reason to come here again
             if settle and new.written:
                 new = Surrogate(type_name, b"%s is being written" % type_name)
             return new, stamps

@@ -7,7 +7,7 @@ Source: pipemap in DATABASE_README(5) and postmap(1) as observed; tables.md 7.
 
 from proxymap._buf cimport buf, buf_free, buf_init, view
 from proxymap._members cimport Members, member_lookup, members
-from proxymap._table cimport STAT_LATER, table
+from proxymap._table cimport table
 from proxymap._words cimport *
 
 
