@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test lint demo bench asan fuzz differential soak dist clean
+.PHONY: help build test lint demo bench asan fuzz differential soak soak-live dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -16,6 +16,7 @@ help:
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
+	@echo "make soak-live  tables of all kinds change for ten minutes under load; needs Postfix's postmap"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make clean   remove all that was built"
@@ -60,6 +61,9 @@ fuzz: build
 
 soak: build
 	$(PY) tests/soak_writes.py
+
+soak-live: build build/load
+	$(PY) tests/soak_live.py
 
 differential: build
 	sh contrib/install-postfix

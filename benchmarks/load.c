@@ -1,12 +1,15 @@
 /*
  * load - closed-loop load on a proxymap socket
  *
- * usage: load [-u] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]
+ * usage: load [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]
  *
  * -u: updates of these keys in place of lookups.
+ * -g: every key has a value, a generation's number said several times, which
+ * must be one number, and no less than the eight bytes of FILE were when the
+ * request was sent; ends at the first reply that is otherwise.
  * CLIENTS connections, one request in flight on each, as Postfix's clients do;
  * keys are drawn from KEYFILE (a key a line) in a fixed pseudo-random order.
- * Speaks the dialect of Postfix 3.6 to 3.10. Prints one JSON object: requests
+ * SIGTERM ends it earlier. Speaks the dialect of Postfix 3.6 to 3.10. Prints one JSON object: requests
  * per second, latency in microseconds, replies by status and, with PID, the
  * CPU microseconds per request of that process (utime and stime from /proc,
  * so in steps of a clock tick: ask for enough requests).
@@ -14,11 +17,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -31,6 +36,7 @@ struct client {
     int fd;
     size_t used;      /* bytes of an incomplete reply */
     uint64_t sent_ns;
+    uint64_t oldest;  /* generation that may be answered */
     char *in;
 };
 
@@ -41,6 +47,13 @@ static size_t head_len;
 static const char *tail = "\0";  /* and from the end of the key on */
 static size_t tail_len = 2;
 static long by_status[STATUSES];
+static volatile uint64_t *oldest;  /* -g */
+static volatile sig_atomic_t ending;
+
+static void end_early(int number)
+{
+    ending = number;
+}
 
 static _Noreturn void die(const char *what)
 {
@@ -108,13 +121,14 @@ static void ask(struct client *c)
     memcpy(request + head_len, key, n);
     memcpy(request + head_len + n, tail, tail_len);
     n += head_len + tail_len;
+    c->oldest = oldest ? *oldest : 0;
     c->sent_ns = now_ns();
     if (send(c->fd, request, n, MSG_NOSIGNAL) != (ssize_t) n)
         die("send");
 }
 
-/* The length of the list at p, or 0; *status is set if it has one. */
-static size_t list_length(const char *p, size_t n, int *status)
+/* The length of the list at p, or 0; *status and *text are set if it has a status and a value. */
+static size_t list_length(const char *p, size_t n, int *status, const char **text)
 {
     const char *at = p, *end = p + n, *name, *value;
 
@@ -129,13 +143,30 @@ static size_t list_length(const char *p, size_t n, int *status)
             return 0;
         if (strcmp(name, "status") == 0)
             *status = atoi(value);
+        else if (strcmp(name, "value") == 0)
+            *text = value;
         at++;
     }
+}
+
+/* Is it one generation's number, said over and over, and not older than it may be? */
+static int is_right(const struct client *c, int status, const char *text)
+{
+    uint64_t first = strtoull(text, NULL, 10);
+    char *end;
+
+    if (status != 0 || *text == 0 || first < c->oldest)
+        return 0;
+    for (; *text; text = end)
+        if (strtoull(text, &end, 10) != first || end == text)
+            return 0;
+    return 1;
 }
 
 static void connect_client(struct client *c, const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const char *text;
     int status = 0;
     ssize_t n;
 
@@ -148,7 +179,7 @@ static void connect_client(struct client *c, const char *path)
         if ((n = recv(c->fd, c->in + c->used, IN_SIZE - c->used, 0)) <= 0)
             die("greeting");
         c->used += n;
-    } while (list_length(c->in, c->used, &status) != c->used);
+    } while (list_length(c->in, c->used, &status, &text) != c->used);
     c->used = 0;
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
 }
@@ -196,10 +227,18 @@ int main(int argc, char **argv)
         tail_len = sizeof update_tail;
         argv++, argc--;
     }
+    if (argc > 2 && strcmp(argv[1], "-g") == 0) {
+        int fd = open(argv[2], O_RDONLY);
+        oldest = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *oldest, PROT_READ, MAP_SHARED, fd, 0);
+        if (oldest == MAP_FAILED)
+            die(argv[2]);
+        argv += 2, argc -= 2;
+    }
     if (argc < 6) {
-        fprintf(stderr, "usage: load [-u] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]\n");
+        fprintf(stderr, "usage: load [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]\n");
         return 64;
     }
+    signal(SIGTERM, end_early);
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
@@ -221,6 +260,10 @@ int main(int argc, char **argv)
         ask(&clients[i]);
     while (done < total) {
         int n = epoll_wait(ep, ready, 256, 10000);
+        if (ending)
+            total = sent;
+        if (n < 0 && errno == EINTR)
+            continue;
         if (n <= 0) {
             fprintf(stderr, "stalled after %ld of %ld replies\n", done, total);
             return 1;
@@ -228,6 +271,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < n; i++) {
             struct client *c = ready[i].data.ptr;
             int status = -1;
+            const char *text = "";
             ssize_t got = recv(c->fd, c->in + c->used, IN_SIZE - c->used, 0);
             if (got <= 0) {
                 if (got < 0 && errno == EAGAIN)
@@ -236,8 +280,13 @@ int main(int argc, char **argv)
                 return 1;
             }
             c->used += got;
-            if (list_length(c->in, c->used, &status) == 0)
+            if (list_length(c->in, c->used, &status, &text) == 0)
                 continue;
+            if (oldest && !is_right(c, status, text)) {
+                fprintf(stderr, "reply %ld: status %d, value '%.80s', not from %lu on\n", done, status, text,
+                        (unsigned long) c->oldest);
+                return 1;
+            }
             c->used = 0;
             latency[done++] = now_ns() - c->sent_ns;
             if (status >= 0 && status < STATUSES)

@@ -10,6 +10,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     enum: CLOCK_MONOTONIC
     enum: CLOCK_MONOTONIC_COARSE
+    enum: CLOCK_REALTIME
     int clock_gettime(int, timespec *)
 
 
@@ -24,4 +25,11 @@ cdef inline uint64_t now_ns() noexcept nogil:
     """Nanoseconds since some point in the past; takes about 25 of them."""
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t> t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline uint64_t wall_clock_ns() noexcept nogil:
+    """To be compared with times of files."""
+    cdef timespec t
+    clock_gettime(CLOCK_REALTIME, &t)
     return <uint64_t> t.tv_sec * 1000000000 + t.tv_nsec

@@ -8,7 +8,9 @@ from proxymap._table cimport table
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
-    ctypedef struct pthread_cond_t:
+
+cdef extern from "<semaphore.h>" nogil:
+    ctypedef struct sem_t:
         pass
 
 cpdef enum:  # what a job asks for
@@ -39,13 +41,13 @@ cdef struct job:
 
 cdef struct queue:
     pthread_mutex_t lock
-    pthread_cond_t more
+    sem_t more       # of those that wait for a job
     job *first
     job **last
     size_t held
     size_t limit     # more are refused; 0: no limit
     uint64_t lost    # how many were
-    int eventfd      # wakes an epoll loop; -1: takers wait on the condition
+    int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
     bint closed
 
 

@@ -6,9 +6,12 @@ whose eventfd wakes the loop. A job owns copies of all that it names, except
 its table, which the catalog keeps open while the job is out.
 
 Any thread may use a queue; nobody holds its lock for longer than it takes to
-link a job. `queue_take` waits without the GIL.
+link a job. `queue_take` waits without the GIL, at a semaphore: a condition of
+glibc before 2.41 may miss a signal (sourceware bug 25847), and a client would
+wait with it.
 """
 
+from libc.errno cimport EINTR, errno
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close, write
 
@@ -32,11 +35,13 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
+
+cdef extern from "<semaphore.h>" nogil:
+    int sem_init(sem_t *, int, unsigned int)
+    int sem_post(sem_t *)
+    int sem_wait(sem_t *)
+    int sem_trywait(sem_t *)
+    int sem_timedwait(sem_t *, const timespec *)
 
 
 cdef double FOREVER = 1e9  # seconds
@@ -77,7 +82,7 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
     if q.eventfd >= 0:
         write(q.eventfd, &one, sizeof(one))
     else:
-        pthread_cond_signal(&q.more)  # only now: who wakes wants the lock
+        sem_post(&q.more)  # only now: who wakes wants the lock
     return 0
 
 
@@ -85,19 +90,35 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
     """The oldest job, or NULL: none came within `wait` seconds, or the queue is closed and empty."""
     cdef job *j
     cdef timespec until
-    cdef int waited = 0
+    cdef bint over = wait <= 0
     if 0 < wait < FOREVER:
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += <long> wait + 1
-    pthread_mutex_lock(&q.lock)
-    while q.first == NULL and wait > 0 and not q.closed and not waited:
-        if wait < FOREVER:
-            waited = pthread_cond_timedwait(&q.more, &q.lock, &until)
+    while True:
+        if q.eventfd < 0:
+            over = semaphore_wait(q, wait, &until) or wait <= 0
+        pthread_mutex_lock(&q.lock)
+        j = unlink_first(q) if q.first != NULL else NULL
+        if j == NULL and q.closed:
+            over = True
+            sem_post(&q.more)  # for the next taker
+        pthread_mutex_unlock(&q.lock)
+        if j != NULL or over:
+            return j
+
+
+cdef bint semaphore_wait(queue *q, double wait, const timespec *until) noexcept nogil:
+    """Take one from the semaphore, which has at least one for each job; has the time run out instead?"""
+    cdef int failed
+    while True:
+        if wait <= 0:
+            failed = sem_trywait(&q.more)
+        elif wait < FOREVER:
+            failed = sem_timedwait(&q.more, until)
         else:
-            pthread_cond_wait(&q.more, &q.lock)
-    j = unlink_first(q) if q.first != NULL else NULL
-    pthread_mutex_unlock(&q.lock)
-    return j
+            failed = sem_wait(&q.more)
+        if not failed or errno != EINTR:
+            return failed != 0
 
 
 cdef inline job *unlink_first(queue *q) noexcept nogil:
@@ -133,7 +154,7 @@ cdef class Queue:
 
     def __cinit__(self, bint wakes_loop=False, size_t limit=0):
         pthread_mutex_init(&self.q.lock, NULL)
-        pthread_cond_init(&self.q.more, NULL)
+        sem_init(&self.q.more, 0, 0)
         self.q.first = NULL
         self.q.last = &self.q.first
         self.q.held = 0
@@ -181,6 +202,7 @@ cdef class Queue:
         if self.q.first != NULL and now_ms() - self.q.first.since_ms >= age_ms:
             wrapped = Job.__new__(Job)
             wrapped.j = unlink_first(&self.q)
+            sem_trywait(&self.q.more)
         pthread_mutex_unlock(&self.q.lock)
         return wrapped
 
@@ -200,8 +222,8 @@ cdef class Queue:
         """No more waiting: takers get what is left, then None."""
         pthread_mutex_lock(&self.q.lock)
         self.q.closed = True
-        pthread_cond_broadcast(&self.q.more)
         pthread_mutex_unlock(&self.q.lock)
+        sem_post(&self.q.more)
 
     def take_lost(self) -> int:
         """How many jobs a full queue refused since the last call."""

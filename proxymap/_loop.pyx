@@ -36,7 +36,7 @@ from proxymap._client cimport (
 )
 from proxymap._clock cimport now_ms
 from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
-from proxymap._service cimport service, service_free, service_init, service_look
+from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap._table cimport Table
 from proxymap._watch cimport Watch, watch, watch_take
@@ -247,7 +247,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     l.turns += 1
     if n < 0:
         return 0 if errno == EINTR else -1
-    l.service.turn += 1
+    service_turn(&l.service)
     for i in range(n):
         if events[i].data.ptr == &l.changes and watch_take(l.watch):
             service_look(&l.service)  # first: a request that came after a change gets the new content

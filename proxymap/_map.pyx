@@ -13,7 +13,7 @@ Source: mmap(2), sigaction(2).
 """
 
 from libc.errno cimport EINVAL, ENOMEM, errno
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.mman cimport (
@@ -186,6 +186,12 @@ cdef bint map_touched(const mapped *m) noexcept nogil:
     """Was the open file itself written to or cut since it was mapped?"""
     cdef struct_stat st
     return fstat(m.fd, &st) < 0 or stat_mtime_ns(st) != m.mtime_ns or <size_t> st.st_size != m.size
+
+
+cdef uint64_t map_mtime_ns(const mapped *m) noexcept nogil:
+    """When the open file was last written to; 0 if that is not to be had."""
+    cdef struct_stat st
+    return stat_mtime_ns(st) if fstat(m.fd, &st) == 0 else 0
 
 
 cdef bint map_cut(const mapped *m) noexcept nogil:

@@ -15,7 +15,6 @@ cdef struct members:
 
 
 cdef int member_lookup(const member *m, view key, buf *folded, buf *scratch, view *value) noexcept nogil
-cdef bint member_damaged(const member *m) noexcept nogil
 
 
 cdef class Members(Table):

@@ -29,10 +29,7 @@ from proxymap.source import split_braced
 
 
 cdef int member_lookup(const member *m, view key, buf *folded, buf *scratch, view *value) noexcept nogil:
-    """Ask a member: STAT_OK, STAT_NOKEY, or STAT_LATER. Key and value must not lie in either buf.
-
-    When the value has been used, ask member_damaged whether it was one.
-    """
+    """Ask a member: STAT_OK, STAT_NOKEY, or STAT_LATER. Key and value must not lie in either buf."""
     cdef int flags = m.flags
     cdef bint utf8_layer = flags & DICT_FLAG_UTF8_ACTIVE
     cdef int status = table_fold(m.t, utf8_layer, flags, &key, folded)
@@ -43,8 +40,13 @@ cdef int member_lookup(const member *m, view key, buf *folded, buf *scratch, vie
     return STAT_LATER
 
 
-cdef bint member_damaged(const member *m) noexcept nogil:
-    return m.t.damaged != NULL and m.t.damaged[0]
+cdef bint members_damaged(table *t) noexcept nogil:
+    cdef const members *m = <const members *> t.self
+    cdef int i
+    for i in range(m.count):
+        if m.each[i].t.damaged != NULL and m.each[i].t.damaged(m.each[i].t):
+            return True
+    return False
 
 
 cdef uint64_t members_generation(table *t) noexcept nogil:
@@ -97,7 +99,7 @@ cdef class Members(Table):
             self.t.slow |= one.t.slow & SLOW_LOOKUP
             self.on_loop = self.on_loop and one.t.lookup != NULL
             self.files += one.files
-            self.watches_content = self.watches_content or one.watches_content
+            self.t.polled = self.t.polled or one.t.polled
             self.t.quick = self.t.quick and (one.t.quick or one.t.changed == NULL)
             if one.t.reason != NULL:
                 self.t.incomplete = True
@@ -106,6 +108,7 @@ cdef class Members(Table):
         self.t.flags = self.m.each[0].t.flags & (DICT_FLAG_FIXED | DICT_FLAG_PATTERN)
         self.t.generation = members_generation
         self.t.changed = members_changed
+        self.t.damaged = members_damaged
 
     def __dealloc__(self):
         free(self.m.each)

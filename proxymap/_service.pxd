@@ -44,6 +44,7 @@ cdef void service_free(service *s) noexcept nogil
 cdef int service_request(
     service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
+cdef void service_turn(service *s) noexcept nogil
 cdef void service_look(service *s) noexcept nogil
 cdef instance *service_opened(service *s, job *j) noexcept nogil
 cdef void session_free(session *who) noexcept nogil

@@ -38,7 +38,7 @@ from proxymap._table cimport (
 from proxymap._words cimport *
 
 cdef enum:
-    OPEN_RETRY_MS = 1000  # between two attempts to open a table that cannot be opened
+    OPEN_RETRY_MS = 800   # between two attempts to open a table that cannot be opened
     CURSORS_MAX = 16      # sequences that one connection may have under way
 
 
@@ -248,16 +248,27 @@ cdef void look_at(service *s, instance *i) noexcept nogil:
         start_open(s, i, changed == CHANGED_SPOILED, changed == CHANGED_REPLACED and not i.t.quick)
 
 
-cdef void service_look(service *s) noexcept nogil:
-    """Something happened to the files of some tables, or of the configuration."""
-    cdef instance *i
+cdef void look_at_config(service *s) noexcept nogil:
     cdef origin *o = s.config.origins if s.config != NULL else NULL
-    cdef size_t slot
     while o != NULL:
         if not same_content(o.seen, stamp_at(o.path)):
             o.seen = stamp_at(o.path)
             warn(s, view_str(b""), view_str(o.path), view_str(b" has changed; reload to have it obeyed"))
         o = o.next
+
+
+cdef void service_turn(service *s) noexcept nogil:
+    """A turn of the loop begins."""
+    s.turn += 1
+    if s.config != NULL and s.config.polled:
+        look_at_config(s)
+
+
+cdef void service_look(service *s) noexcept nogil:
+    """Something happened to the files of some tables, or of the configuration."""
+    cdef instance *i
+    cdef size_t slot
+    look_at_config(s)
     for slot in range(sizeof(s.tables.slots) // sizeof(instance *)):
         i = s.tables.slots[slot]
         while i != NULL:
@@ -311,9 +322,11 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, status, flags, key, value)
-    if status == STAT_OK and i.t.damaged != NULL and i.t.damaged[0]:
-        # The value was a view of the file until now, and the file was cut meanwhile.
+    if (status == STAT_OK or status == STAT_NOKEY) and i.t.damaged != NULL and i.t.damaged(i.t):
         out.end = out.start + before
+        if r.kind == REQ_LOOKUP and not i.renewing and start_open(s, i, True, False):
+            who.waits_for = i
+            return PARKED  # what is there now is to answer
         distrust(s, i)
         reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
     return SERVED

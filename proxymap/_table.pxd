@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap._buf cimport buf, view, view_until_nul
 from proxymap._stamp cimport stamp
+from proxymap._watch cimport Watch
 from proxymap._words cimport *
 
 cpdef enum:  # the file of an open table, compared with what was opened
@@ -33,6 +34,7 @@ cdef struct origin:
     # A file that a table was loaded from.
     const char *path   # borrowed from Table.files
     stamp seen         # as it was when it was loaded, or refused
+    const bint *written  # points to: is it being written? NULL: that is not known
     origin *next
 
 
@@ -52,8 +54,8 @@ cdef struct table:
     uint64_t (*generation)(table *t) noexcept nogil
     # What has become of the file behind it, CHANGED_*; NULL: nothing ever.
     int (*changed)(table *t) noexcept nogil
-    # Set when the file was cut while it was read: an answer given meanwhile is void. NULL: never.
-    const int *damaged
+    # Was the file cut or written to until now? Then what was answered is void. NULL: never.
+    bint (*damaged)(table *t) noexcept nogil
 
     origin *origins      # the files behind it
     bint quick           # is opened in no time: requests wait for the new content after a change
@@ -113,6 +115,7 @@ cdef class Table:
     cdef public object crews  # who work on its queues; see attach in _jobs
 
     cdef forget_origins(self)
+    cpdef watch(self, Watch watch)
 
 
 cdef int origins_changed(table *t) noexcept nogil

@@ -1,6 +1,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from proxymap._watch import Watch
+
 CHANGED_NOT: int
 CHANGED_REPLACED: int
 CHANGED_SPOILED: int
@@ -15,12 +17,18 @@ class Table:
     files: list[bytes]
     faults: int
     watches_content: bool
-    polled: bool
     trouble: str
+    @property
+    def polled(self) -> bool: ...
+    @property
+    def written(self) -> bool: ...
+    def watch(self, watch: Watch) -> None: ...
     @property
     def under_way(self) -> str: ...
     @property
     def incomplete(self) -> bool: ...
+    @property
+    def quick(self) -> bool: ...
     @property
     def entries(self) -> int | None: ...
     @property

@@ -107,6 +107,14 @@ cdef class Table:
         if self.t.origins != NULL and self.t.changed == NULL:
             self.t.changed = origins_changed
 
+    cpdef watch(self, Watch watch):
+        """Have the files watched, from now on; a table where that cannot be done is to be polled."""
+        cdef origin *o = self.t.origins
+        while o != NULL:
+            if not watch.add_file(o.path, self.watches_content, &o.written):
+                self.t.polled = True
+            o = o.next
+
     def stamps(self) -> list:
         """Of its files as they are now; see loaded_from and refuse."""
         cdef origin *o = self.t.origins
@@ -136,6 +144,11 @@ cdef class Table:
         return self.t.incomplete
 
     @property
+    def quick(self) -> bool:
+        """Is it opened in no time, so that requests wait for it?"""
+        return self.t.quick
+
+    @property
     def entries(self):
         """How many records or rules it has; None if that is not known."""
         return None
@@ -150,9 +163,15 @@ cdef class Table:
         """Must it be looked at, since no event tells of changes?"""
         return self.t.polled
 
-    @polled.setter
-    def polled(self, bint polled):
-        self.t.polled = polled
+    @property
+    def written(self) -> bool:
+        """Is one of its files being written? Not even then, if that is not known."""
+        cdef origin *o = self.t.origins
+        while o != NULL:
+            if o.written != NULL and o.written[0]:
+                return True
+            o = o.next
+        return False
 
     @property
     def cached(self) -> bool:
@@ -200,7 +219,7 @@ cdef class Table:
                 else:
                     status = self.t.lookup(&self.t, wanted, &flags, &scratch, &value)
             text = value.ptr[:value.len] if status == STAT_OK else b""
-            if self.t.damaged != NULL and self.t.damaged[0]:  # the file was cut meanwhile
+            if self.t.damaged != NULL and self.t.damaged(&self.t):
                 return STAT_RETRY, flags, b""
             return status, flags, text
         finally:
@@ -325,10 +344,10 @@ cdef class Table:
 
 
 cdef int origins_changed(table *t) noexcept nogil:
-    """Is any of the files not what was loaded?"""
+    """Is any of the files not what was loaded? What is being written will be looked at when it is whole."""
     cdef origin *o = t.origins
     while o != NULL:
-        if not same_content(o.seen, stamp_at(o.path)):
+        if not (o.written != NULL and o.written[0]) and not same_content(o.seen, stamp_at(o.path)):
             return CHANGED_REPLACED
         o = o.next
     return CHANGED_NOT

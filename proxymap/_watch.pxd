@@ -1,5 +1,7 @@
 # _watch - inotify: which folders and files are watched, and did anything happen to them? (see _watch.pyx)
 
+from libc.stdint cimport uint32_t
+
 from proxymap._buf cimport buf
 
 cdef extern from "<pthread.h>" nogil:
@@ -11,7 +13,9 @@ cdef enum:
 
 
 cdef struct watched_name:
+    int folder               # by its watch descriptor
     buf name
+    bint written             # somebody writes to this file, and has not closed it yet
     watched_name *chain
 
 
@@ -23,6 +27,8 @@ cdef struct watch:
 
 cdef class Watch:
     cdef watch w
+    cdef bint add_file(self, bytes path, bint content, const bint **written) except -1
+    cdef watched_name *add_name(self, bytes folder, bytes name, uint32_t mask) except? NULL
 
 
 cdef bint watch_take(watch *w) noexcept nogil

@@ -1,17 +1,19 @@
 """_watch - inotify: which folders and files are watched, and did anything happen to them?
 
-Workers add what a table was loaded from; the loop takes events. An event only
-says that somebody should look (stat) at the tables: it is matched by its name
-alone, so that one too many is possible, and one too few is not. On the way to
-a file each folder and each symbolic link is watched, since a rename of any of
-them puts another file there.
+Workers add what a table was loaded from; the loop takes events. An event says
+that somebody should look (stat) at the tables, and whether a file is whole: from
+the first write to its close it is marked as being written. On the way to a file
+each folder and each symbolic link is watched, since a rename of any of them puts
+another file there.
+
+A folder and its names are known as long as we live: they are few.
 
 Source: inotify(7).
 """
 
 import os
 
-from libc.errno cimport ENOENT, ENOMEM, errno
+from libc.errno cimport ENOENT, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strlen
@@ -27,11 +29,12 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "<sys/inotify.h>" nogil:
     struct inotify_event:
+        int wd
         uint32_t mask
         uint32_t len
         char name[1]
     enum:
-        IN_NONBLOCK, IN_CLOEXEC, IN_MASK_ADD, IN_ONLYDIR
+        IN_NONBLOCK, IN_CLOEXEC, IN_MASK_ADD, IN_ONLYDIR, IN_Q_OVERFLOW, IN_IGNORED
         IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
     int inotify_init1(int)
     int inotify_add_watch(int, const char *, uint32_t)
@@ -41,33 +44,63 @@ cdef enum:
     LINKS_MAX = 40       # symbolic links on the way to a file, as path_resolution(7) has it
 
 cdef uint32_t NAMES_CHANGE = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_MASK_ADD | IN_ONLYDIR
-cdef uint32_t FILES_CHANGE = NAMES_CHANGE | IN_CLOSE_WRITE | IN_ATTRIB
+cdef uint32_t FILES_CHANGE = NAMES_CHANGE | IN_MODIFY | IN_CLOSE_WRITE | IN_ATTRIB
 cdef uint32_t CONTENT_CHANGES = IN_MODIFY | IN_ATTRIB | IN_MASK_ADD
 
 # File systems where a change made elsewhere causes no event; statfs(2), by their magic.
 REMOTE = frozenset([0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0x00C36400, 0x47504653])
 
 
-cdef bint names_has(watch *w, view name) noexcept nogil:
-    cdef watched_name *n = w.names[hash_view(name, 0) % WATCH_SLOTS]
-    while n != NULL and not view_equal(buf_view(&n.name), name):
+cdef watched_name *names_find(watch *w, int folder, view name) noexcept nogil:
+    cdef watched_name *n = w.names[hash_view(name, folder) % WATCH_SLOTS]
+    while n != NULL and not (n.folder == folder and view_equal(buf_view(&n.name), name)):
         n = n.chain
-    return n != NULL
+    return n
 
 
-cdef int names_add(watch *w, view name) noexcept nogil:
-    """0, or -1 without memory."""
-    cdef watched_name *n
-    cdef watched_name **slot = &w.names[hash_view(name, 0) % WATCH_SLOTS]
-    if names_has(w, name):
-        return 0
+cdef watched_name *names_add(watch *w, int folder, view name) noexcept nogil:
+    """NULL without memory."""
+    cdef watched_name *n = names_find(w, folder, name)
+    cdef watched_name **slot = &w.names[hash_view(name, folder) % WATCH_SLOTS]
+    if n != NULL:
+        return n
     n = <watched_name *> calloc(1, sizeof(watched_name))
     if n == NULL or buf_append_view(&n.name, name) < 0:
         free(n)
-        return -1
+        return NULL
+    n.folder = folder
     n.chain = slot[0]
     slot[0] = n
-    return 0
+    return n
+
+
+cdef void names_all_whole(watch *w) noexcept nogil:
+    """Events were lost, and the one that says so may be among them."""
+    cdef watched_name *n
+    cdef int slot
+    for slot in range(WATCH_SLOTS):
+        n = w.names[slot]
+        while n != NULL:
+            n.written = False
+            n = n.chain
+
+
+cdef bint take_one(watch *w, const inotify_event *e) noexcept nogil:
+    """Does the event concern a name or a file that is watched?"""
+    cdef watched_name *n
+    if e.mask & IN_Q_OVERFLOW:
+        names_all_whole(w)
+        return True
+    if e.len == 0:
+        return not e.mask & IN_IGNORED  # of a watched file itself
+    n = names_find(w, e.wd, view_of(e.name, strlen(e.name)))
+    if n == NULL:
+        return False
+    if e.mask & IN_MODIFY:
+        n.written = True
+    elif e.mask & (IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE):
+        n.written = False
+    return True
 
 
 cdef bint watch_take(watch *w) noexcept nogil:
@@ -84,9 +117,7 @@ cdef bint watch_take(watch *w) noexcept nogil:
         pthread_mutex_lock(&w.lock)
         while at < size:
             e = <const inotify_event *> (events + at)
-            # Without a name: of a watched file itself, or events were lost.
-            if not concerned:
-                concerned = e.len == 0 or names_has(w, view_of(e.name, strlen(e.name)))
+            concerned |= take_one(w, e)
             at += sizeof(inotify_event) + e.len
         pthread_mutex_unlock(&w.lock)
 
@@ -146,34 +177,40 @@ cdef class Watch:
     def fd(self) -> int:
         return self.w.fd
 
-    def add(self, bytes path not None, bint content=False) -> bool:
-        """Watch what `path` leads to; with `content`, also each write to the file itself.
+    cdef bint add_file(self, bytes path, bint content, const bint **written) except -1:
+        """Watch what `path` leads to; with `content`, also each write to the file by other names.
 
         False: changes of it may cause no event, so that it has to be looked at.
+        written: where to read whether somebody writes to it, as long as this Watch is; or NULL.
         May be called by any thread, and again for the same path.
         """
+        cdef watched_name *n
+        written[0] = NULL
         if self.w.fd < 0 or is_remote(path):
             return False
         *way, (folder, name) = steps_to(path)
         for above, below in way:
-            if self.watch(above, below, NAMES_CHANGE) == ENOENT:
+            # A folder above that may not be read cannot be watched; it is hardly ever renamed.
+            if self.add_name(above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
                 return True  # when it appears there will be an event, and a reason to come here again
-        failed = self.watch(folder, name, FILES_CHANGE)
-        if content and not failed:
-            failed = self.watch(os.path.join(folder, name), b"", CONTENT_CHANGES)
-        return failed in (0, ENOENT)
+        n = self.add_name(folder, name, FILES_CHANGE)
+        if n == NULL:
+            return errno == ENOENT
+        written[0] = &n.written
+        if not content or inotify_add_watch(self.w.fd, os.path.join(folder, name), CONTENT_CHANGES) >= 0:
+            return True
+        return errno == ENOENT
 
-    def watch(self, bytes path, bytes name, uint32_t mask) -> int:
-        """Watch one folder, or one file (no name); 0, or the error's number.
-
-        A folder above that may not be read cannot be watched; it is hardly ever renamed.
-        """
+    cdef watched_name *add_name(self, bytes folder, bytes name, uint32_t mask) except? NULL:
+        """Watch a name in a folder; NULL with errno."""
+        cdef watched_name *n
+        cdef int wd = inotify_add_watch(self.w.fd, folder, mask)
+        if wd < 0:
+            return NULL
         pthread_mutex_lock(&self.w.lock)
-        failed = len(name) and names_add(&self.w, view_of(name, len(name))) < 0
+        n = names_add(&self.w, wd, view_of(name, len(name)))
         pthread_mutex_unlock(&self.w.lock)
-        if failed:
-            return ENOMEM
-        return 0 if inotify_add_watch(self.w.fd, path, mask) >= 0 else errno
+        return n
 
     def take(self) -> bool:
         """Take the events so far; did any concern what is watched?"""

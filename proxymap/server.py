@@ -172,9 +172,8 @@ class Server:
         """Have changes of main.cf and proxymap.cf told. The loop reads what this sets: not while it runs."""
         directory = os.fsencode(settings.config_directory)
         paths = [os.path.join(directory, name) for name in (b"main.cf", b"proxymap.cf")]
-        for path in paths:
-            self.workers.watch.add(path)
         self.config.loaded_from([(path, NO_FILE) for path in paths])
+        self.config.watch(self.workers.watch)
         self.config.refuse(self.config.stamps())  # only later changes count
 
     # What control asks for

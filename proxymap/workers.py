@@ -33,9 +33,6 @@ from proxymap.log import Log
 from proxymap.tables.base import UTF8_REQUEST, Change, Host
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
-QUIET = 0.1  # seconds without a write, after which a file is taken to be whole
-SETTLE_LIMIT = 1.0  # seconds to wait for that; then it is opened as it is, or not
-OPENINGS = 3  # of a table that changes all the time, in a row
 MINDING = 0.5  # seconds between two looks at what takes long
 
 
@@ -113,6 +110,7 @@ class Workers:
         count: threads for each slow table. time_limit: seconds for a lookup. cached: maptypes
         that the cache may stand in front of.
         """
+        host.watch = self.watch
         self.host, self.count, self.limit_ms = host, count, time_limit * 1000
         self.cached = frozenset(maptype.encode() for maptype in cached)
         self._openers.limit = self._askers.limit = count
@@ -165,9 +163,9 @@ class Workers:
         try:
             if job.flags & UTF8_REQUEST:
                 _fold.load()
-            if job.settle:
-                self._wait_until_quiet(job.name)
-            table = self._open_watched(job)
+            table = tables.open_table(
+                job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle
+            )
             self._man(table)
         except BaseException as error:  # whatever it is: the clients wait, and the thread must live
             self._complain(f"open {os.fsdecode(job.name)}", error)
@@ -176,30 +174,6 @@ class Workers:
             self.log.error(table.reason.decode(errors="surrogateescape"))
         job.opened(table)
         self.done.put(job)
-
-    def _open_watched(self, job: Job) -> Table:
-        """Open the table, and have its files watched from before they were read."""
-        for _ in range(OPENINGS):
-            table = tables.open_table(job.name, job.flags, writes=self.writes, host=self.host)
-            watched = [self.watch.add(file, table.watches_content) for file in table.files]
-            table.polled = not all(watched)
-            if not table.changed:
-                break
-        return table
-
-    def _wait_until_quiet(self, type_name: bytes) -> None:
-        """A file that was written to in place is perhaps not whole yet."""
-        maptype, _, mapname = type_name.partition(b":")
-        known = tables.TABLE_TYPES.get(os.fsdecode(maptype))
-        if known is None or known.suffix is None:
-            return
-        until = time.monotonic() + SETTLE_LIMIT
-        with contextlib.suppress(OSError):
-            while time.monotonic() < until:
-                quiet = time.time() - os.stat(mapname + known.suffix).st_mtime
-                if not 0 <= quiet < QUIET:
-                    break
-                time.sleep(QUIET - quiet)
 
     def _man(self, table: Table) -> None:
         """Give a table that needs them crews of its own; they end with it."""

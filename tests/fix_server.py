@@ -154,6 +154,7 @@ class ServerProcess:
             **(main or {}),
         }
         self.own = dict(own or {})
+        self.env: dict[str, str] = {}  # more of the environment
         self.process: subprocess.Popen[bytes] | None = None
 
     # Tables
@@ -192,7 +193,7 @@ class ServerProcess:
     def start(self, *arguments: str, wait: bool = True, **keywords: Any) -> Self:
         """Write the configuration and start. keywords go to Popen."""
         self.write_config()
-        keywords.setdefault("env", environment())
+        keywords.setdefault("env", environment(**self.env))
         with self.log_file.open("ab") as log:
             keywords.setdefault("stderr", log)
             self.process = subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, **keywords)

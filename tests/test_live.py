@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
 import pytest
-from fix_server import ServerProcess, found, lookup, wait_until, write_cdb, write_lmdb
+from fix_server import ServerProcess, found, lookup, request, wait_until, write_cdb, write_lmdb
 from oracle import Attributes, reply
 
 RETRY = 2
@@ -23,9 +25,25 @@ ROUNDS = 200
 KEYS = [b"k%d" % i for i in range(50)]
 
 
-@pytest.fixture
-def server() -> Iterator[ServerProcess]:
+NO_INOTIFY = "int inotify_init1(int flags) { return flags < 0 ? flags : -1; }"
+
+
+@pytest.fixture(scope="session")
+def no_inotify(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A library that takes inotify away from who preloads it."""
+    folder = tmp_path_factory.mktemp("preload")
+    (folder / "none.c").write_text(NO_INOTIFY)
+    command = ["cc", "-shared", "-fPIC", "-o", str(folder / "none.so"), str(folder / "none.c")]
+    subprocess.run(command, check=True)
+    return str(folder / "none.so")
+
+
+@pytest.fixture(params=["inotify", "polled"])
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """Where inotify is not to be had, files are looked at when they are asked for."""
     with ServerProcess() as server:
+        if request.param == "polled":
+            server.env["LD_PRELOAD"] = request.getfixturevalue("no_inotify")
         yield server
 
 
@@ -239,8 +257,8 @@ def test_changed_configuration_is_said(server: ServerProcess) -> None:
     assert ask(server, table) == found(b"1")
     with (server.dir / "main.cf").open("a") as main_cf:
         main_cf.write("mail_owner = nobody\n")
-    server.wait_log("main.cf has changed; reload to have it obeyed")
-    assert ask(server, table) == found(b"1")
+    said = "main.cf has changed; reload to have it obeyed"
+    wait_until(lambda: ask(server, table) == found(b"1") and said in server.log(), "the warning")
 
 
 def test_replaced_lmdb_is_served_by_the_next_request(server: ServerProcess) -> None:
@@ -257,3 +275,92 @@ def test_replaced_lmdb_is_served_by_the_next_request(server: ServerProcess) -> N
             (server.dir / "new").rename(server.dir / "t.lmdb")
             readers.oldest = generation
     assert readers.wrong == []
+
+
+TEXTS: dict[str, tuple[Callable[[int], str], str]] = {  # a generation, and a faulty text
+    "texthash": (lambda n: "".join(f"{key.decode()} {n}\n" for key in KEYS), "k0 99\nalone\n"),
+    "regexp": (lambda n: f"/^k/ {n}\n", "/^k/ 99\n/(/ x\n"),
+    "pcre": (lambda n: f"/^k/ {n}\n", "/^k/ 99\n/(/ x\n"),
+    "cidr": (lambda n: f"10.0.0.0/8 {n}\n", "10.0.0.0/8 99\n10.0.0.0/99 x\n"),
+}
+
+
+class Text:
+    """A text table and what contains it: each name's answer."""
+
+    def __init__(self, server: ServerProcess, maptype: str) -> None:
+        self.server, self.file = server, server.dir / maptype
+        self.make, self.broken = TEXTS[maptype]
+        self.key = b"10.1.1.1" if maptype == "cidr" else KEYS[0]
+        name = f"{maptype}:{self.file}"
+        self.names = [name.encode(), f"pipemap:{{{name}}}".encode(), f"unionmap:{{{name}}}".encode()]
+        self.file.write_text(self.make(0))
+        server.approve(*self.names)
+        server.start()
+        self.peer = server.connect()
+
+    def answers(self) -> list[Attributes]:
+        return [self.peer.ask(lookup(name, self.key)) for name in self.names]
+
+    def served(self, generation: int) -> bool:
+        return self.answers() == [found(b"%d" % generation)] * len(self.names)
+
+    def rename(self, text: str) -> None:
+        (self.server.dir / "new").write_text(text)
+        (self.server.dir / "new").rename(self.file)
+
+
+@pytest.mark.parametrize("maptype", TEXTS)
+def test_text_table_follows_its_file_and_refuses_a_faulty_one(server: ServerProcess, maptype: str) -> None:
+    text = Text(server, maptype)
+    assert text.served(0)
+    text.file.write_text(text.broken)
+    wait_until(lambda: text.served(0) and "faulty lines" in server.log(), "the refusal")
+    assert "line 2: " in server.log()
+    for generation in range(1, 7, 2):
+        text.rename(text.make(generation))
+        wait_until(lambda: text.served(generation), "the new file")  # noqa: B023
+        text.file.write_text(text.make(generation + 1))
+        wait_until(lambda: text.served(generation + 1), "the file that was rewritten")  # noqa: B023
+
+
+@pytest.mark.parametrize("maptype", TEXTS)
+@pytest.mark.parametrize("new", [False, True])
+def test_text_file_that_is_being_written_is_not_served(maptype: str, new: bool) -> None:
+    """However long it takes, and whatever else happens in the folder."""
+    with ServerProcess() as server:
+        text = Text(server, maptype)
+        assert text.served(0)
+        if new:
+            text.file.unlink()
+            server.wait_log("going on with the previous content")
+        content = text.make(1)
+        with text.file.open("w") as file:
+            for piece in (content[: len(content) // 2], content[len(content) // 2 :]):
+                file.write(piece)
+                file.flush()
+                for step in range(20):
+                    (server.dir / "main.cf").touch()
+                    (server.dir / f"other{step}").touch()
+                    assert text.served(0)
+                    time.sleep(0.01)
+        wait_until(lambda: text.served(1), "the whole file")
+
+
+def test_walk_goes_on_or_ends_when_its_table_is_replaced(server: ServerProcess) -> None:
+    tables = [server.cdb("t", content(0)), server.lmdb("m", content(0)), f"texthash:{server.dir}/h".encode()]
+    server.approve(tables[2])
+    (server.dir / "h").write_text(TEXTS["texthash"][0](0))
+    server.start()
+    with server.connect() as peer:
+        for table in tables:
+            function = 0
+            for step in range(200):
+                answer = peer.ask(request("sequence", table, function=function))
+                assert answer[0][1] in (b"0", b"1")
+                function = 1
+                if step == 5:
+                    write_cdb(server.dir / "t.cdb", content(1))
+                    write_lmdb(server.dir / "m.lmdb", content(1))
+                    (server.dir / "h").write_text(TEXTS["texthash"][0](1))
+    assert server.alive()

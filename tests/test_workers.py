@@ -170,6 +170,9 @@ class InProcess:
         self.server.stop()
         self.thread.join(LIMIT)
         assert not self.thread.is_alive()
+        for crew in self.server.workers._all_crews():  # who would open tables of the next test
+            for thread in crew.threads:
+                thread.join(LIMIT)
         self.sockets.__exit__(None, None, None)
 
     def fast_lookups_are_served(self, table: int = 0) -> None:

@@ -8,13 +8,17 @@ ValueError or an exception of errors.py. Loaded when first used.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
+from collections.abc import Iterable
 from importlib import import_module
 from weakref import WeakValueDictionary, finalize
 
 from proxymap import errors
 from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
+from proxymap.source import Stamp, stamp_of
 from proxymap.tables.base import (
     ALL_FLAGS,
     DUP_IGNORE,
@@ -81,19 +85,31 @@ GONE = {
 # What makes two tables the same: the name, the flags that matter at open, opened for updates or not.
 Key = tuple[bytes, int, bool]
 
+QUIET = 0.05  # seconds without a write, after which a file is taken to be whole
+QUIET_EMPTY = 1.0  # the same of one that has just been created
+SETTLE_LIMIT = 1.5  # seconds to wait for that
+
 _open: WeakValueDictionary[Key, Table] = WeakValueDictionary()
 # A table that opens slowly delays only itself.
 _opening: WeakValueDictionary[Key, threading.RLock] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
-def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: Host | None = None) -> Table:
+def open_table(
+    type_name: bytes,
+    flags: int = 0,
+    *,
+    writes: bool = False,
+    host: Host | None = None,
+    settle: bool = False,
+) -> Table:
     """The open table called `type_name` ("maptype:mapname"); never raises.
 
     Tables are shared: who asks again gets the same one, unless its files have
     changed; and even then if the new content is worse than the old, which the
-    log is told. What cannot be opened is a Surrogate, with the reason. `flags`
-    are those of the first request.
+    log is told, or if it is being written. What cannot be opened is a Surrogate,
+    with the reason. `flags` are those of the first request. settle: the file was
+    changed in place, so it is perhaps not whole yet.
     """
     while type_name.startswith(b"proxy:"):
         type_name = type_name[6:]
@@ -107,13 +123,9 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
         if table is not None and not table.changed and not table.incomplete:
             return table
         host = host or Host()
-        stamps = table.stamps() if table is not None else []
-        new = _open_new(type_name, flags, writes, host)
-        if (
-            table is not None
-            and table.changed != CHANGED_SPOILED
-            and (new.reason or new.faults > table.faults)
-        ):
+        settle = settle or (table is not None and not table.quick)
+        new, stamps = _open_whole(type_name, flags, writes, host, settle, table)
+        if table is not None and new is not table and _is_good(table) and _is_worse(new, table):
             trouble = new.reason.decode(errors="surrogateescape") if new.reason else "faulty lines"
             table.trouble = f"{trouble}; going on with the previous content"
             host.warn(f"{os.fsdecode(type_name)}: {table.trouble}")
@@ -125,7 +137,82 @@ def open_table(type_name: bytes, flags: int = 0, *, writes: bool = False, host: 
         return new
 
 
-def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
+def _is_good(old: Table) -> bool:
+    """Can it be served on, whatever has become of its files?"""
+    return old.changed != CHANGED_SPOILED
+
+
+def _is_worse(new: Table, old: Table) -> bool:
+    return new.reason is not None or new.faults > old.faults
+
+
+def _open_whole(
+    type_name: bytes, flags: int, writes: bool, host: Host, settle: bool, old: Table | None
+) -> tuple[Table, list[Stamp]]:
+    """Open it, again if it changes meanwhile; with `settle`, when nobody has written to it for a while.
+
+    Returns also the stamps of the files of `old` from before that; or `old` itself if
+    the files are still being written: there will be an event when they are whole.
+    """
+    files = old.files if old is not None else _files(type_name)
+    until = time.monotonic() + SETTLE_LIMIT
+    while True:
+        while settle and (pause := _until_quiet(files)) and time.monotonic() < until:
+            time.sleep(min(pause, QUIET))
+        stamps = old.stamps() if old is not None else []
+        if old is not None and old.written and _is_good(old):
+            return old, stamps
+        before = _stamps(files)
+        new = _open_new(type_name, flags, writes, host, settle)
+        if host.watch is not None:
+            new.watch(host.watch)
+        if old is not None and new.written and _is_good(old):
+            return old, stamps
+        # In this order: what was read is whole if the files have not changed when all else has been asked.
+        if not settle and not new.changed:
+            return new, stamps
+        if not new.written and not _until_quiet(files) and not new.changed and _stamps(files) == before:
+            return new, stamps
+        if time.monotonic() > until:
+            if settle and old is not None and _is_good(old):
+                return old, stamps  # each change is an event, and a reason to come here again
+            if settle and new.written:
+                new = Surrogate(type_name, b"%s is being written" % type_name)
+            return new, stamps
+        time.sleep(QUIET if new.written else 0)
+
+
+def _files(type_name: bytes) -> list[bytes]:
+    """What it will be loaded from, as far as its name tells."""
+    maptype, _, mapname = type_name.partition(b":")
+    known = TABLE_TYPES.get(os.fsdecode(maptype))
+    return [] if known is None or known.suffix is None else [mapname + known.suffix]
+
+
+def _stamps(files: list[bytes]) -> list[Stamp | None]:
+    found: list[Stamp | None] = []
+    for file in files:
+        try:
+            found.append(stamp_of(os.stat(file)))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _until_quiet(files: Iterable[bytes]) -> float:
+    """Seconds until none of the files was written to lately."""
+    pause = 0.0
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = os.stat(file)
+            age = time.time() - status.st_mtime
+            quiet = QUIET if status.st_size else QUIET_EMPTY
+            if 0 <= age < quiet:
+                pause = max(pause, quiet - age)
+    return pause
+
+
+def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bool) -> Table:
     maptype, _, mapname = type_name.partition(b":")
     known = TABLE_TYPES.get(os.fsdecode(maptype))
     if not maptype or not mapname:
@@ -135,7 +222,11 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host) -> Table:
     if writes and not known.writable:
         why = REBUILT_WHOLE if known.suffix else b""
         return Surrogate(type_name, b"%b map requires O_RDONLY access mode%b" % (type_name, why))
-    opening = Opening(flags, writes, host, lambda name: open_table(name, flags, writes=writes, host=host))
+
+    def member(name: bytes) -> Table:
+        return open_table(name, flags, writes=writes, host=host, settle=settle)
+
+    opening = Opening(flags, writes, host, member, doubtful=settle)
     try:
         table = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:

@@ -18,6 +18,7 @@ from proxymap.source import Stamp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap._table import Table
+    from proxymap._watch import Watch
 
 # Dictionary flags that a Python table type deals with; all of them are in _words.pxd.
 TRY0NULL, TRY1NULL = 1 << 2, 1 << 3  # keys without a trailing NUL, keys with one
@@ -36,8 +37,10 @@ class Host:
 
     utf8: smtputf8_enable. warn: takes a line for the log, without "warning: ".
     parameter: the value of a main.cf parameter, expanded; "" if it is not set.
-    replace_damaged: lmdb_replace_damaged.
+    replace_damaged: lmdb_replace_damaged. watch: what files are watched with, or None.
     """
+
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -55,11 +58,20 @@ class Opening:
     flags: the dictionary flags of the request that opens it. writes: for updates,
     and created if it is missing. member: opens a table that this one is made of,
     such as unionmap's, with the same flags; never raises (see tables.open_table).
-    utf8: keys and values are to be UTF-8.
+    utf8: keys and values are to be UTF-8. doubtful: the file was changed in place, so all
+    of it is to be checked.
     """
 
-    def __init__(self, flags: int, writes: bool, host: Host, member: Callable[[bytes], Table]) -> None:
+    def __init__(
+        self,
+        flags: int,
+        writes: bool,
+        host: Host,
+        member: Callable[[bytes], Table],
+        doubtful: bool = False,
+    ) -> None:
         self.flags, self.writes, self.host, self.member = flags, writes, host, member
+        self.doubtful = doubtful
         self.utf8 = bool(flags & UTF8_REQUEST) and host.utf8
 
     def folded(self, key: bytes) -> bytes:

@@ -34,6 +34,8 @@ cdef enum:
 
 cdef struct cdb:
     mapped m
+    size_t mark           # where the last byte is that is not zero
+    char mark_byte        # the one that is there
     size_t width          # bytes of a number: 4 or 8
     uint64_t records_end  # behind the last record
     uint64_t hash_mask    # a cdb64 holds 32-bit hashes or 64-bit ones, depending on who wrote it
@@ -159,9 +161,17 @@ cdef int cdb_sequence(
     return STAT_OK
 
 
-cdef int cdb_changed(table *t) noexcept nogil:
+cdef bint cdb_damaged(table *t) noexcept nogil:
+    """A cut file reads as zeros up to the end of its last page, where there is no SIGBUS.
+
+    Whatever was cut, the last byte that was not zero shows it, without a system call.
+    """
     cdef const cdb *c = <const cdb *> t.self
-    if c.m.region.damaged or map_touched(&c.m):
+    return c.m.data[c.mark] != c.mark_byte or c.m.region.damaged
+
+
+cdef int cdb_changed(table *t) noexcept nogil:
+    if cdb_damaged(t) or map_touched(&(<const cdb *> t.self).m):
         return CHANGED_SPOILED
     return origins_changed(t)
 
@@ -186,12 +196,49 @@ cdef uint64_t find_hash_mask(cdb *c) noexcept nogil:
     return 0xFFFFFFFF
 
 
+cdef bint slot_leads_to(const cdb *c, uint64_t h, uint64_t record) noexcept nogil:
+    """Does the hash table have a slot for the record with that hash?"""
+    cdef uint64_t position = number_at(c, 2 * c.width * (h % TABLES))
+    cdef uint64_t slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
+    cdef uint64_t slot, at, _
+    if slots == 0 or not slots_fit(c, position, slots):
+        return False
+    slot = (h >> 8) % slots
+    for _ in range(slots):
+        at = number_at(c, position + 2 * c.width * slot + c.width)
+        if at == record or at == 0:
+            return at != 0 and number_at(c, position + 2 * c.width * slot) == h
+        slot = 0 if slot + 1 == slots else slot + 1
+    return False
+
+
+cdef bint is_whole(const cdb *c) noexcept nogil:
+    """Is there a slot for every record, and are there no other slots? Reads all of the file."""
+    cdef uint64_t position = 2 * c.width * TABLES, h, count = 0, i
+    cdef view key, value
+    while position < c.records_end:
+        if record_at(c, position, &key, &value) < 0:
+            return False
+        h = HASH_START
+        for i in range(key.len):
+            h = hash_step(h, <unsigned char> key.ptr[i])
+        if not slot_leads_to(c, h & c.hash_mask, position):
+            return False
+        count += 1
+        position = value.ptr + value.len - c.m.data
+    return 4 * c.width * count == c.m.size - c.records_end and not c.m.region.damaged
+
+
 cdef class CdbTable(Table):
-    """cdb:NAME, served from NAME.cdb. Raises OSError (cannot be opened) or ValueError (no CDB)."""
+    """cdb:NAME, served from NAME.cdb. Raises OSError (cannot be opened) or ValueError (no CDB).
+
+    doubtful: it may consist of pieces of two files, so look at all of it.
+    """
 
     cdef cdb db
 
-    def __cinit__(self, bytes type_name, bytes file):
+    def __cinit__(self, bytes type_name, bytes file, bint doubtful=False):
+        cdef bint whole = True
         self.db.m.fd = -1
         if map_open(&self.db.m, file, 0) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
@@ -202,13 +249,22 @@ cdef class CdbTable(Table):
                 raise ValueError(f"{os.fsdecode(file)}: not a CDB file, or damaged")
         self.db.hash_mask = 0xFFFFFFFF
         self.db.hash_mask = find_hash_mask(&self.db)
+        if doubtful:
+            with nogil:
+                whole = is_whole(&self.db)
+            if not whole:
+                raise ValueError(f"{os.fsdecode(file)}: not a CDB file, or damaged")
+        self.db.mark = self.db.m.size - 1
+        while self.db.mark and self.db.m.data[self.db.mark] == 0:
+            self.db.mark -= 1
+        self.db.mark_byte = self.db.m.data[self.db.mark]
         self.t.self = &self.db
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.t.lookup = cdb_lookup
         self.t.sequence = cdb_sequence
         self.t.changed = cdb_changed
-        self.t.damaged = &self.db.m.region.damaged
+        self.t.damaged = cdb_damaged
         self.t.quick = True
         self.watches_content = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
@@ -227,4 +283,4 @@ cdef class CdbTable(Table):
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> CdbTable:
-    return CdbTable(type_name, mapname + b".cdb")
+    return CdbTable(type_name, mapname + b".cdb", opening.doubtful)

@@ -32,11 +32,13 @@ from posix.fcntl cimport F_RDLCK, F_UNLCK, fcntl, flock
 from proxymap._buf cimport (
     buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
 )
-from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_open, mapped
+from proxymap._clock cimport wall_clock_ns
+from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped
 from proxymap._table cimport (
     CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_changed,
     origins_replaced, table, table_try_nul,
 )
+from proxymap._watch cimport Watch
 from proxymap._words cimport *
 
 cdef extern from "<fcntl.h>":
@@ -49,6 +51,7 @@ cdef enum:
     META_SIZE = 136
     PAGE_MIN = 256
     PAGE_MAX = 65536
+    TICK_NS = 20000000   # two writes within one tick of the file system's clock leave the same time
     NODE_HEADER = 8
     DEPTH_MAX = 32       # liblmdb's own limit of levels
     ROUNDS = 64          # each is one walk, under a microsecond
@@ -98,6 +101,8 @@ cdef struct lmdb:
     uint64_t latest    # transaction that an answer was taken from
     bint written       # there is a writer, so damage can be mended
     bint rotten        # damage was met on the way to an answer
+    uint64_t mtime_ns  # of the file, when it was last looked at
+    uint64_t overwrites  # looks that found it written to; not all are commits
 
 
 cdef struct page:
@@ -527,13 +532,19 @@ cdef int lmdb_sequence(
 
 
 cdef uint64_t lmdb_generation(table *t) noexcept nogil:
-    return newest(<lmdb *> t.self)
+    """A file that is copied over this one may have the same transaction id."""
+    cdef const lmdb *db = <const lmdb *> t.self
+    return newest(db) + (db.overwrites << 40)
 
 
 cdef int lmdb_changed(table *t) noexcept nogil:
     """Being written to is its life; only what cannot have been LMDB's doing counts."""
-    cdef const lmdb *db = <const lmdb *> t.self
+    cdef lmdb *db = <lmdb *> t.self
+    cdef uint64_t mtime_ns = map_mtime_ns(&db.m)
     cdef meta s
+    if mtime_ns != db.mtime_ns or wall_clock_ns() < mtime_ns + TICK_NS:
+        db.mtime_ns = mtime_ns
+        db.overwrites += 1
     if db.m.region.damaged or map_cut(&db.m) or (db.rotten and db.written):
         return CHANGED_SPOILED
     if snapshot_take(db, &s) != FITS or s.txnid < db.latest:
@@ -770,6 +781,7 @@ cdef class LmdbTable(Table):
         found = fit(&self.db, &s)
         if found != FITS:
             raise ValueError(reason_of(found, os.fsdecode(file)))
+        self.db.mtime_ns = self.db.m.mtime_ns
         self.t.self = &self.db
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY | DICT_FLAG_MULTI_WRITER
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
@@ -780,6 +792,11 @@ cdef class LmdbTable(Table):
         self.t.quick = True
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
         self.t.slow = SLOW_WRITE if self.db.written else 0
+
+    cpdef watch(self, Watch watch):
+        """Being written to is its life, and its writer does not close it."""
+        Table.watch(self, watch)
+        self.t.origins.written = NULL
 
     @property
     def entries(self):
@@ -800,6 +817,8 @@ cdef class LmdbTable(Table):
 def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
     file = mapname + b".lmdb"
     if not opening.writes:
+        if opening.doubtful and damage_in(os.fsdecode(file)):
+            raise ValueError(reason_of(DAMAGED, os.fsdecode(file)))
         return LmdbTable(type_name, file)
     try:
         from proxymap.lmdb_writer import writer_for

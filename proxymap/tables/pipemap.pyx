@@ -6,8 +6,8 @@ Source: pipemap in DATABASE_README(5) and postmap(1) as observed; tables.md 7.
 """
 
 from proxymap._buf cimport buf, buf_free, buf_init, view
-from proxymap._members cimport Members, member_damaged, member_lookup, members
-from proxymap._table cimport STAT_LATER, table
+from proxymap._members cimport Members, member_lookup, members
+from proxymap._table cimport table
 from proxymap._words cimport *
 
 
@@ -25,9 +25,6 @@ cdef int pipe_lookup(table *t, view key, int *flags, buf *scratch, view *value) 
         status = member_lookup(&m.each[i], key, &folded, scratch if (m.count - i) % 2 else &other, &key)
         if status != STAT_OK:
             break
-    for i in range(m.count - 1):
-        if member_damaged(&m.each[i]):
-            status = STAT_LATER
     buf_free(&folded)
     buf_free(&other)
     value[0] = key
@@ -38,7 +35,6 @@ cdef class PipeTable(Members):
     """pipemap:{type:name, ...}"""
 
     def __cinit__(self, *args):
-        self.t.damaged = self.m.each[self.m.count - 1].t.damaged
         if self.on_loop:
             self.t.lookup = pipe_lookup
 

@@ -9,7 +9,7 @@ Source: unionmap in DATABASE_README(5) and postmap(1) as observed; tables.md 7.
 from proxymap._buf cimport (
     buf, buf_append, buf_append_view, buf_clear, buf_free, buf_init, buf_len, buf_view, view,
 )
-from proxymap._members cimport Members, member_damaged, member_lookup, members
+from proxymap._members cimport Members, member_lookup, members
 from proxymap._table cimport STAT_LATER, table
 from proxymap._words cimport *
 
@@ -27,7 +27,7 @@ cdef int union_lookup(table *t, view key, int *flags, buf *scratch, view *value)
         status = member_lookup(&m.each[i], key, &folded, &own, &found)
         if status == STAT_OK and (
             buf_len(scratch) and buf_append(scratch, b",", 1) < 0
-            or buf_append_view(scratch, found) < 0 or member_damaged(&m.each[i])
+            or buf_append_view(scratch, found) < 0
         ):
             status = STAT_LATER
         if status == STAT_LATER:

@@ -27,10 +27,12 @@ from contract import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap._table import Table
+from proxymap._table import Surrogate, Table
+from proxymap.tables.base import Host, Opening
 from proxymap.tables.cdb import CdbTable, open_table
 
 MASK64 = (1 << 64) - 1
+READING = Opening(0, False, Host(), lambda name: Surrogate(name, b"no members"))
 LAYOUTS = {"cdb": (4, MASK32), "cdb64, hashes cut": (8, MASK32), "cdb64": (8, MASK64)}
 
 layouts = pytest.mark.parametrize(("width", "mask"), LAYOUTS.values(), ids=LAYOUTS)
@@ -82,7 +84,7 @@ class TestCdb(CdbContract):
         self.count += 1
         path = self.place / f"t{self.count}.cdb"
         by_cdbx(path, records)
-        return open_table(b"cdb:" + bytes(path)[:-4], bytes(path)[:-4], 0)
+        return open_table(b"cdb:" + bytes(path)[:-4], bytes(path)[:-4], READING)
 
 
 class TestCdb64WithCutHashes(CdbContract):
@@ -149,7 +151,7 @@ def test_file_of_postmap(tmp_path: Path) -> None:
     source = tmp_path / "t"
     source.write_text("".join(f"Key{i}@Example.com  value {i}\n" for i in range(2000)))
     subprocess.run(["postmap", "-o", f"cdb:{source}"], check=True)
-    table = open_table(b"cdb:t", bytes(source), 0)
+    table = open_table(b"cdb:t", bytes(source), READING)
     agrees(table, [(b"key%d@example.com" % i, b"value %d" % i) for i in range(2000)], [b"Key1@Example.com"])
 
 
@@ -327,3 +329,19 @@ def test_damaged_record_is_retry_and_its_neighbours_answer(tmp_path: Path) -> No
 @pytest.mark.parametrize("layout", ["cdb", "cdb64-cut", "cdb64"])
 def test_no_damage_crashes_or_misleads(tmp_path: Path, layout: str) -> None:
     survives_damage(layout, tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_file_made_of_two_is_found_out_when_all_of_it_is_looked_at(tmp_path: Path, layout: str) -> None:
+    """Both have the same size and the same header, so that their hash tables tile the file."""
+    width, mask = LAYOUTS[layout]
+    files = [cdb_image([(b"%c%d" % (kind, i), b"v") for i in range(500)], width, mask) for kind in b"ab"]
+    path = tmp_path / "t.cdb"
+    half = len(files[0]) // 2
+    for content, whole in ((files[0], True), (files[1], True), (files[0][:half] + files[1][half:], False)):
+        path.write_bytes(content)
+        try:
+            assert CdbTable(b"cdb:t", os.fsencode(path), True).entries == 500
+            assert whole
+        except ValueError:
+            assert not whole

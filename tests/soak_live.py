@@ -1,0 +1,211 @@
+"""soak_live - tables change without pause while clients ask without pause: `make soak-live`
+
+    python tests/soak_live.py [--seconds N] [--rounds N] [--only NAME]
+
+The clients are benchmarks/load.c with -g: each value says its generation several
+times, and a client ends at the first answer that is not found, mixed, or older than
+what was complete when it asked. So what is measured here is whether anybody noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fix_server import ROOT, ServerProcess
+
+CLIENTS = 16
+KEYS = [f"k{i}" for i in range(200)]
+ENDLESS = 100_000_000  # requests; until SIGTERM
+MILLION = 1_000_000
+
+
+class Generations:
+    """The number of the generation that is complete, in a file that the clients map."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "oldest"
+        self.path.write_bytes(bytes(8))
+        with self.path.open("r+b") as file:
+            self.map = mmap.mmap(file.fileno(), 8)
+
+    def complete(self, number: int) -> None:
+        self.map[:] = number.to_bytes(8, sys.byteorder)
+
+
+def value(generation: int) -> str:
+    return " ".join([str(generation)] * (1 + generation % 13))
+
+
+def source(generation: int) -> str:
+    return "".join(f"{key} {value(generation)}\n" for key in KEYS)
+
+
+class Load:
+    """benchmarks/load.c on one table, until `end`."""
+
+    def __init__(
+        self, server: ServerProcess, table: str, *, generations: Generations | None = None,
+        clients: int = CLIENTS, requests: int = ENDLESS,
+    ) -> None:  # fmt: skip
+        self.table = table
+        keys = server.dir / "keys"
+        if not keys.exists():
+            keys.write_text("".join(f"{key}\n" for key in KEYS))
+        checks = ["-g", str(generations.path)] if generations else []
+        command = [str(ROOT / "build/load"), *checks, server.path, table, str(keys), str(clients)]
+        self.process = subprocess.Popen(
+            [*command, str(requests), str(server.pid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, early: bool = True) -> dict[str, float]:
+        """What it measured. AssertionError: an answer was wrong, or a connection lost."""
+        if early:
+            self.process.send_signal(signal.SIGTERM)
+        out, errors = self.process.communicate()
+        assert self.process.returncode == 0, f"{self.table}: {errors}"
+        result: dict[str, float] = json.loads(out)
+        return result
+
+
+def postmap(type_name: str, *arguments: str, text: str | None = None) -> None:
+    subprocess.run(["postmap", *arguments, type_name], input=text, text=True, check=True)
+
+
+def cdb_replaced(rounds: int) -> dict[str, float]:
+    """postmap cdb: again and again."""
+    with ServerProcess() as server:
+        file = server.dir / "t"
+        generations = Generations(server.dir)
+        server.approve(f"cdb:{file}")
+        file.write_text(source(0))
+        postmap(f"cdb:{file}")
+        server.start()
+        load = Load(server, f"cdb:{file}", generations=generations)
+        for generation in range(1, rounds + 1):
+            file.write_text(source(generation))
+            postmap(f"cdb:{file}")
+            generations.complete(generation)
+        return {"rounds": rounds, **load.end()}
+
+
+def lmdb_committed(rounds: int, cached: bool) -> dict[str, float]:
+    """postmap -r -i, and each commit is 200 keys; at least a million lookups."""
+    own = {} if cached else {"cache_size": "0"}
+    with ServerProcess(own=own) as server:
+        file = server.dir / "t"
+        generations = Generations(server.dir)
+        server.approve(f"lmdb:{file}")
+        file.write_text(source(0))
+        postmap(f"lmdb:{file}")
+        server.start()
+        load = Load(server, f"lmdb:{file}", generations=generations)
+        million = Load(server, f"lmdb:{file}", generations=generations, clients=4, requests=MILLION)
+        generation = 0
+        while generation < rounds or million.process.poll() is None:
+            generation += 1
+            postmap(f"lmdb:{file}", "-r", "-i", text=source(generation))
+            generations.complete(generation)
+        assert load.end()["retry"] == 0
+        return {"rounds": generation, **million.end(early=False)}
+
+
+def rules(generation: int) -> str:
+    return f"/^k/ {value(generation)}\n"
+
+
+def renamed(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
+def in_place(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def figures(server: ServerProcess) -> dict[str, int]:
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    return {
+        "resident_kb": server.resident() // 1024,
+        "descriptors": server.descriptors(),
+        "mappings": maps.count("\n"),
+        "mapped_tables": maps.count(str(server.dir)),
+    }
+
+
+def everything_changes(seconds: int) -> list[dict[str, int]]:
+    """Tables of all kinds, each changed five times a second; the figures at start, middle and end."""
+    with ServerProcess() as server:
+        folder = server.dir
+        generations = Generations(folder)
+        database = folder / "db"
+        sqlite3.connect(database).close()
+
+        def query(generation: int) -> str:
+            return f"dbpath = {database}\nquery = select '{value(generation)}' where '%s' <> ''\n"
+
+        texts: dict[str, Callable[[int], str]] = {
+            "texthash": source, "regexp": rules, "pcre": rules, "sqlite": query,
+        }  # fmt: skip
+        indexed = {"cdb": ["postmap"], "lmdb": ["postmap", "-r", "-i"]}
+        names = [f"{kind}:{folder}/{kind}" for kind in (*indexed, *texts)]
+        names += [f"pipemap:{{texthash:{folder}/texthash}}", f"unionmap:{{cdb:{folder}/cdb}}"]
+        server.approve(*names)
+
+        def change(generation: int) -> None:
+            for kind, command in indexed.items():
+                file = folder / kind
+                file.write_text(source(generation))
+                with file.open() as records:
+                    subprocess.run([*command, f"{kind}:{file}"], stdin=records, check=True)
+            for kind, text in texts.items():
+                (renamed if generation % 2 else in_place)(folder / kind, text(generation))
+
+        change(0)
+        server.start()
+        loads = [Load(server, name, generations=generations, clients=1) for name in names]
+        found = []
+        generation = 0
+        start = time.monotonic()
+        for part in range(3):
+            while time.monotonic() < start + (5 if part == 0 else seconds * part / 2):
+                generation += 1
+                began = time.monotonic()
+                change(generation)
+                time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))
+                generations.complete(max(0, generation - 10))  # text tables wait until they are quiet
+            found.append(
+                {"seconds": round(time.monotonic() - start), "changes": generation, **figures(server)}
+            )
+            print(json.dumps(found[-1]), flush=True)
+        for load in loads:
+            load.end()
+        assert server.alive()
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=600, help="that all tables change")
+    parser.add_argument("--rounds", type=int, default=1000, help="of postmap for cdb, and for lmdb")
+    options = parser.parse_args()
+    print("cdb", json.dumps(cdb_replaced(options.rounds)), flush=True)
+    print("lmdb", json.dumps(lmdb_committed(options.rounds, cached=True)), flush=True)
+    print("lmdb, no cache", json.dumps(lmdb_committed(options.rounds, cached=False)), flush=True)
+    everything_changes(options.seconds)
+
+
+if __name__ == "__main__":
+    main()
