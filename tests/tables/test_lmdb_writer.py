@@ -217,7 +217,7 @@ def test_updates_wake_nobody_who_watches_the_file(place: Place) -> None:
     """An event for each page would have the loop look at all tables; what it has mapped is new anyway."""
     table, watch = place.open(), Watch()
     update(table, b"first", b"v")
-    watch.add(bytes(place.file), table.watches_content)
+    table.watch(watch)
     for key in many(100):
         update(table, key, b"v")
     assert not watch.take()
