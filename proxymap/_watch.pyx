@@ -98,7 +98,8 @@ cdef bint take_one(watch *w, const inotify_event *e) noexcept nogil:
         return False
     if e.mask & IN_MODIFY:
         n.written = True
-    elif e.mask & (IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE):
+        return False  # who has to know at once watches the file itself; the others wait for its end
+    if e.mask & (IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE):
         n.written = False
     return True
 
