@@ -166,12 +166,14 @@ def load() -> int:
     return i
 
 
-# Doors for tests.
+# For Python: table types, build, proxymapctl.
 
-def fold(bytes key, bint utf8) -> bytes:
-    """The key as a table would see it, with or without the UTF-8 layer."""
+def fold(bytes key not None, bint utf8) -> bytes:
+    """The key as a table would see it, with or without the UTF-8 layer, where one that is not UTF-8 stays."""
     cdef buf scratch
     cdef view v = view_of(key, len(key))
+    if utf8 and not key.isascii():
+        load()
     buf_init(&scratch)
     try:
         if (fold_utf8(&v, &scratch) if utf8 else fold_ascii(&v, &scratch)) < 0:
@@ -181,5 +183,6 @@ def fold(bytes key, bint utf8) -> bytes:
         buf_free(&scratch)
 
 
-def is_utf8(bytes text) -> bool:
+def is_utf8(bytes text not None) -> bool:
+    """Is it valid by RFC 3629?"""
     return utf8_valid(view_of(text, len(text)))

@@ -30,9 +30,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import IO, Any, Literal, TypeAlias
 
+from ._fold import fold, is_utf8
 from .source import RecordError, logical_lines, split_record
 
 Duplicates: TypeAlias = Literal["warn", "replace", "ignore"]
@@ -150,16 +152,14 @@ class _Source:
     def _fold(self) -> Callable[[bytes], bytes]:
         if not self.options.fold:
             return bytes
-        if not self.options.utf8:
-            return bytes.lower
-        return lambda key: key.lower() if key.isascii() else key.decode().casefold().encode()
+        return partial(fold, utf8=self.options.utf8)
 
     def _good_lines(self) -> Iterator[Record]:
         """Key and value of each line that has them; each other line gets its warning."""
         for number, text in logical_lines(self._stream, self._path, self._warn):
             self._line = number
             where = f"{self._path}, line {number}: "
-            if self.options.utf8 and not _is_utf8(text):
+            if self.options.utf8 and not is_utf8(text):
                 self._warn(where, 'non-UTF-8 input "', text, '" -- ignoring this line')
                 continue
             try:
@@ -176,14 +176,6 @@ class _Source:
         if self._line > self._warned_to:
             text = (part if isinstance(part, str) else part.decode(*TEXT) for part in parts)
             self.options.warn(printable("".join(text)))
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def printable(text: str) -> str:

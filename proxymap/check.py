@@ -31,7 +31,7 @@ from .tables.base import folder_fault
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
-INDEXED = {"btree": "db", "cdb": "cdb", "hash": "db", "lmdb": "lmdb"}  # types whose file is built: its suffix
+INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
 COMPOSITE = ("unionmap", "pipemap")  # made of other tables, which are opened with them
 
 # The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
@@ -347,7 +347,7 @@ def _reason(service: Service, table: str) -> str | None:
 
 def _file_of(table: str) -> str:
     maptype, _, name = table.partition(":")
-    return f"{name}.{INDEXED[maptype]}" if maptype in INDEXED else name
+    return name + os.fsdecode(TABLE_TYPES[maptype].suffix or b"") if maptype in TABLE_TYPES else name
 
 
 def _of_type(where: str, table: str) -> Fault:

@@ -16,9 +16,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from errno import ENOENT
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import __version__
+from ._fold import fold
 from .client import Client
 from .errors import BadRequest, ConfigError, NotApproved, ProxymapError, TableConfig, TableRetry
 
@@ -421,7 +423,7 @@ def _change(
 
     worst = EX_OK
     told = {""}
-    for change, answer in spread(changes, connect, fold):
+    for change, answer in spread(changes, connect, partial(fold, utf8=True)):
         if isinstance(change, BadLine):
             status, trouble = EX_DATAERR, "expected KEY TAB VALUE: skipped"
         else:
@@ -561,7 +563,7 @@ def flush(arguments: argparse.Namespace) -> int:
     if arguments.table:
         what["table"] = arguments.table
     if arguments.key is not None:  # the cache has it as the table was asked for it: folded or not
-        what["keys"] = sorted({arguments.key, os.fsdecode(fold(os.fsencode(arguments.key)))})
+        what["keys"] = sorted({arguments.key, os.fsdecode(fold(os.fsencode(arguments.key), True))})
     counts = [count for _, count in _ask_processes(arguments, do="flush", **what)]
     if arguments.table and not any(counts):
         return complain(f"{arguments.table}: no running server has it open", EX_NOTFOUND)
@@ -721,11 +723,11 @@ class Server:
         """As a Postfix client asks: with the key folded where keys are, and never for an empty key."""
         if not key:
             return None
-        return self._client.lookup(self.table, fold(key) if self._folds else key)
+        return self._client.lookup(self.table, fold(key, True) if self._folds else key)
 
     def change(self, key: bytes, value: bytes | None) -> bytes | None:
         """Store a value, or delete the key if there is none; None if that left all as it was."""
-        key = fold(key) if self._folds else key
+        key = fold(key, True) if self._folds else key
         if value is None:
             return key if self._client.delete(self.table, key) else None
         return value if self._client.update(self.table, key, value) else None
@@ -735,16 +737,6 @@ class Server:
 
     def trouble(self, error: ProxymapError) -> str:
         return explain(error, self.table, self._service)[0]
-
-
-def fold(key: bytes) -> bytes:
-    """Lower case as Postfix 3.6 to 3.10 clients have it."""
-    if key.isascii():
-        return key.lower()
-    try:
-        return key.decode().casefold().encode()
-    except UnicodeDecodeError:
-        return key
 
 
 def _socket_path(arguments: argparse.Namespace) -> str:

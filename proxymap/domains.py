@@ -9,6 +9,7 @@ Source: ldap_table(5) and its like, `domain`; match_list as postmap of 3.7.11 sh
 
 from __future__ import annotations
 
+from ._fold import fold, is_utf8
 from .errors import STAT_NOKEY, STAT_OK, ConfigError, TableRetry
 from .maincf import ERRORS, TEXT
 from .source import logical_lines, split_list
@@ -93,9 +94,4 @@ class _Member:
 
 def _fold(domain: bytes, utf8: bool) -> bytes:
     """As names are compared: by Unicode's case folding if that can be, else A-Z only."""
-    if utf8 and not domain.isascii():
-        try:
-            return domain.decode().casefold().encode()
-        except UnicodeDecodeError:
-            pass
-    return domain.lower()
+    return fold(domain, utf8 and is_utf8(domain))

@@ -178,12 +178,3 @@ def base64_of_files(value: bytes) -> bytes:
     if not contents:
         raise ValueError(f"empty pathname list: >>{os.fsdecode(value)}<<'")
     return binascii.b2a_base64(b"\n".join(contents), newline=False)
-
-
-def is_utf8(text: bytes) -> bool:
-    """is_utf8 - is it valid by RFC 3629?"""
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -13,6 +13,7 @@ import pwd
 import stat
 from collections.abc import Callable
 
+from proxymap._fold import fold
 from proxymap.source import Stamp
 
 TYPE_CHECKING = False
@@ -78,7 +79,7 @@ class Opening:
         """A key of the table's text as it has to be stored to be found. Where `utf8` is set, it is UTF-8."""
         if not self.flags & FOLD_FIX:
             return key
-        return key.decode().casefold().encode() if self.utf8 else key.lower()
+        return fold(key, self.utf8)
 
 
 class SlowTable:

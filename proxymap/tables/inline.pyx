@@ -7,7 +7,8 @@ import os
 
 from proxymap._records cimport Records, RecordsTable
 
-from proxymap.source import BLANKS, base64_of_files, is_utf8, key_end, split_braced, unbraced
+from proxymap._fold import is_utf8
+from proxymap.source import BLANKS, base64_of_files, key_end, split_braced, unbraced
 from proxymap.tables.base import RHS_IS_FILE
 
 

@@ -12,7 +12,8 @@ import os
 
 from proxymap._records cimport Records, RecordsTable
 
-from proxymap.source import RecordError, base64_of_files, is_utf8, logical_lines, read_file, split_record
+from proxymap._fold import is_utf8
+from proxymap.source import RecordError, base64_of_files, logical_lines, read_file, split_record
 from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
 
 
