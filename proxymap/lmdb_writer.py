@@ -1,10 +1,7 @@
 """lmdb_writer - updates of an LMDB file: all that wait in one transaction, one sync for them
 
 Around each transaction stands Postfix's lock: fcntl, the whole file, for
-writing. It is taken as an "open file description" lock: other processes see no
-difference, but it is ours alone and lasts until we give it up, while a plain
-fcntl lock goes as soon as any descriptor of the file is closed in this process,
-by a reader or by py-lmdb.
+writing (_lockfile). A reader or py-lmdb may close descriptors of the file.
 
 What is written goes to the file that the path names at that moment: a file that
 was replaced or removed is opened anew. After an error the environment is closed
@@ -17,17 +14,15 @@ begins its transaction before it has the lock, so that either can write over
 pages in use. A damaged file is set aside: these tables are caches, and what
 their clients need most is one that works.
 
-Source: lmdb_table(5), fcntl(2) on F_OFD_SETLK, LMDB's lmdb.h; tables.md 4.2 to 4.4.
+Source: lmdb_table(5), LMDB's lmdb.h; tables.md 4.2 to 4.4.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import stat
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +33,7 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
+from proxymap._lockfile import LockFile
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
 from proxymap.tables.base import TRY0NULL, TRY1NULL, Change, Host, refuse_open_folder, sync_folder
 
@@ -48,11 +44,6 @@ MAP_SIZE = 16 << 20  # bytes of address space, as Postfix's lmdb_map_size
 MAP_UNIT = 1 << 16  # no machine has larger pages
 NEW_FORMAT = 0  # py-lmdb's lib_version: LMDB 0.9, which every Postfix reads
 COMPLAINTS_MAX = 2  # the first may be another writer's doing, without a lock
-# struct flock, by its type.
-WHOLE_FILE = {
-    kind: struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
-    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
-}
 # What LMDB says of a file that contradicts itself.
 DAMAGE = (
     lmdb.CorruptedError,
@@ -91,10 +82,9 @@ class Writer:
     def __init__(self, path: str, host: Host, damage_in: Finder) -> None:
         self.path, self.host, self.damage_in = path, host, damage_in
         self._mutex = threading.Lock()
-        self._fd = -1  # of our own: for the lock, and to know the file by
+        self._file: LockFile | None = None  # with a descriptor of our own
         self._env: lmdb.Environment | None = None
         self._meta_size = self._longest = 0  # bytes: of both meta pages, and of a key at most
-        self._left: tuple[int, bytes] | None = None  # _mark() after our latest commit
         self._complaints: list[str] = []  # of LMDB about the file, during this work
         self._told = False  # of a key that is too long
 
@@ -109,7 +99,8 @@ class Writer:
         """
         refuse_open_folder(self.path, self.host)
         with self._mutex:
-            self._left = None
+            if self._file:
+                self._file.forget()
             try:
                 self._mending(self._look)
             except OSError as error:
@@ -123,36 +114,37 @@ class Writer:
         """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not."""
         with self._mutex:
             try:
-                self._mending(lambda: self._write(changes))
+                self._mending(self._write, changes)
             except (OSError, ValueError, lmdb.Error) as error:
                 self._close()
                 raise TableRetry(str(error)) from error
 
-    def _mending(self, work: Callable[[], None]) -> None:
+    def _mending(self, work: Callable[..., None], *what: list[Change]) -> None:
         """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
         self._complaints.clear()
         while len(self._complaints) < COMPLAINTS_MAX:
             try:
-                return work()
+                return work(*what)
             except DAMAGE as error:
                 self._close()
                 self._complaints.append(str(error))
-        return work()
+        return work(*what)
 
     def _look(self) -> None:
-        if self._lock_file(wait=False):
-            self._unlock_file()
+        if file := self._lock_file(wait=False):
+            file.unlock()
 
     def _write(self, changes: list[Change]) -> None:
-        self._lock_file(wait=True)
+        file = self._lock_file(wait=True)
+        assert file is not None
         try:
-            self._commit(changes)
+            self._commit(file, changes)
         finally:
-            self._unlock_file()
+            file.unlock()
 
     # The transaction
 
-    def _commit(self, changes: list[Change]) -> None:
+    def _commit(self, file: LockFile, changes: list[Change]) -> None:
         """All changes in one transaction, which is synced; with a larger map if need be."""
         assert self._env is not None
         while True:
@@ -166,7 +158,7 @@ class Writer:
                 self._env.set_mapsize(0)
         for change, answer in zip(changes, done, strict=True):
             change.status, change.flags = answer
-        self._left = self._mark()
+        file.leave(self._meta_size)
 
     def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""
@@ -198,71 +190,47 @@ class Writer:
 
     # The file
 
-    def _lock_file(self, *, wait: bool) -> bool:
-        """Lock the file that the path names, created if there is none, and have it open and sound.
+    def _lock_file(self, *, wait: bool) -> LockFile | None:
+        """The file that the path names, locked, open and sound; created if there is none.
 
-        False if that would mean to wait; an empty file is always waited for.
+        None if that would mean to wait; an empty file is always waited for.
         """
         while True:
-            if self._fd < 0:
-                self._open_file()
-            if not set_lock(self._fd, fcntl.F_WRLCK, wait=wait or self._size() == 0):
-                return False
+            file = self._file = self._file or self._open_file()
+            if not file.lock(wait=wait or file.size == 0):
+                return None
             try:
-                if self._is_current() and self._prepare():
-                    return True
+                if file.is_as_left() or (file.is_current() and self._prepare(file)):
+                    return file
             except BaseException:
-                self._unlock_file()
+                file.unlock()
                 raise
             self._close()
 
-    def _open_file(self) -> None:
+    def _open_file(self) -> LockFile:
         mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        self._fd = os.open(self.path, mode, 0o600)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        file = LockFile(self.path, os.open(self.path, mode, 0o600))
+        if not stat.S_ISREG(os.fstat(file.fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
+        return file
 
-    def _unlock_file(self) -> None:
-        if self._fd >= 0:
-            set_lock(self._fd, fcntl.F_UNLCK)
-
-    def _size(self) -> int:
-        return os.fstat(self._fd).st_size
-
-    def _is_current(self) -> bool:
-        """Is what we have open still what the path names?"""
-        try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def _is_as_left(self) -> bool:
-        """Has nobody written to the file since our latest commit?"""
-        return self._left is not None and self._left == self._mark()
-
-    def _mark(self) -> tuple[int, bytes]:
-        """What every commit changes: size and meta pages."""
-        return self._size(), os.pread(self._fd, self._meta_size, 0)
-
-    def _prepare(self) -> bool:
+    def _prepare(self, file: LockFile) -> bool:
         """Have the locked file checked, where that is due, and open; False: there is another by now."""
-        if self._is_as_left():
-            return True
-        size = self._size()
+        size = file.size
         if size and (fault := self.damage_in(self.path) or self._complaint()):
             self._set_aside(fault)
             return False
         if size == 0:
             self._close_environment()  # if there was one, its file was emptied
         if self._env is None:
-            self._open_environment(size)
-        return self._is_current()  # what was opened by its name is what was locked
+            self._open_environment(file, size)
+        return file.is_current()  # what was opened by its name is what was locked
 
     def _complaint(self) -> str | None:
         """What LMDB finds damaged, after the check has found nothing."""
         return self._complaints[-1] if len(self._complaints) == COMPLAINTS_MAX else None
 
-    def _open_environment(self, size: int) -> None:
+    def _open_environment(self, file: LockFile, size: int) -> None:
         """Open the file; one of no bytes becomes a table, or stays as it is."""
         wanted = max(int(self.host.parameter("lmdb_map_size") or MAP_SIZE), 2 * size)
         wanted = (wanted // MAP_UNIT + 1) * MAP_UNIT
@@ -274,12 +242,12 @@ class Writer:
             self._meta_size = 2 * self._env.stat()["psize"]
             self._longest = self._env.max_key_size()
             if size == 0:
-                os.fsync(self._fd)
+                os.fsync(file.fd)
             sync_folder(self.path)  # whoever created it may not have come so far
         except BaseException:
             self._close_environment()
             if size == 0:
-                os.ftruncate(self._fd, 0)
+                os.ftruncate(file.fd, 0)
             raise
 
     def _set_aside(self, fault: str) -> None:
@@ -304,21 +272,11 @@ class Writer:
     def _close(self) -> None:
         """Let go of the file, and with it of the lock."""
         self._close_environment()
-        self._left = None
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file:
+            self._file.close()
+            self._file = None
 
     def _close_environment(self) -> None:
         if self._env is not None:
             self._env.close()
             self._env = None
-
-
-def set_lock(fd: int, kind: int, *, wait: bool = True) -> bool:
-    """set_lock - F_WRLCK, F_RDLCK or F_UNLCK for the whole file; False if it is not to be had at once"""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, WHOLE_FILE[kind])
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -33,7 +33,7 @@ FLOORS = [
     ["_cache", "_codec", "_jobs", "source"],
     ["_table"],
     ["_fold", "_map", "_watch"],
-    ["_hash", "_stamp", "_status", "errors"],
+    ["_hash", "_lockfile", "_stamp", "_status", "errors"],
     ["_clock"],
     ["_buf"],
     ["_words"],

@@ -20,8 +20,10 @@ from typing import Any
 import lmdb
 import pytest
 from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, found, lmdb_image
+from test_lockfile import can_lock
 
 from proxymap import errors, lmdb_writer
+from proxymap._lockfile import LockFile
 from proxymap._table import CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table
 from proxymap._watch import Watch
 from proxymap.tables import open_table
@@ -330,20 +332,13 @@ def test_table_opens_while_another_process_has_the_lock(place: Place, kind: int)
 def test_lock_outlives_other_descriptors_of_the_file(place: Place) -> None:
     """A plain fcntl lock would go with any of them."""
     place.open()
-    fd = os.open(place.file, os.O_RDWR)
-    lmdb_writer.set_lock(fd, fcntl.F_WRLCK)
+    file = LockFile(str(place.file), os.open(place.file, os.O_RDWR))
+    assert file.lock()
     os.close(os.open(place.file, os.O_RDONLY))
     assert not damage_in(str(place.file))  # opens and closes it too
     assert not can_lock(place.file)
-    os.close(fd)
+    file.close()
     assert can_lock(place.file)
-
-
-def can_lock(file: Path) -> bool:
-    """Could another process, as Postfix does it?"""
-    script = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    command = [sys.executable, "-c", script, str(file)]
-    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_no_lock_is_left_behind(place: Place) -> None:

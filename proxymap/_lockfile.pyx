@@ -1,0 +1,126 @@
+"""_lockfile - a file that other processes write to as well: locked as Postfix does, and known again
+
+The lock is fcntl's, on the whole file, taken as an "open file description"
+lock: other processes see no difference, but it is ours alone and lasts until
+we give it up, while a plain fcntl lock goes as soon as any descriptor of the
+file is closed in this process.
+
+In C, since it stands around each commit. Source: fcntl(2), F_OFD_SETLK.
+"""
+
+import os
+
+from libc.errno cimport EACCES, EAGAIN, EINTR, ENOENT, ENOMEM, errno
+from libc.stdio cimport SEEK_SET
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp
+from posix.fcntl cimport F_RDLCK, F_UNLCK, F_WRLCK, fcntl, flock
+from posix.stat cimport fstat, stat, struct_stat
+from posix.types cimport off_t
+from posix.unistd cimport close
+
+cdef extern from "<fcntl.h>" nogil:
+    int F_OFD_SETLK, F_OFD_SETLKW
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int, void *, size_t, off_t)
+
+
+cdef bint set_lock(int fd, int kind, int how) noexcept nogil:
+    """F_WRLCK, F_RDLCK or F_UNLCK; False with errno."""
+    cdef flock lock
+    lock.l_type = kind
+    lock.l_whence = SEEK_SET
+    lock.l_start = lock.l_len = lock.l_pid = 0
+    return fcntl(fd, how, &lock) == 0
+
+
+cdef class LockFile:
+    """The file at `path`, whose descriptor `fd` is now this object's; not locked yet."""
+
+    cdef readonly int fd
+    cdef bytes path
+    cdef struct_stat identity
+    cdef off_t left_size    # of the file, as we left it; -1: not known
+    cdef char *left         # and its first bytes
+    cdef char *now
+    cdef size_t head
+
+    def __cinit__(self, str path not None, int fd):
+        self.fd, self.path, self.left_size = fd, os.fsencode(path), -1
+        if fstat(fd, &self.identity) < 0:
+            raise OSError(errno, os.strerror(errno), path)
+
+    def __dealloc__(self):
+        self.close()
+
+    def close(self) -> None:
+        """The lock goes with it."""
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
+        free(self.left)
+        self.left = NULL
+        self.left_size = -1
+
+    def lock(self, *, bint wait=True, bint shared=False) -> bool:
+        """False if it is not to be had at once and is not to be waited for."""
+        cdef int kind = F_RDLCK if shared else F_WRLCK
+        cdef bint locked = set_lock(self.fd, kind, F_OFD_SETLK)
+        while not locked:
+            if errno == EAGAIN or errno == EACCES:
+                if not wait:
+                    return False
+            elif errno != EINTR:
+                raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))
+            with nogil:
+                locked = set_lock(self.fd, kind, F_OFD_SETLKW)
+        return True
+
+    def unlock(self) -> None:
+        if self.fd >= 0:
+            set_lock(self.fd, F_UNLCK, F_OFD_SETLK)
+
+    @property
+    def size(self) -> int:
+        """In bytes, by now."""
+        cdef struct_stat s
+        if fstat(self.fd, &s) < 0:
+            raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))
+        return s.st_size
+
+    def is_current(self) -> bool:
+        """Is it still what the path leads to?"""
+        cdef struct_stat s
+        return self.look(&s)
+
+    cdef bint look(self, struct_stat *s) except *:
+        if stat(self.path, s) == 0:
+            return s.st_ino == self.identity.st_ino and s.st_dev == self.identity.st_dev
+        if errno != ENOENT:
+            raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))
+        return False
+
+    def leave(self, size_t head) -> None:
+        """Remember size and the first `head` bytes, which every commit changes."""
+        self.forget()
+        if self.left == NULL or self.head != head:
+            free(self.left)
+            self.left = <char *> malloc(2 * head)
+            if self.left == NULL:
+                raise OSError(ENOMEM, os.strerror(ENOMEM))
+            self.now = self.left + head
+            self.head = head
+        if pread(self.fd, self.left, head, 0) == <ssize_t> head:
+            self.left_size = self.size
+
+    def forget(self) -> None:
+        self.left_size = -1
+
+    def is_as_left(self) -> bool:
+        """Is it still what the path leads to, and has nobody written to it since `leave`?"""
+        cdef struct_stat s
+        if self.left_size < 0 or not self.look(&s) or s.st_size != self.left_size:
+            return False
+        return (pread(self.fd, self.now, self.head, 0) == <ssize_t> self.head
+                and memcmp(self.left, self.now, self.head) == 0)
