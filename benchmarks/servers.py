@@ -146,7 +146,8 @@ def both_writing() -> Iterator[dict[str, tuple[tuple[Path, int], str]]]:
 
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(fix_server.ServerProcess())
-        table = f"lmdb:{server.dir}/w"
+        (server.dir / "data").mkdir()  # such tables are not where main.cf is
+        table = f"lmdb:{server.dir}/data/w"
         server.approve(table)
         server.start("-n", "proxywrite")
         found = {"proxymap": ((Path(server.path), server.pid), table)}

@@ -182,11 +182,13 @@ cdef class Watch:
         """Watch what `path` leads to; with `content`, also each write to the file by other names.
 
         False: changes of it may cause no event, so that it has to be looked at.
-        written: where to read whether somebody writes to it, as long as this Watch is; or NULL.
+        written: will tell where to read whether somebody writes to it, as long as this Watch is; or
+        NULL. If written itself is NULL, who writes to the file wakes nobody before the end.
         May be called by any thread, and again for the same path.
         """
         cdef watched_name *n
-        written[0] = NULL
+        if written != NULL:
+            written[0] = NULL
         if self.w.fd < 0 or is_remote(path):
             return False
         *way, (folder, name) = steps_to(path)
@@ -194,10 +196,11 @@ cdef class Watch:
             # A folder above that may not be read cannot be watched; it is hardly ever renamed.
             if self.add_name(above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
                 return True  # when it appears there will be an event, and a reason to come here again
-        n = self.add_name(folder, name, FILES_CHANGE)
+        n = self.add_name(folder, name, FILES_CHANGE if written != NULL else FILES_CHANGE & ~IN_MODIFY)
         if n == NULL:
             return errno == ENOENT
-        written[0] = &n.written
+        if written != NULL:
+            written[0] = &n.written
         if not content or inotify_add_watch(self.w.fd, os.path.join(folder, name), CONTENT_CHANGES) >= 0:
             return True
         return errno == ENOENT

@@ -794,9 +794,9 @@ cdef class LmdbTable(Table):
         self.t.slow = SLOW_WRITE if self.db.written else 0
 
     cpdef watch(self, Watch watch):
-        """Being written to is its life, and its writer does not close it."""
-        Table.watch(self, watch)
-        self.t.origins.written = NULL
+        """Being written to is its life, and its writer does not close it: a commit is no event."""
+        if not watch.add_file(self.t.origins.path, False, NULL):
+            self.t.polled = True
 
     @property
     def entries(self):
