@@ -35,7 +35,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
     int shutdown(int, int)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
+    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int, unsigned long, int *)
@@ -97,6 +97,7 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
     c.source.kind = SOURCE_CLIENT
     c.source.fd = fd
     c.session.client = c
+    c.session.fd = fd
     list_restart(&c.seen)
     c.next = all.first
     if all.first != NULL:
@@ -113,12 +114,16 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
 cdef void client_close(clients *all, client *c) noexcept nogil:
     """Hang up. The memory goes at the end of the turn, since events of this turn may still name it.
 
-    A parked client is still known to a table or a worker: its memory goes when they are done with it.
+    A parked client is still known to a table or a worker, which may reply to it: memory and descriptor
+    go when they are done with it.
     """
     if c.source.fd < 0:
         return
     watch(all, c, 0)  # close alone does not do it while a forked child has the descriptor too
-    close(c.source.fd)
+    if c.parked:
+        shutdown(c.source.fd, SHUT_RDWR)
+    else:
+        close(c.source.fd)
     c.source.fd = -1
     clear_deadline(all, c)
     all.buffered -= c.input.cap + c.output.cap
@@ -181,6 +186,7 @@ cdef void client_event(clients *all, client *c) noexcept nogil:
         client_flush(all, c)
     elif c.parked:
         watch(all, c, 0)  # it pipelines, or is gone: look again when its answer is back
+        deafen(all, c)
     elif c.discarding:
         client_discard(all, c)
     elif has_lists(c):
@@ -314,6 +320,8 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
 cdef void client_rest(clients *all, client *c) noexcept nogil:
     """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
     if c.parked:
+        if buf_len(&c.input):
+            deafen(all, c)
         return
     if c.discarding:
         shutdown(c.source.fd, SHUT_WR)
@@ -338,10 +346,21 @@ cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
     c.parked = c.quiet = False
     c.session.waits_for = NULL
+    if c.deaf:
+        c.deaf = False
+        all.answers.deaf -= 1
     if c.source.fd < 0:
+        close(c.session.fd)
         bury(all, c)
         return False
     return True
+
+
+cdef void deafen(clients *all, client *c) noexcept nogil:
+    """No event of a parked client will show that its answer is back: the loop has to be woken for that."""
+    if not c.deaf:
+        c.deaf = True
+        all.answers.deaf += 1
 
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
@@ -363,6 +382,7 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> who.client
     buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
+    buf_consume(&all.replies, j.sent)
     if unpark(all, c):
         client_finish(all, c)
 

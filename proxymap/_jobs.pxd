@@ -33,10 +33,20 @@ cdef struct job:
     uint64_t since_ms  # when it was put into a queue
     void *asker    # whom the answer is for; the loop's own business
     table *t
+    int fd         # where a worker may send the reply; -1: the loop is to send it
+    size_t sent    # bytes of the reply that a worker has sent
     buf name       # owned copies
     buf key
     buf value
     job *next
+
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    typedef volatile size_t proxymap_volatile_size;
+    """
+    ctypedef size_t volatile_size "proxymap_volatile_size"
 
 
 cdef struct queue:
@@ -44,11 +54,15 @@ cdef struct queue:
     sem_t more       # of those that wait for a job
     job *first
     job **last
-    size_t held
+    volatile_size held
     size_t limit     # more are refused; 0: no limit
     uint64_t lost    # how many were
     int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
+    volatile_size deaf  # who asked and would not be heard of before the loop is woken; the loop's
     bint closed
+    bint eager       # its taker looks for the next job before it goes to sleep,
+    int luck         # if that paid off lately
+    unsigned int looks
 
 
 cpdef enum:  # log levels, as syslog has them
@@ -70,5 +84,6 @@ cdef class Job:
 cdef job *job_new(int kind) noexcept nogil
 cdef void job_free(job *j) noexcept nogil
 cdef int queue_put(queue *q, job *j) noexcept nogil
+cdef bint queue_has_unheard(const queue *q) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

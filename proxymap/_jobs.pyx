@@ -5,6 +5,13 @@ line) into a queue; a worker takes it, and puts it into the queue of answers,
 whose eventfd wakes the loop. A job owns copies of all that it names, except
 its table, which the catalog keeps open while the job is out.
 
+A worker may have sent the reply itself. Then the loop need not be woken: it
+takes the answer at the beginning of its next turn, which the client's next
+request brings about. Only if somebody is `deaf`, so that no request of his can
+do that, the loop is woken all the same. The loop says so first and looks at the
+answers then; a worker puts its answer first and looks who is deaf then; so one
+of them sees the other.
+
 Any thread may use a queue; nobody holds its lock for longer than it takes to
 link a job. `queue_take` waits without the GIL, at a semaphore: a condition of
 glibc before 2.41 may miss a signal (sourceware bug 25847), and a client would
@@ -18,7 +25,7 @@ from posix.unistd cimport close, write
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from proxymap._buf cimport buf_append, buf_append_view, buf_clear, buf_free, view, view_of
-from proxymap._clock cimport now_ms
+from proxymap._clock cimport now_ms, now_ns
 from proxymap._table cimport Table
 from proxymap._words cimport STAT_RETRY
 
@@ -44,10 +51,23 @@ cdef extern from "<semaphore.h>" nogil:
     int sem_timedwait(sem_t *, const timespec *)
 
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from *:
+    """
+    #define proxymap_fence_all() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    """
+    void fence "proxymap_fence_all"() nogil
+
+
 cdef double FOREVER = 1e9  # seconds
 
 cdef enum:
     LINE_MAX = 2000  # bytes of a log line, where the log cuts; what clients send may be much longer
+    EAGER_NS = 50000  # a client that was answered comes again within that time, or after a while
+    LUCK = 4         # times in vain after which looking for the next job
+    RARELY = 64      # is tried each so many times only
 
 
 cdef job *job_new(int kind) noexcept nogil:
@@ -55,6 +75,7 @@ cdef job *job_new(int kind) noexcept nogil:
     cdef job *j = <job *> calloc(1, sizeof(job))
     if j != NULL:
         j.kind = kind
+        j.fd = -1
     return j
 
 
@@ -67,7 +88,28 @@ cdef void job_free(job *j) noexcept nogil:
 
 cdef int queue_put(queue *q, job *j) noexcept nogil:
     """Hand j over; -1 if the queue is full (j is then still the caller's)."""
+    if queue_link(q, j) < 0:
+        return -1
+    queue_wake(q)
+    return 0
+
+
+cdef void queue_wake(queue *q) noexcept nogil:
+    """A job is there. Not with the lock held: who wakes wants it."""
     cdef uint64_t one = 1
+    if q.eventfd >= 0:
+        write(q.eventfd, &one, sizeof(one))
+    else:
+        sem_post(&q.more)
+
+
+cdef bint queue_has_unheard(const queue *q) noexcept nogil:
+    """Are there jobs, for somebody who is deaf? The loop asks after it has said who is."""
+    fence()
+    return q.deaf != 0 and q.held != 0
+
+
+cdef int queue_link(queue *q, job *j) noexcept nogil:
     pthread_mutex_lock(&q.lock)
     if q.limit and q.held >= q.limit:
         q.lost += 1
@@ -79,11 +121,28 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
     q.last = &j.next
     q.held += 1
     pthread_mutex_unlock(&q.lock)
-    if q.eventfd >= 0:
-        write(q.eventfd, &one, sizeof(one))
-    else:
-        sem_post(&q.more)  # only now: who wakes wants the lock
     return 0
+
+
+cdef bint queue_await(queue *q, size_t count, uint64_t ns) noexcept nogil:
+    """Do so many jobs wait, at the latest after so many ns? Without going to sleep; others run meanwhile."""
+    cdef uint64_t until
+    if q.held >= count:
+        return True
+    until = now_ns() + ns
+    while q.held < count and not q.closed and now_ns() < until:
+        sched_yield()
+    return q.held >= count
+
+
+cdef void be_eager(queue *q) noexcept nogil:
+    """Look for a job for a moment, if that found one lately; being woken takes tens of microseconds."""
+    q.looks += 1
+    if q.luck or q.looks % RARELY == 0:
+        if queue_await(q, 1, EAGER_NS):
+            q.luck = LUCK
+        elif q.luck:
+            q.luck -= 1
 
 
 cdef job *queue_take(queue *q, double wait) noexcept nogil:
@@ -94,6 +153,8 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
     if 0 < wait < FOREVER:
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += <long> wait + 1
+    elif q.eager and not over:
+        be_eager(q)
     while True:
         if q.eventfd < 0:
             over = semaphore_wait(q, wait, &until) or wait <= 0
@@ -150,9 +211,12 @@ cdef void log_line(queue *q, int level, const view *parts, int count) noexcept n
 
 
 cdef class Queue:
-    """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting."""
+    """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting.
 
-    def __cinit__(self, bint wakes_loop=False, size_t limit=0):
+    eager: who takes a job soon after the one before gets it sooner, at the price of some CPU time.
+    """
+
+    def __cinit__(self, bint wakes_loop=False, size_t limit=0, bint eager=False):
         pthread_mutex_init(&self.q.lock, NULL)
         sem_init(&self.q.more, 0, 0)
         self.q.first = NULL
@@ -161,6 +225,8 @@ cdef class Queue:
         self.q.limit = limit
         self.q.lost = 0
         self.q.closed = False
+        self.q.eager = eager
+        self.q.deaf = self.q.luck = self.q.looks = 0
         self.q.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if wakes_loop else -1
         self.eventfd = self.q.eventfd
 
@@ -206,12 +272,43 @@ cdef class Queue:
         pthread_mutex_unlock(&self.q.lock)
         return wrapped
 
+    def take_all(self, size_t limit) -> list:
+        """The jobs that are there, `limit` at most."""
+        cdef Job wrapped
+        taken = []
+        pthread_mutex_lock(&self.q.lock)
+        while self.q.first != NULL and len(taken) < limit:
+            wrapped = Job.__new__(Job)
+            wrapped.j = unlink_first(&self.q)
+            sem_trywait(&self.q.more)
+            taken.append(wrapped)
+        pthread_mutex_unlock(&self.q.lock)
+        return taken
+
+    def wait_for(self, size_t count, uint64_t ns):
+        """Until so many jobs are there, for so many ns at most; for moments only."""
+        with nogil:
+            queue_await(&self.q, count, ns)
+
     def put(self, Job wrapped not None):
         """Hand over a job that was taken elsewhere; the caller must forget it."""
-        if wrapped.j == NULL:
-            raise ValueError("this job was handed over already")
-        if queue_put(&self.q, wrapped.j) == 0:
-            wrapped.j = NULL
+        self.put_all([wrapped])
+
+    def put_all(self, list jobs not None):
+        """Hand over some, and wake the loop for all of them once, or not at all if it need not know yet."""
+        cdef Job wrapped
+        cdef bint wake = False
+        for wrapped in jobs:
+            if wrapped.j == NULL:
+                raise ValueError("this job was handed over already")
+            wake = wake or wrapped.j.sent == 0
+            if queue_link(&self.q, wrapped.j) == 0:
+                wrapped.j = NULL
+                if self.q.eventfd < 0:
+                    queue_wake(&self.q)
+        fence()
+        if self.q.eventfd >= 0 and (wake or self.q.deaf):
+            queue_wake(&self.q)
 
     def log(self, int level, bytes text not None):
         """Have a line logged by whoever takes from this queue."""

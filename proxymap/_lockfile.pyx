@@ -19,15 +19,12 @@ from posix.stat cimport fstat, stat, struct_stat
 from posix.types cimport off_t
 from posix.unistd cimport close
 
-cdef extern from "<fcntl.h>" nogil:
-    int F_OFD_SETLK, F_OFD_SETLKW
-
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int, void *, size_t, off_t)
 
 
 cdef bint set_lock(int fd, int kind, int how) noexcept nogil:
-    """F_WRLCK, F_RDLCK or F_UNLCK; False with errno."""
+    """kind: F_WRLCK, F_RDLCK or F_UNLCK; how: F_OFD_SETLK or F_OFD_SETLKW. False with errno."""
     cdef flock lock
     lock.l_type = kind
     lock.l_whence = SEEK_SET

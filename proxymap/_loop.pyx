@@ -35,7 +35,9 @@ from proxymap._client cimport (
     clients_sweep, clients_tick, source,
 )
 from proxymap._clock cimport now_ms
-from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take
+from proxymap._jobs cimport (
+    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_has_unheard, queue_take,
+)
 from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap._table cimport Table
@@ -160,9 +162,7 @@ cdef void accept_clients(loop *l, source *listener) noexcept nogil:
 
 cdef void take_answers(loop *l) noexcept nogil:
     """Hand the workers' answers to those who wait for them."""
-    cdef uint64_t count
     cdef job *j
-    read(l.answers.fd, &count, sizeof(count))
     while True:
         j = queue_take(l.done, 0)
         if j == NULL:
@@ -181,11 +181,13 @@ cdef void take_tick(loop *l) noexcept nogil:
 
 
 cdef void take_event(loop *l, source *s) noexcept nogil:
+    cdef uint64_t count
     if s.kind == SOURCE_CLIENT:
         client_event(&l.all, <client *> s)
     elif s.kind == SOURCE_LISTENER:
         accept_clients(l, s)
     elif s.kind == SOURCE_ANSWERS:
+        read(s.fd, &count, sizeof(count))
         take_answers(l)
     elif s.kind == SOURCE_TIMER:
         take_tick(l)
@@ -251,8 +253,12 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     for i in range(n):
         if events[i].data.ptr == &l.changes and watch_take(l.watch):
             service_look(&l.service)  # first: a request that came after a change gets the new content
+    if l.done.held:
+        take_answers(l)  # then: whom a worker has answered may ask again by now
     for i in range(n):
         take_event(l, <source *> events[i].data.ptr)
+    if queue_has_unheard(l.done):
+        take_answers(l)
     clients_sweep(&l.all)
     if l.status.fd >= 0:
         status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
@@ -317,7 +323,7 @@ cdef class Loop:
         if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
             raise MemoryError
         self.configure(**settings)
-        self.l.done = &done.q
+        self.l.done = self.l.all.answers = &done.q
         self.watching = watching
         self.l.watch = &watching.w
         self.config = config
@@ -461,6 +467,7 @@ cdef class Loop:
             watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
             self.l.status.fd = -1
         self.l.all.closing = True
+        self.l.service.early = False  # who is let go has its reply from the loop
         with nogil:
             clients_let_go_quiet(&self.l.all)
             while self.l.all.count and now_ms() < until_ms:

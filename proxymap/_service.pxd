@@ -18,6 +18,7 @@ cdef enum:  # what became of a request
 cdef struct session:
     # What the service keeps for one connection.
     void *client         # whose it is
+    int fd               # of the connection
     cursor *cursors
     instance *waits_for  # after PARKED and SENT
     request pending      # after SENT: the shape of the reply; its views are void
@@ -36,6 +37,7 @@ cdef struct service:
     uint64_t requests
     table *config        # stands for the files of the configuration; NULL: unknown
     uint64_t turn        # of the loop
+    bint early           # may a worker send a reply itself?
     uint64_t cursors     # numbers the sequences that workers walk
 
 

@@ -26,6 +26,7 @@ from proxymap._jobs import (
     attach,
     clock_ms,
 )  # fmt: skip
+from proxymap._service import reply_early
 from proxymap._table import SLOW_WRITE, Surrogate, Table
 from proxymap._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
@@ -33,15 +34,21 @@ from proxymap.log import Log
 from proxymap.tables.base import UTF8_REQUEST, Change, Host
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
+PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
 MINDING = 0.5  # seconds between two looks at what takes long
 
 
 class Crew:
-    """Up to `limit` threads that take jobs from `queue`; one more joins when all are busy."""
+    """Up to `limit` threads that take jobs from `queue`; one more joins when all are busy.
+
+    Of a writer: so many changes are `expected` to come together, worth a wait of `patience_ns`.
+    """
+
+    expected, patience_ns = 1, 0
 
     def __init__(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> None:
         self.name, self.limit, self.work = name, limit, work
-        self.queue = Queue()
+        self.queue = Queue(eager=name == "writer")
         self.running: dict[Job, int] = {}  # of askers: what others may claim, with its since_ms
         self.threads: list[threading.Thread] = []
         self._idle = 0
@@ -221,12 +228,15 @@ class Workers:
     # Changing
 
     def _change(self, crew: Crew, job: Job) -> None:
-        """Make all changes that wait, together; each is answered when all of them are on disk."""
-        jobs = [job]
-        while len(jobs) < CHANGES_AT_A_TIME and (more := crew.queue.take(0)) is not None:
-            jobs.append(more)
+        """Make all changes that wait, together; each is answered when all of them are on disk.
+
+        Who had an answer a moment ago is likely to be back in less than a commit takes.
+        """
+        crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
+        jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]
         table = job.table
         changes = [Change(j.key, j.value if j.kind == JOB_UPDATE else None, j.flags) for j in jobs]
+        began = time.perf_counter_ns()
         try:
             table.write(changes)
         except ProxymapError as error:
@@ -236,9 +246,13 @@ class Workers:
         except BaseException as error:
             self._fail(changes, STAT_RETRY)
             self._complain(f"{os.fsdecode(table.type_name)} update error", error)
+        crew.patience_ns = min((time.perf_counter_ns() - began) // 4, PATIENCE_NS)
+        crew.expected = len(jobs) + crew.queue.held
         for done, change in zip(jobs, changes, strict=True):
             done.answered(change.status, change.flags)
-            self.done.put(done)
+        if len(jobs) == 1:
+            reply_early(job)
+        self.done.put_all(jobs)
 
     def _fail(self, changes: list[Change], status: int) -> None:
         for change in changes:

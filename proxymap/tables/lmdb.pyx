@@ -24,15 +24,15 @@ lmdb_table(5); tables.md 4.2 to 4.4.
 import os
 
 from libc.errno cimport errno
-from libc.stdio cimport SEEK_SET
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.fcntl cimport F_RDLCK, F_UNLCK, fcntl, flock
+from posix.fcntl cimport F_RDLCK, F_UNLCK
 
 from proxymap._buf cimport (
     buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
 )
 from proxymap._clock cimport wall_clock_ns
+from proxymap._lockfile cimport F_OFD_SETLK, set_lock
 from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped
 from proxymap._table cimport (
     CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_changed,
@@ -40,9 +40,6 @@ from proxymap._table cimport (
 )
 from proxymap._watch cimport Watch
 from proxymap._words cimport *
-
-cdef extern from "<fcntl.h>":
-    int F_OFD_SETLK
 
 cdef enum:
     MAGIC = 0xBEEFC0DE
@@ -418,15 +415,6 @@ cdef int next_in(lmdb *db, const meta *s, view after, view *key, view *value) no
 
 # The table
 
-cdef bint read_lock(lmdb *db, int kind) noexcept nogil:
-    """Postfix's lock on the whole file, if it is to be had at once."""
-    cdef flock lock
-    lock.l_type = kind
-    lock.l_whence = SEEK_SET
-    lock.l_start = lock.l_len = lock.l_pid = 0
-    return fcntl(db.m.fd, F_OFD_SETLK, &lock) == 0
-
-
 cdef struct question:
     # What a round of answer() asks: a lookup, or the record after a key.
     bint is_sequence
@@ -461,7 +449,7 @@ cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
     cdef bint locked = False
     for i in range(ROUNDS + 1):
         if i == ROUNDS:
-            locked = read_lock(db, F_RDLCK)
+            locked = set_lock(db.m.fd, F_RDLCK, F_OFD_SETLK)  # Postfix's, if it is to be had at once
         if snapshot_take(db, &s) < 0:
             status = STAT_RETRY
             break
@@ -472,7 +460,7 @@ cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
             break
         status = STAT_RETRY
     if locked:
-        read_lock(db, F_UNLCK)
+        set_lock(db.m.fd, F_UNLCK, F_OFD_SETLK)
     if status == STAT_OK:
         q.found_key.ptr = scratch.data + scratch.start
         q.found_value.ptr = q.found_key.ptr + q.found_key.len

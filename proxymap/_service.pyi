@@ -1,0 +1,3 @@
+from proxymap._jobs import Job
+
+def reply_early(answered: Job) -> None: ...
