@@ -16,7 +16,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap._buf cimport (
-    buf, buf_append_view, buf_clear, buf_free, buf_init, buf_len, buf_view, memchr, view, view_is, view_of, view_str,
+    buf, buf_append_view, buf_clear, buf_free, buf_init, buf_len, buf_view, memchr, view, view_is, view_of,
+    view_str,
 )
 from proxymap._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap._catalog cimport (
