@@ -17,7 +17,7 @@ help:
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables of all kinds change for ten minutes under load; needs Postfix's postmap"
-	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours"
+	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make clean   remove all that was built"
 
@@ -68,6 +68,7 @@ soak-live: build build/load
 differential: build
 	sh contrib/install-postfix
 	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py
+	PROXYMAP_REQUESTS=$${PROXYMAP_REQUESTS:-100000} $(PY) -m pytest -q tests/test_proxywrite.py -k random_requests
 
 dist: $(VENV)/ready
 	$(PY) -m build --quiet --outdir dist .
