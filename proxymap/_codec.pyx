@@ -14,7 +14,36 @@ from proxymap._buf cimport (
 )
 from proxymap._words cimport *
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+    /* Which of the 16 bytes from data[at] on are zero? A bit for each. data[len] is not looked at. */
+    static inline unsigned int proxymap_zero_bytes(const char *data, size_t at, size_t len)
+    {
+        size_t n = len - at < 16 ? len - at : 16;
+    #ifdef __SSE2__
+        if (at + n >= 16) {
+            __m128i bytes = _mm_loadu_si128((const __m128i *) (data + at + n - 16));
+            unsigned int bits = _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+            return bits >> (16 - n);
+        }
+    #endif
+        unsigned int bits = 0;
+        for (size_t i = 0; i < n; i++)
+            bits |= (unsigned int) (data[at + i] == 0) << i;
+        return bits;
+    }
+    #define proxymap_first_bit(bits) ((size_t) __builtin_ctz(bits))
+    """
+    unsigned int zero_bytes "proxymap_zero_bytes"(const char *data, size_t at, size_t len) noexcept nogil
+    size_t first_bit "proxymap_first_bit"(unsigned int bits) noexcept nogil
+
 cdef enum:
+    WORD = 16        # bytes that zero_bytes looks at
+    LONG = 64        # bytes of a string without its end, from which on memchr is faster
     INT_DIGITS = 11  # longest decimal text of an int, sign included
     INT_MAX = 2147483647
 
@@ -23,21 +52,35 @@ cdef size_t list_scan(scan *s, const char *data, size_t len) noexcept nogil:
     """The length of the list that begins at data, or 0 while it is incomplete.
 
     Call again with the same scan when more bytes have arrived (data may have
-    moved meanwhile). A new list wants list_restart first.
+    moved meanwhile). A new list wants list_restart first. Most strings are
+    short: a call of memchr for each would take longer than all the rest.
     """
+    cdef size_t at = s.pos, begin = s.begin, end
+    cdef unsigned int strings = s.strings
     cdef const char *nul
-    while True:
-        nul = <const char *> memchr(data + s.pos, 0, len - s.pos)
-        if nul == NULL:
-            s.pos = <unsigned int> len
-            return 0
-        s.pos = <unsigned int> (nul - data + 1)
-        if s.pos - s.begin == 1 and s.strings % 2 == 0:
-            return s.pos
-        s.strings += 1
-        s.begin = s.pos
-        if s.strings <= LIST_STRINGS:
-            s.start[s.strings] = s.pos
+    cdef unsigned int ends  # which of the bytes from `at` on are zero
+    while at < len:
+        if at - begin >= LONG:
+            nul = <const char *> memchr(data + at, 0, len - at)
+            if nul == NULL:
+                break
+            at = nul - data
+        ends = zero_bytes(data, at, len)
+        while ends:
+            end = at + first_bit(ends) + 1
+            if end - begin == 1 and strings % 2 == 0:
+                s.strings = strings
+                return end
+            ends &= ends - 1
+            begin = end
+            strings += 1
+            if strings <= LIST_STRINGS:
+                s.start[strings] = <unsigned int> end
+        at += WORD
+    s.pos = <unsigned int> len
+    s.begin = <unsigned int> begin
+    s.strings = strings
+    return 0
 
 
 cdef inline view attr_name(const scan *s, const char *data, unsigned int i) noexcept nogil:
@@ -54,12 +97,16 @@ cdef inline bint has_attr(
     return 2 * i < s.strings and view_is(attr_name(s, data, i), name, len)
 
 
-cdef bint want(
+cdef inline bint want(
     request *r, const scan *s, const char *data, unsigned int i, const char *name, size_t len
 ) noexcept nogil:
     """Is attribute i the one called name? If not, note what is there instead."""
     if has_attr(s, data, i, name, len):
         return True
+    return miss(r, s, data, i, name)
+
+
+cdef bint miss(request *r, const scan *s, const char *data, unsigned int i, const char *name) noexcept nogil:
     r.wanted = name
     if 2 * i < s.strings:
         r.fault = FAULT_UNEXPECTED
@@ -69,7 +116,7 @@ cdef bint want(
     return False
 
 
-cdef bint want_int(
+cdef inline bint want_int(
     request *r, const scan *s, const char *data, unsigned int i, const char *name, size_t len, int *number
 ) noexcept nogil:
     """The same for a number."""
@@ -121,6 +168,8 @@ cdef int request_kind(view name) noexcept nogil:
 cdef int request_dialect(const scan *s, const char *data) noexcept nogil:
     """Requests of 3.11 have instance_flags before flags; so has a spoilt one, and BAD gets its shape."""
     cdef unsigned int i
+    if has_attr(s, data, 2, b"flags", 5) and not has_attr(s, data, 1, b"instance_flags", 14):
+        return DIALECT_3_6  # by far the most
     for i in range(1, LIST_STRINGS // 2):
         if has_attr(s, data, i, b"instance_flags", 14):
             return DIALECT_3_11

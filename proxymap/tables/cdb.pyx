@@ -56,6 +56,14 @@ cdef inline uint64_t hash_step(uint64_t h, unsigned char c) noexcept nogil:
     return ((h << 5) + h) ^ c
 
 
+cdef inline uint64_t hash_of(view key) noexcept nogil:
+    cdef uint64_t h = HASH_START
+    cdef size_t i
+    for i in range(key.len):
+        h = hash_step(h, <unsigned char> key.ptr[i])
+    return h
+
+
 cdef bint slots_fit(const cdb *c, uint64_t position, uint64_t slots) noexcept nogil:
     return (2 * c.width * TABLES <= position <= c.m.size
             and slots <= (c.m.size - position) // (2 * c.width))
@@ -107,10 +115,8 @@ cdef inline bint key_is(view stored, view key, bint nul) noexcept nogil:
 cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
     """The first record whose key is key, with a NUL behind it if nul is set."""
     cdef const cdb *c = <const cdb *> t.self
-    cdef uint64_t h = HASH_START, position, slots, slot, at, i, _
+    cdef uint64_t h = hash_of(key), position, slots, slot, at, _
     cdef view stored
-    for i in range(key.len):
-        h = hash_step(h, <unsigned char> key.ptr[i])
     if nul:
         h = hash_step(h, 0)
     h &= c.hash_mask
@@ -181,9 +187,7 @@ cdef uint64_t find_hash_mask(cdb *c) noexcept nogil:
     cdef uint64_t position = 2 * c.width * TABLES, h, slots, slots_at, i
     cdef view key, value
     while c.width == 8 and record_at(c, position, &key, &value) == 0:
-        h = HASH_START
-        for i in range(key.len):
-            h = hash_step(h, <unsigned char> key.ptr[i])
+        h = hash_of(key)
         if h >> 32:
             slots_at = number_at(c, 2 * c.width * (h % TABLES))
             slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
@@ -214,14 +218,12 @@ cdef bint slot_leads_to(const cdb *c, uint64_t h, uint64_t record) noexcept nogi
 
 cdef bint is_whole(const cdb *c) noexcept nogil:
     """Is there a slot for every record, and are there no other slots? Reads all of the file."""
-    cdef uint64_t position = 2 * c.width * TABLES, h, count = 0, i
+    cdef uint64_t position = 2 * c.width * TABLES, h, count = 0
     cdef view key, value
     while position < c.records_end:
         if record_at(c, position, &key, &value) < 0:
             return False
-        h = HASH_START
-        for i in range(key.len):
-            h = hash_step(h, <unsigned char> key.ptr[i])
+        h = hash_of(key)
         if not slot_leads_to(c, h & c.hash_mask, position):
             return False
         count += 1
