@@ -145,7 +145,11 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 @contextlib.contextmanager
 def stop_on_signals(server: Server) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP reloads."""
+    """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP reloads.
+
+    Afterwards they do nothing: whoever sends them again has what he wants, and a process that
+    is about to end with 0 should not end with a signal.
+    """
 
     def stop(*_: object) -> None:
         notify("STOPPING=1")
@@ -155,14 +159,15 @@ def stop_on_signals(server: Server) -> Iterator[None]:
         threading.Thread(target=_reload, args=(server,), name="reload", daemon=True).start()
 
     actions = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
-    handlers = {number: signal.signal(number, action) for number, action in actions.items()}
-    previous = signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)
+    for number, action in actions.items():
+        signal.signal(number, action)
+    signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)
     try:
         yield
     finally:
-        signal.set_wakeup_fd(previous)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number in actions:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
 
 
 def _reload(server: Server) -> None:
