@@ -29,7 +29,7 @@ cdef struct client:
     bint parked          # waits for a table or a worker: not read meanwhile
     bint deaf            # and nothing that it does wakes the loop
     bint quiet           # while draining: has sent nothing since the latest look
-    bint more            # the latest read filled the scratch: there are probably more bytes
+    bint more            # there are probably more bytes, or their end
     bint discarding      # it has been told BAD; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at
     buf input            # what is not served yet; empty between requests
@@ -69,7 +69,7 @@ cdef struct clients:
 cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil
 cdef void clients_free(clients *all) noexcept nogil
 cdef int client_new(clients *all, int fd) noexcept nogil
-cdef void client_event(clients *all, client *c) noexcept nogil
+cdef void client_event(clients *all, client *c, uint32_t events) noexcept nogil
 cdef void client_answered(clients *all, job *j) noexcept nogil
 cdef void clients_opened(clients *all, job *j) noexcept nogil
 cdef void clients_tick(clients *all) noexcept nogil

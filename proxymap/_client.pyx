@@ -49,7 +49,8 @@ cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:
         uint32_t events
         epoll_data_t data
-    enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+    enum: EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLET
     int epoll_ctl(int, int, int, epoll_event *)
 
 cdef extern from "<sys/timerfd.h>" nogil:
@@ -59,6 +60,11 @@ cdef extern from "<sys/timerfd.h>" nogil:
         timespec it_interval
         timespec it_value
     int timerfd_settime(int, int, const itimerspec *, itimerspec *)
+
+# Events that come once for all bytes that have come: else epoll looks at each socket once more,
+# to find nothing, after each request. A client with `more` is to be looked at without an event.
+cdef uint32_t READING = EPOLLIN | EPOLLRDHUP | EPOLLET
+cdef uint32_t HANGING_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 cdef enum:
     READ_SIZE = 65536        # one recv; a list of Postfix is some hundred bytes
@@ -161,8 +167,8 @@ cdef void clients_sweep(clients *all) noexcept nogil:
 cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
     """Have epoll watch for events; 0: for nothing, not even that the peer hangs up."""
     cdef epoll_event e
-    cdef int operation = EPOLL_CTL_MOD
-    if c.events == events:
+    cdef int operation = EPOLL_CTL_MOD  # which has epoll look at once
+    if c.events == events and not (c.more and events == READING):
         return
     if c.events == 0:
         operation = EPOLL_CTL_ADD
@@ -178,10 +184,11 @@ cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
 
 # One turn
 
-cdef void client_event(clients *all, client *c) noexcept nogil:
+cdef void client_event(clients *all, client *c, uint32_t events) noexcept nogil:
     """epoll reported something of c."""
     if c.source.fd < 0:
         return
+    c.more = events & HANGING_UP  # behind the last bytes, an end
     if buf_len(&c.output):
         client_flush(all, c)
     elif c.parked:
@@ -206,10 +213,9 @@ cdef void client_receive(clients *all, client *c) noexcept nogil:
     cdef bint began_before = buf_len(&c.input) != 0
     cdef size_t used = 0
     if n <= 0:
-        if n == 0 or (errno != EAGAIN and errno != EINTR):
-            client_close(all, c)
+        client_nothing(all, c, n)
         return
-    c.more = n == READ_SIZE
+    c.more = c.more or n == READ_SIZE
     c.quiet = False
     buf_clear(&all.replies)
     if not began_before:
@@ -220,6 +226,15 @@ cdef void client_receive(clients *all, client *c) noexcept nogil:
         client_serve_input(all, c)
     else:
         client_finish(all, c)
+
+
+cdef void client_nothing(clients *all, client *c, ssize_t n) noexcept nogil:
+    """recv returned n, not above 0."""
+    if n == 0 or (errno != EAGAIN and errno != EINTR):
+        client_close(all, c)
+        return
+    c.more = errno == EINTR
+    watch(all, c, READING)
 
 
 cdef void client_serve_input(clients *all, client *c) noexcept nogil:
@@ -337,7 +352,7 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
             clear_deadline(all, c)
     elif not c.timed:
         set_deadline(all, c, all.ipc_timeout_ms)
-    watch(all, c, EPOLLIN)
+    watch(all, c, READING)
 
 
 # Waiting for a table or a worker
@@ -422,8 +437,11 @@ cdef void client_discard(clients *all, client *c) noexcept nogil:
         client_flush(all, c)
         return
     n = recv(c.source.fd, all.received, READ_SIZE, MSG_DONTWAIT)
-    if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
-        client_close(all, c)
+    if n <= 0:
+        client_nothing(all, c, n)
+        return
+    c.more = c.more or n == READ_SIZE
+    watch(all, c, READING)
 
 
 cdef void set_timer(clients *all, bint ticking) noexcept nogil:
@@ -493,7 +511,7 @@ cdef void client_let_go(clients *all, client *c) noexcept nogil:
     c.discarding = True
     all.let_go += 1
     set_deadline(all, c, DISCARD_MS)
-    watch(all, c, EPOLLIN)
+    watch(all, c, READING)
 
 
 cdef bint is_idle(const client *c) noexcept nogil:

@@ -180,10 +180,10 @@ cdef void take_tick(loop *l) noexcept nogil:
     clients_tick(&l.all)
 
 
-cdef void take_event(loop *l, source *s) noexcept nogil:
+cdef void take_event(loop *l, source *s, uint32_t events) noexcept nogil:
     cdef uint64_t count
     if s.kind == SOURCE_CLIENT:
-        client_event(&l.all, <client *> s)
+        client_event(&l.all, <client *> s, events)
     elif s.kind == SOURCE_LISTENER:
         accept_clients(l, s)
     elif s.kind == SOURCE_ANSWERS:
@@ -256,7 +256,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if l.done.held:
         take_answers(l)  # then: whom a worker has answered may ask again by now
     for i in range(n):
-        take_event(l, <source *> events[i].data.ptr)
+        take_event(l, <source *> events[i].data.ptr, events[i].events)
     if queue_has_unheard(l.done):
         take_answers(l)
     clients_sweep(&l.all)
