@@ -31,9 +31,19 @@ from proxymap._service cimport (
 )
 from proxymap._words cimport STAT_BAD
 
+cdef extern from *:
+    """
+    #include <sys/syscall.h>
+    #include <sys/types.h>
+    #include <unistd.h>
+    /* libc's recv and send look twice whether somebody has cancelled the thread, at the price of parsing a request. */
+    #define proxymap_recv(fd, p, n, flags) ((ssize_t) syscall(SYS_recvfrom, fd, p, n, flags, NULL, NULL))
+    #define proxymap_send(fd, p, n, flags) ((ssize_t) syscall(SYS_sendto, fd, p, n, flags, NULL, 0))
+    """
+    ssize_t recv "proxymap_recv"(int, void *, size_t, int) nogil
+    ssize_t send "proxymap_send"(int, const void *, size_t, int) nogil
+
 cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int, void *, size_t, int)
-    ssize_t send(int, const void *, size_t, int)
     int shutdown(int, int)
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
 
