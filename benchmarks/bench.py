@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import sys
 import time
@@ -37,11 +38,13 @@ METRICS = (
     "max_us",
     "processes",
     "master_cpu_us",
+    "others",
 )
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
-WARM_UP = 0.2  # seconds before each figure: a new stock process opens its tables
 WARM_TABLE = 2.0  # seconds of each table before the first figure: its file is mapped and in memory
 BETWEEN = 0.1  # seconds that a figure costs beside
+
+Case = tuple[str, int, str, int]  # maptype, entries, keys, clients
 
 QUICK = {"sizes": [1_000_000], "clients": [1, 8, 32], "keys": ["found"], "seconds": 0.5, "rounds": 5,
          "part": ["load"], "json": None}  # fmt: skip
@@ -52,6 +55,7 @@ def main() -> int:
     if "stock" in options.servers and (reason := servers.no_stock()):
         log(f"without the stock server and Postfix's clients: {reason}")
         options.servers.remove("stock")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by the doors, so that what was started ends too
     servers.many_files()
     began = time.monotonic()
     maps = servers.make_tables(options.sizes, options.tables)
@@ -92,6 +96,10 @@ def parse() -> argparse.Namespace:
         "--rounds", type=int, default=5, help="of each figure; the median counts (default: 5)"
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="for each figure of load (default: 0.5)")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.2, metavar="SECONDS",
+        help="before each figure, not counted: a new stock process opens its tables (default: 0.2)",
+    )  # fmt: skip
     parser.add_argument("--postmap-keys", type=int, default=100_000, metavar="N")
     parser.add_argument("--messages", type=int, default=2000, metavar="N", help="sent in a round")
     parser.add_argument("--silent-clients", type=int, default=5000, metavar="N", help="for the memory of one")
@@ -134,9 +142,10 @@ class Run:
         self.o, self.maps = options, maps
         self.cases = list(product(options.maptypes, options.sizes, options.keys, options.clients))
         self.both = {"ours", "stock"} <= set(options.servers)  # for the real clients
-        self.each = options.seconds + WARM_UP + BETWEEN  # seconds
+        self.each = options.seconds + options.warm_up + BETWEEN  # seconds
         weights = {
-            "load": len(self.cases) * options.rounds * len(options.servers) * self.each,
+            "load": len(self.cases) * options.rounds * len(options.servers) * self.each
+            + len(self.to_warm()) * 2.3,
             "clients": self.both * (options.rounds + 1) * 2 * (2 * 4 + 5),
             "start": 3 * options.rounds * 0.2,
             "memory": len(options.servers) * (len(options.sizes) * 2 * 2.5 + 3) + 15,
@@ -149,7 +158,7 @@ class Run:
         }
 
     def load(self) -> list[dict[str, Any]]:
-        figures: dict[tuple[Any, ...], dict[str, dict[str, list[float]]]] = {}
+        figures: dict[Case, dict[str, dict[str, list[float]]]] = {}
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(servers.folder_for(self.maps))
             start = {
@@ -173,22 +182,22 @@ class Run:
             dict(zip(names, case, strict=True)) | {"servers": columns} for case, columns in figures.items()
         ]
 
-    def warm(self, running: dict[str, Server]) -> None:
-        for maptype, entries, kind in product(self.o.maptypes, self.o.sizes, self.o.keys):
-            for name in running:
-                if name != "floor":
-                    log(f"warming {maptype}, {entries:,} entries, {kind} keys: {name}")
-                    seconds = min(WARM_TABLE, entries / 1000)
-                    self.one(running[name], (maptype, entries, kind, 8), name, seconds)
+    def to_warm(self) -> list[tuple[str, Case]]:
+        """Server and case."""
+        kinds = product(self.o.maptypes, self.o.sizes, self.o.keys, [8])
+        return [(name, case) for case in kinds for name in self.o.servers if name != "floor"]
 
-    def one(self, server: Server, case: tuple[Any, ...], name: str, seconds: float = 0.0) -> Measured:
+    def warm(self, running: dict[str, Server]) -> None:
+        for name, case in self.to_warm():
+            self.one(running[name], case, name, min(WARM_TABLE, case[1] / 1000))
+            self.progress.did(2.3, "warming {}, {:,} entries, {} keys: ".format(*case[:3]) + name)
+
+    def one(self, server: Server, case: Case, name: str, seconds: float = 0.0) -> Measured:
         maptype, entries, kind, clients = case
-        table, keys = (
-            servers.table(maptype, entries, self.o.tables),
-            servers.keys(kind, entries, self.o.tables),
-        )
+        table = servers.table(maptype, entries, self.o.tables)
+        keys = servers.keys(kind, entries, self.o.tables)
         measured = servers.load(
-            server, table, keys, clients, seconds=seconds or self.o.seconds, warm_up=WARM_UP
+            server, table, keys, clients, seconds=seconds or self.o.seconds, warm_up=self.o.warm_up
         )
         right = "nokey" if kind == "absent" and name != "floor" else "ok"
         if measured[right] != measured["requests"]:
@@ -240,11 +249,11 @@ def print_load(cases: list[dict[str, Any]]) -> None:
     print("table        entries keys   clients server        req/s  CPU µs    p50 µs    p99 µs  p99.9 µs")
     for case in cases:
         for name, columns in case["servers"].items():
-            middle = {metric: statistics.median(values) for metric, values in columns.items()}
+            medians = {metric: statistics.median(values) for metric, values in columns.items()}
             print(
                 f"{case['maptype']:8} {case['entries']:11,} {case['keys']:6} {case['clients']:7,} {name:8}"
-                f" {middle['per_second']:10,.0f} {middle['cpu_us']:7.2f} {middle['p50_us']:9.1f}"
-                f" {middle['p99_us']:9.1f} {middle['p999_us']:9.1f}"
+                f" {medians['per_second']:10,.0f} {medians['cpu_us']:7.2f} {medians['p50_us']:9.1f}"
+                f" {medians['p99_us']:9.1f} {medians['p999_us']:9.1f}"
             )
 
 

@@ -9,8 +9,9 @@
  *
  * -t SECONDS   end after that time, if not after REQUESTS; SIGTERM ends it too
  * -w SECONDS   first the same without counting: processes start, tables open
- * -p           when that is done write "ready" on a line, and begin at a line
- *              of input: who measures the server has a look at it then
+ * -p           when that is done write "ready" on a line, begin at a line of
+ *              input, and stay connected until its end: who measures the server
+ *              looks at it before and after
  * -u           updates of the keys in place of lookups
  * -g FILE      every key has a value, a generation's number said several times,
  *              which must be one number, and no less than the eight bytes of
@@ -347,5 +348,9 @@ int main(int argc, char **argv)
            count, done, done / took, percentile(latency, done, .5), percentile(latency, done, .9),
            percentile(latency, done, .99), percentile(latency, done, .999), percentile(latency, done, 1),
            by_status[0], by_status[1], by_status[2], by_status[3], by_status[4], by_status[5]);
+    fflush(stdout);
+    if (pause)  /* a stock server may end with its clients, and its figures with it */
+        while (getchar() != EOF)
+            ;
     return 0;
 }

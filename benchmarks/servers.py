@@ -187,6 +187,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def all_cpus(but: int) -> float:
+    """Seconds that all CPUs have been busy, without that process; in clock ticks."""
+    times = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = times
+    busy = user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK") - cpu_seconds(but)
+
+
 @contextmanager
 def folder_for(maps: Iterable[str]) -> Iterator[Path]:
     """A folder for sockets, with a main.cf that approves these tables."""
@@ -310,7 +318,10 @@ def load(
     warm_up: float = 0.0,
     updates: bool = False,
 ) -> Measured:
-    """One run of load.c, with the CPU time that the server and its master spent on each request."""
+    """One run of load.c, with the CPU time that the server and its master spent on each request.
+
+    others: how many CPUs were busy with something else meanwhile.
+    """
     options = ["-p", "-t", str(seconds), "-w", str(warm_up), *(["-u"] if updates else [])]
     command = [str(ROOT / "build/load"), *options, str(server.path), table, str(keys), str(clients)]
     with subprocess.Popen(
@@ -320,10 +331,13 @@ def load(
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             raise SystemExit(f"load on {server.path} failed")
-        before, master = server.cpu_seconds(), cpu_seconds(server.pid)
+        before, master, others = server.cpu_seconds(), cpu_seconds(server.pid), all_cpus(process.pid)
+        start = time.monotonic()
         process.stdin.write("\n")
         line = process.stdout.readline()
+        took = time.monotonic() - start
         after, master = server.cpu_seconds(), cpu_seconds(server.pid) - master
+        others = all_cpus(process.pid) - others
     if process.returncode != 0:
         raise SystemExit(f"load on {server.path} failed")
     measured: Measured = json.loads(line)
@@ -331,4 +345,5 @@ def load(
     measured["cpu_us"] = used * 1e6 / measured["requests"]
     measured["processes"] = len(after)
     measured["master_cpu_us"] = master * 1e6 / measured["requests"] if server.child else 0.0
+    measured["others"] = max(0.0, others - used - (master if server.child else 0.0)) / took
     return measured

@@ -419,7 +419,7 @@ cdef class Slow(Table):
 
 
 cdef class Reader:
-    """A table as a program would have it, for benchmarks: like a client, it learns whether keys end with NUL."""
+    """A table as a program would have it, for benchmarks; it learns whether keys end with NUL."""
 
     cdef Table of
     cdef int flags
