@@ -57,6 +57,8 @@ build/floor: benchmarks/floor.c
 bench: build build/load build/floor
 	sh contrib/install-postfix
 	$(BIN) $(PY) benchmarks/bench.py $(BENCH_ARGS)
+	rm -f benchmarks/results/micro.json
+	$(PY) benchmarks/bench_micro.py --fast --output benchmarks/results/micro.json
 
 bench-quick: build build/load build/floor
 	$(BIN) $(PY) benchmarks/bench.py --quick $(BENCH_ARGS)

@@ -162,6 +162,8 @@ def cpu(figures: Figures) -> Any:
 
 
 def duration(microseconds: float) -> str:
+    if microseconds >= 1_000_000:
+        return f"{microseconds / 1_000_000:g} s"
     if microseconds >= 1000:
         return f"{microseconds / 1000:g} ms"
     return f"{microseconds:g} µs"
