@@ -5,14 +5,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test lint demo bench asan fuzz differential soak soak-live dist clean
+.PHONY: help build test lint demo bench bench-quick bench-micro bench-compare report asan fuzz differential soak soak-live dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
 	@echo "make test    run every test; as root, install Debian's Postfix for them first"
 	@echo "make build   compile the extensions in place"
 	@echo "make lint    ruff, cython-lint, mypy"
-	@echo "make bench   requests per second beside the floor and, if it is installed, Postfix's own server"
+	@echo "make bench   everything measured beside the floor and Postfix's own server; half an hour"
+	@echo "make bench-quick  requests per second, latency and CPU of a few cases; two minutes"
+	@echo "make bench-micro  the parts (codec, cache, tables, rules) by pyperf, into build/micro.json"
+	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
+	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
@@ -51,7 +55,23 @@ build/floor: benchmarks/floor.c
 	$(CC) -O2 -Wall -Wextra -o $@ $<
 
 bench: build build/load build/floor
-	$(BIN) $(PY) benchmarks/compare.py
+	sh contrib/install-postfix
+	$(BIN) $(PY) benchmarks/bench.py $(BENCH_ARGS)
+	rm -f benchmarks/results/micro.json
+	$(PY) benchmarks/bench_micro.py --fast --output benchmarks/results/micro.json
+
+bench-quick: build build/load build/floor
+	$(BIN) $(PY) benchmarks/bench.py --quick $(BENCH_ARGS)
+
+bench-micro: build
+	mkdir -p build && rm -f build/micro.json
+	$(PY) benchmarks/bench_micro.py --fast --output build/micro.json $(BENCH_ARGS)
+
+bench-compare:
+	$(PY) benchmarks/compare.py $(or $(BASE),benchmarks/results/micro.json) build/micro.json
+
+report: $(VENV)/ready
+	$(PY) benchmarks/report.py
 
 asan: $(VENV)/ready
 	$(BIN) sh contrib/asan

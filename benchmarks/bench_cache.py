@@ -13,7 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
-from servers import about_this_host, load, log, ours, tables
+from servers import about_this_host, folder_for, keys, load, log, make_tables, ours, table
 
 
 def main() -> None:
@@ -25,18 +25,18 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, dict[str, list[float]]] = {}
     with (
-        tables(options.entries) as folder,
+        folder_for(make_tables([options.entries])) as folder,
         ours(folder, "-o", "cache_maptypes=") as off,
         ours(folder, "-o", "cache_maptypes=cdb lmdb") as on,
     ):
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
             for maptype in ("cdb", "lmdb"):
-                for keys in ("zipf", "half"):
+                for kind in ("zipf", "found", "absent"):
                     for name, server in (("off", off), ("on", on)):
-                        table = f"{maptype}:{folder}/T"
-                        measured = load(server, table, folder / f"keys-{keys}", 8, options.requests)
-                        case = figures.setdefault(f"{maptype} {keys}", {})
+                        asked = keys(kind, options.entries)
+                        measured = load(server, table(maptype, options.entries), asked, 8, options.requests)
+                        case = figures.setdefault(f"{maptype} {kind}", {})
                         case.setdefault(name, []).append(measured["cpu_us"])
     print(f"CPU µs per request, {options.entries:,} entries, 8 clients, median of {options.rounds}")
     print("table keys   without  with the cache")

@@ -6,6 +6,7 @@ usage: bench_patterns.py [--rounds N] [--requests N] [--json FILE]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import json
 import random
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from servers import Measured, about_this_host, load, log, ours, stock_of
+from servers import Measured, about_this_host, folder_for, load, log, no_stock, ours, stock
 
 RULES = {"cidr": (100, 100_000), "regexp": (5, 5000), "pcre": (5, 5000)}
 KEYS = 400
@@ -57,19 +58,19 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         tables = write_tables(folder)
-        maps = " ".join("proxy:" + table for table in tables)
-        (folder / "main.cf").write_text(
-            f"compatibility_level = 3.6\nqueue_directory = {folder}\nproxy_read_maps = {maps}\n"
-        )
-        (folder / "proxymap.cf").write_text("cache_size = 0\n")  # the tables themselves
-        with ours(folder) as server, stock_of(maps, next(iter(tables))) as original:
+        with contextlib.ExitStack() as stack:
+            ours_in = stack.enter_context(folder_for(tables))
+            servers = {"proxymap": stack.enter_context(ours(ours_in, "-o", "cache_size=0"))}
+            if reason := no_stock():
+                log(f"without the stock server: {reason}")
+            else:
+                servers["stock"] = stack.enter_context(stock(tables))
             for number in range(options.rounds):
                 log(f"round {number + 1} of {options.rounds}")
                 for table, keys in tables.items():
-                    for label, one in (("proxymap", server), ("stock", original)):
-                        if one is not None:
-                            measured = load(one, table, keys, CLIENTS, options.requests)
-                            runs.setdefault(f"{Path(table).name:10} {label}", []).append(measured)
+                    for label, server in servers.items():
+                        measured = load(server, table, keys, CLIENTS, options.requests)
+                        runs.setdefault(f"{Path(table).name:10} {label}", []).append(measured)
     print("rules      server        req/s  CPU µs   p50 µs   p99 µs  (medians)")
     for case, measured_runs in runs.items():
         columns = [

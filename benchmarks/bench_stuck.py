@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from servers import ROOT, load, log
+from servers import ROOT, Server, load, log
 
 CLIENTS = 8
 STUCK = 8  # twice as many as there are workers
@@ -40,7 +40,7 @@ def main() -> None:
         during: list[float] = []
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
-            one = Path(server.path), server.pid
+            one = Server(Path(server.path), server.pid)
             before.append(load(one, table.decode(), keys, CLIENTS, options.requests)["p99_us"])
             with fix_server.peers(server, STUCK) as stuck:
                 for peer in stuck:

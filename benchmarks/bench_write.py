@@ -32,14 +32,14 @@ def main() -> None:
         keys.flush()
         log("filling")
         for server, table in servers.values():
-            load(server, table, Path(keys.name), 64, 2 * KEYS, "-u")
+            load(server, table, Path(keys.name), 64, 2 * KEYS, updates=True)
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
             for clients in CLIENTS:
                 for name, (server, table) in servers.items():
-                    speed = load(server, table, Path(keys.name), clients, TRIAL, "-u")["per_second"]
+                    speed = load(server, table, Path(keys.name), clients, TRIAL, updates=True)["per_second"]
                     count = max(TRIAL, int(speed * options.seconds))
-                    measured = load(server, table, Path(keys.name), clients, count, "-u")
+                    measured = load(server, table, Path(keys.name), clients, count, updates=True)
                     assert measured["ok"] == count, measured
                     runs.setdefault(f"{clients:7} {name}", []).append(measured)
     print("clients server    updates/s  CPU µs   p50 µs   p99 µs  (medians)")

@@ -1,56 +1,75 @@
-"""compare - our server beside the floor and Postfix's own, in one run, in alternating rounds
+"""compare - has a part become slower? Two results of bench_micro.py, judged by pyperf
 
-usage: compare.py [--entries N] [--rounds N] [--requests N] [--json FILE]
+A part is slower if pyperf's t-test says that the two differ, and by more than
+the limit: between two runs of the same code on a shared machine there may well
+be a few percent. Exit status 1 if one is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 from pathlib import Path
 
-from servers import Measured, about_this_host, floor, load, log, ours, stock, tables
+from figures import micro, table
+from pyperf import Benchmark
+from pyperf._compare import CompareData, CompareResult
 
-CLIENTS = (1, 8, 32)
+LIMIT = 10.0  # percent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="requests per second, latency and CPU, side by side")
-    parser.add_argument("--entries", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--requests", type=int, default=200_000, help="for each figure; the stock server gets a quarter"
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="write all figures there too")
+    parser.add_argument("base", type=Path, metavar="BASE", help="JSON as it was")
+    parser.add_argument("new", type=Path, metavar="NEW", help="and as it is")
+    parser.add_argument("--limit", type=float, default=LIMIT, metavar="PERCENT", help=f"default: {LIMIT:g}")
+    parser.add_argument("--json", action="store_true", help="JSON in place of the table")
     options = parser.parse_args()
-    runs: dict[str, list[Measured]] = {}
-    with (
-        tables(options.entries) as folder,
-        floor(folder) as least,
-        ours(folder) as server,
-        stock(folder) as original,
-    ):
-        for number in range(options.rounds):
-            log(f"round {number + 1} of {options.rounds}")
-            for maptype in ("cdb", "lmdb"):
-                for clients in CLIENTS:
-                    for name, one in (("floor", least), ("proxymap", server), ("stock", original)):
-                        if one is None:
-                            continue
-                        requests = options.requests // 4 if name == "stock" else options.requests
-                        measured = load(one, f"{maptype}:{folder}/T", folder / "keys-half", clients, requests)
-                        runs.setdefault(f"{maptype:5} {clients:7} {name}", []).append(measured)
-    print("table clients server        req/s  CPU µs   p50 µs   p99 µs  (medians)")
-    for case, measured_runs in runs.items():
-        columns = [
-            statistics.median(run[name] for run in measured_runs)
-            for name in ("per_second", "cpu_us", "p50_us", "p99_us")
-        ]
-        print(f"{case:22} {columns[0]:10,.0f} {columns[1]:7.2f} {columns[2]:8.1f} {columns[3]:8.1f}")
+    for path in (options.base, options.new):
+        if not path.exists():
+            parser.error(f"{path} is not there: `make bench-micro` makes one")  # exit status 2
+    base, new = micro(options.base), micro(options.new)
+    if machine(base) != machine(new):
+        print(f"not the same machine: {machine(base)}, now {machine(new)}", file=sys.stderr)
+    found = {name: judge(base[name], new[name], options.limit) for name in base if name in new}
+    for name in base.keys() ^ new.keys():
+        print(f"only in one of the two: {name}", file=sys.stderr)
+    slower = [name for name, (_, word) in found.items() if word == "slower"]
     if options.json:
-        options.json.write_text(json.dumps({"host": about_this_host(), "runs": runs}, indent=1) + "\n")
+        print(
+            json.dumps(
+                {name: {"ratio": ratio, "is": word} for name, (ratio, word) in found.items()}, indent=1
+            )
+        )
+    else:
+        rows = (
+            [name, ns(base[name]), ns(new[name]), f"{found[name][0]:.2f}", found[name][1]] for name in found
+        )
+        print(table(["", "ns before", "now", "ratio", ""], rows), end="")
+        print(f"slower by more than {options.limit:g} %: {', '.join(slower) or 'nothing'}")
+    return int(bool(slower))
+
+
+def judge(base: Benchmark, new: Benchmark, limit: float) -> tuple[float, str]:
+    """New by old, and a word for it."""
+    result = CompareResult(CompareData("base", base), CompareData("new", new), limit)
+    ratio = result.norm_mean
+    if not result.significant:
+        return ratio, "same"
+    return ratio, "slower" if ratio > 1 else "faster"
+
+
+def ns(benchmark: Benchmark) -> str:
+    return f"{benchmark.mean() * 1e9:.1f}"
+
+
+def machine(benchmarks: dict[str, Benchmark]) -> str:
+    metadata = next(iter(benchmarks.values())).get_metadata()
+    return f"{metadata.get('cpu_model_name')}, Python {metadata.get('python_version')}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,22 +1,30 @@
 /*
  * load - closed-loop load on a proxymap socket
  *
- * usage: load [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]
+ * usage: load [OPTION]... SOCKET TABLE KEYFILE CLIENTS REQUESTS
  *
- * -u: updates of these keys in place of lookups.
- * -g: every key has a value, a generation's number said several times, which
- * must be one number, and no less than the eight bytes of FILE were when the
- * request was sent; ends at the first reply that is otherwise.
  * CLIENTS connections, one request in flight on each, as Postfix's clients do;
- * keys are drawn from KEYFILE (a key a line) in a fixed pseudo-random order.
- * SIGTERM ends it earlier. Speaks the dialect of Postfix 3.6 to 3.10. Prints one JSON object: requests
- * per second, latency in microseconds, replies by status and, with PID, the
- * CPU microseconds per request of that process (utime and stime from /proc,
- * so in steps of a clock tick: ask for enough requests).
+ * keys are taken from KEYFILE, a key a line, in its order, beginning at any.
+ * Speaks the dialect of Postfix 3.6 to 3.10.
+ *
+ * -t SECONDS   end after that time, if not after REQUESTS; SIGTERM ends it too
+ * -w SECONDS   first the same without counting: processes start, tables open
+ * -p           when that is done write "ready" on a line, begin at a line of
+ *              input, and stay connected until its end: who measures the server
+ *              looks at it before and after
+ * -u           updates of the keys in place of lookups
+ * -g FILE      every key has a value, a generation's number said several times,
+ *              which must be one number, and no less than the eight bytes of
+ *              FILE were when the request was sent; ends at the first reply
+ *              that is otherwise
+ *
+ * Prints one JSON object: requests per second, replies by status, and latency
+ * in microseconds, from before the send until the reply was looked at.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,11 +34,12 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { STATUSES = 6, IN_SIZE = 1 << 20 };
+enum { STATUSES = 6, IN_SIZE = 1 << 20, STALLED_MS = 10000 };
 
 struct client {
     int fd;
@@ -40,8 +49,9 @@ struct client {
     char *in;
 };
 
+static int ep;
 static char **keys;
-static size_t key_count;
+static size_t key_count, key_at;
 static char head[8192];  /* the request up to the key */
 static size_t head_len;
 static const char *tail = "\0";  /* and from the end of the key on */
@@ -70,34 +80,39 @@ static uint64_t now_ns(void)
 
 static void read_keys(const char *path)
 {
-    FILE *file = fopen(path, "r");
-    char *line = NULL;
-    size_t cap = 0, room = 0;
-    ssize_t n;
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    char *text, *line, *end;
+    size_t room = 0;
 
-    if (file == NULL)
+    if (fd < 0 || fstat(fd, &status))
         die(path);
-    while ((n = getline(&line, &cap, file)) > 0) {
-        if (line[n - 1] == '\n')
-            line[n - 1] = 0;
+    text = mmap(NULL, status.st_size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    if (text == MAP_FAILED)
+        die(path);
+    close(fd);
+    for (line = text; line < text + status.st_size; line = end + 1) {
+        end = memchr(line, '\n', text + status.st_size - line);
+        if (end == NULL) {
+            fprintf(stderr, "%s: no newline at the end\n", path);
+            exit(65);
+        }
+        *end = 0;
         if (key_count == room)
             keys = realloc(keys, (room = room ? room * 2 : 1024) * sizeof *keys);
-        keys[key_count++] = strdup(line);
+        keys[key_count++] = line;
     }
-    fclose(file);
     if (key_count == 0) {
         fprintf(stderr, "%s: no keys\n", path);
         exit(65);
     }
+    key_at = now_ns() % key_count;
 }
 
 static const char *next_key(void)
 {
-    static uint64_t x = 88172645463325252ull;  /* xorshift64 */
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    return keys[x % key_count];
+    key_at = key_at + 1 < key_count ? key_at + 1 : 0;
+    return keys[key_at];
 }
 
 static void add(const char *text)
@@ -184,23 +199,70 @@ static void connect_client(struct client *c, const char *path)
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
 }
 
-static double cpu_us(const char *pid)
+/* Take what there is of a reply; 1 if it is whole. */
+static int take(struct client *c, long done)
 {
-    char path[64], text[1024], *after;
-    unsigned long utime, stime;
-    FILE *file;
-    size_t n;
+    const char *text = "";
+    int status = -1;
+    ssize_t got = recv(c->fd, c->in + c->used, IN_SIZE - c->used, 0);
 
-    snprintf(path, sizeof path, "/proc/%s/stat", pid);
-    if ((file = fopen(path, "r")) == NULL)
-        die(path);
-    n = fread(text, 1, sizeof text - 1, file);
-    text[n] = 0;
-    fclose(file);
-    after = strrchr(text, ')');
-    if (after == NULL || sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &utime, &stime) != 2)
-        die(path);
-    return (utime + stime) * 1e6 / sysconf(_SC_CLK_TCK);
+    if (got <= 0) {
+        if (got < 0 && errno == EAGAIN)
+            return 0;
+        fprintf(stderr, "the server hung up after %ld replies\n", done);
+        exit(1);
+    }
+    c->used += got;
+    if (list_length(c->in, c->used, &status, &text) == 0)
+        return 0;
+    if (oldest && !is_right(c, status, text)) {
+        fprintf(stderr, "reply %ld: status %d, value '%.80s', not from %lu on\n", done, status, text,
+                (unsigned long) c->oldest);
+        exit(1);
+    }
+    c->used = 0;
+    if (status >= 0 && status < STATUSES)
+        by_status[status]++;
+    return 1;
+}
+
+/* Ask until there are `total` replies, or `seconds` (0: any) are over; returns how many came. */
+static long run(struct client *clients, int count, long total, double seconds, uint32_t *latency)
+{
+    struct epoll_event ready[256];
+    uint64_t now, until = now_ns() + (uint64_t) (seconds * 1e9);
+    long sent = 0, done = 0;
+
+    memset(by_status, 0, sizeof by_status);
+    for (int i = 0; i < count && sent < total; i++, sent++)
+        ask(&clients[i]);
+    while (done < sent) {
+        int n = epoll_wait(ep, ready, 256, STALLED_MS);
+        if (n < 0 && errno == EINTR)
+            n = 0;
+        else if (n <= 0) {
+            fprintf(stderr, "stalled after %ld of %ld replies\n", done, sent);
+            exit(1);
+        }
+        if (ending)
+            total = sent;
+        for (int i = 0; i < n; i++) {
+            struct client *c = ready[i].data.ptr;
+            if (!take(c, done))
+                continue;
+            now = now_ns();
+            if (latency)
+                latency[done] = now - c->sent_ns < UINT32_MAX ? now - c->sent_ns : UINT32_MAX;
+            done++;
+            if (seconds > 0 && now > until)
+                total = sent;
+            if (sent < total) {
+                ask(c);
+                sent++;
+            }
+        }
+    }
+    return done;
 }
 
 static int by_value(const void *a, const void *b)
@@ -214,98 +276,81 @@ static double percentile(const uint32_t *ns, long count, double p)
     return ns[(long) ((count - 1) * p)] / 1e3;
 }
 
+static void usage(void)
+{
+    fprintf(stderr, "usage: load [-t SECONDS] [-w SECONDS] [-p] [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS\n");
+    exit(64);
+}
+
 int main(int argc, char **argv)
 {
+    static const char update_tail[] = "\0value\0" "1700000000:2:250 ok\0";
     struct rlimit files;
-    struct epoll_event event = {.events = EPOLLIN}, ready[256];
-    int ep = epoll_create1(0);
-    int updates = argc > 1 && strcmp(argv[1], "-u") == 0;
+    struct epoll_event event = {.events = EPOLLIN};
+    double seconds = 0, warm_up = 0;
+    int option, updates = 0, pause = 0, fd;
 
-    if (updates) {
-        static const char update_tail[] = "\0value\0" "1700000000:2:250 ok\0";
-        tail = update_tail;
-        tail_len = sizeof update_tail;
-        argv++, argc--;
-    }
-    if (argc > 2 && strcmp(argv[1], "-g") == 0) {
-        int fd = open(argv[2], O_RDONLY);
-        oldest = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *oldest, PROT_READ, MAP_SHARED, fd, 0);
-        if (oldest == MAP_FAILED)
-            die(argv[2]);
-        argv += 2, argc -= 2;
-    }
-    if (argc < 6) {
-        fprintf(stderr, "usage: load [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS [PID]\n");
-        return 64;
-    }
+    while ((option = getopt(argc, argv, "t:w:pug:")) != -1)
+        switch (option) {
+        case 't': seconds = atof(optarg); break;
+        case 'w': warm_up = atof(optarg); break;
+        case 'p': pause = 1; break;
+        case 'u':
+            updates = 1;
+            tail = update_tail;
+            tail_len = sizeof update_tail;
+            break;
+        case 'g':
+            fd = open(optarg, O_RDONLY);
+            oldest = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *oldest, PROT_READ, MAP_SHARED, fd, 0);
+            if (oldest == MAP_FAILED)
+                die(optarg);
+            break;
+        default: usage();
+        }
+    argv += optind;
+    if (argc - optind != 5)
+        usage();
     signal(SIGTERM, end_early);
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
-    read_keys(argv[3]);
-    int client_count = atoi(argv[4]);
-    long total = atol(argv[5]), sent = 0, done = 0;
-    const char *pid = argc > 6 ? argv[6] : NULL;
-    struct client *clients = calloc(client_count, sizeof *clients);
+    read_keys(argv[2]);
+    int count = atoi(argv[3]);
+    long total = atol(argv[4]), done;
+    struct client *clients = calloc(count, sizeof *clients);
     uint32_t *latency = malloc(total * sizeof *latency);
-    add("request"), add(updates ? "update" : "lookup"), add("table"), add(argv[2]), add("flags"), add("64"), add("key");
-    for (int i = 0; i < client_count; i++) {
-        connect_client(&clients[i], argv[1]);
+    if (count < 1 || total < 1 || clients == NULL || latency == NULL)
+        usage();
+    add("request"), add(updates ? "update" : "lookup"), add("table"), add(argv[1]), add("flags"), add("64"), add("key");
+    ep = epoll_create1(0);
+    for (int i = 0; i < count; i++) {
+        connect_client(&clients[i], argv[0]);
         event.data.ptr = &clients[i];
         epoll_ctl(ep, EPOLL_CTL_ADD, clients[i].fd, &event);
     }
-    double cpu = pid ? cpu_us(pid) : 0;
-    uint64_t start = now_ns();
-    for (int i = 0; i < client_count && sent < total; i++, sent++)
-        ask(&clients[i]);
-    while (done < total) {
-        int n = epoll_wait(ep, ready, 256, 10000);
-        if (ending)
-            total = sent;
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            fprintf(stderr, "stalled after %ld of %ld replies\n", done, total);
-            return 1;
-        }
-        for (int i = 0; i < n; i++) {
-            struct client *c = ready[i].data.ptr;
-            int status = -1;
-            const char *text = "";
-            ssize_t got = recv(c->fd, c->in + c->used, IN_SIZE - c->used, 0);
-            if (got <= 0) {
-                if (got < 0 && errno == EAGAIN)
-                    continue;
-                fprintf(stderr, "the server hung up after %ld of %ld replies\n", done, total);
+    if (warm_up > 0)
+        run(clients, count, LONG_MAX, warm_up, NULL);
+    if (pause) {
+        printf("ready\n");
+        fflush(stdout);
+        while ((option = getchar()) != '\n')
+            if (option == EOF)
                 return 1;
-            }
-            c->used += got;
-            if (list_length(c->in, c->used, &status, &text) == 0)
-                continue;
-            if (oldest && !is_right(c, status, text)) {
-                fprintf(stderr, "reply %ld: status %d, value '%.80s', not from %lu on\n", done, status, text,
-                        (unsigned long) c->oldest);
-                return 1;
-            }
-            c->used = 0;
-            latency[done++] = now_ns() - c->sent_ns;
-            if (status >= 0 && status < STATUSES)
-                by_status[status]++;
-            if (sent < total) {
-                ask(c);
-                sent++;
-            }
-        }
     }
-    double seconds = (now_ns() - start) / 1e9;
-    double used = pid ? (cpu_us(pid) - cpu) / total : 0;
-    qsort(latency, total, sizeof *latency, by_value);
-    printf("{\"clients\": %d, \"requests\": %ld, \"per_second\": %.0f, \"cpu_us\": %.3f, "
+    uint64_t start = now_ns();
+    done = run(clients, count, total, seconds, latency);
+    double took = (now_ns() - start) / 1e9;
+    qsort(latency, done, sizeof *latency, by_value);
+    printf("{\"clients\": %d, \"requests\": %ld, \"per_second\": %.0f, "
            "\"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f, "
            "\"ok\": %ld, \"nokey\": %ld, \"retry\": %ld, \"bad\": %ld, \"deny\": %ld, \"config\": %ld}\n",
-           client_count, total, total / seconds, used, percentile(latency, total, .5),
-           percentile(latency, total, .9), percentile(latency, total, .99), percentile(latency, total, .999),
-           percentile(latency, total, 1), by_status[0], by_status[1], by_status[2], by_status[3], by_status[4],
-           by_status[5]);
+           count, done, done / took, percentile(latency, done, .5), percentile(latency, done, .9),
+           percentile(latency, done, .99), percentile(latency, done, .999), percentile(latency, done, 1),
+           by_status[0], by_status[1], by_status[2], by_status[3], by_status[4], by_status[5]);
+    fflush(stdout);
+    if (pause)  /* a stock server may end with its clients, and its figures with it */
+        while (getchar() != EOF)
+            ;
     return 0;
 }

@@ -101,12 +101,19 @@ def rate(folder: Path, pid: int) -> None:
     say(f"Eight clients, one request in flight each, {LOOKUPS:,} lookups:")
     (folder / "keys").write_text("".join(f"user{i}@example.com\n" for i in range(0, 2 * USERS, 7)))
     command = [ROOT / "build/load", f"{folder}/proxymap", f"cdb:{folder}/virtual", f"{folder}/keys"]
-    result = json.loads(subprocess.check_output([*command, "8", str(LOOKUPS), str(pid)]))
+    before = cpu_seconds(pid)
+    result = json.loads(subprocess.check_output([*command, "8", str(LOOKUPS)]))
+    cpu_us = (cpu_seconds(pid) - before) * 1e6 / LOOKUPS
     print(
         f"{result['per_second']:,} lookups per second, half of them within {result['p50_us']} µs,"
-        f" 99 % within {result['p99_us']} µs; {result['cpu_us']:.1f} µs of CPU each;"
+        f" 99 % within {result['p99_us']} µs; {cpu_us:.1f} µs of CPU each;"
         f" {result['ok']:,} found, {result['nokey']:,} not found"
     )
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def show(command: list[str], expected: int = 0) -> None:

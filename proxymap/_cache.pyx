@@ -212,3 +212,37 @@ cdef class Cache:
         return {"hits": self.c.hits, "misses": self.c.misses, "evicted": self.c.evicted,
                 "bytes": self.c.found.bytes + self.c.absent.bytes + (self.c.mask + 1) * sizeof(entry *),
                 "found_bytes": self.c.found.bytes, "absent_bytes": self.c.absent.bytes}
+
+    def find_loop(self, list keys not None, long rounds) -> int:
+        """Look all keys up again and again, for benchmarks; returns how often one was there."""
+        cdef view *wanted = views_of(keys)
+        cdef size_t i, n = len(keys)
+        cdef long _, there = 0
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    there += cache_find(&self.c, 1, 1, wanted[i]) != NULL
+        free(wanted)
+        return there
+
+    def store_loop(self, list keys not None, bytes value not None, long rounds):
+        """Store all keys with that value again and again, for benchmarks."""
+        cdef view *wanted = views_of(keys)
+        cdef view text = view_of(value, len(value))
+        cdef size_t i, n = len(keys)
+        cdef long _
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    cache_store(&self.c, 1, 1, wanted[i], STAT_OK, 0, text)
+        free(wanted)
+
+
+cdef view *views_of(list keys) except NULL:
+    """They borrow: good while keys is held."""
+    cdef view *views = <view *> calloc(len(keys) + 1, sizeof(view))
+    if views == NULL:
+        raise MemoryError
+    for i, key in enumerate(keys):
+        views[i] = view_of(<bytes> key, len(<bytes> key))
+    return views

@@ -373,3 +373,22 @@ def parse_loop(bytes data, long rounds) -> int:
             list_scan(&s, p, n)
             total += request_parse(&s, p, &r)
     return total
+
+
+def reply_loop(str dialect, bytes value, long rounds) -> int:
+    """Build the same reply to a lookup again and again, for benchmarks; returns its length."""
+    cdef request r
+    cdef buf out
+    cdef view found = view_of(value, len(value))
+    cdef long _
+    buf_init(&out)
+    r.kind = REQ_LOOKUP
+    r.dialect = DIALECT_3_11 if dialect == "3.11" else DIALECT_3_6
+    try:
+        with nogil:
+            for _ in range(rounds):
+                out.start = out.end = 0
+                reply_append(&out, &r, STAT_OK, 0, found, found)
+        return out.end
+    finally:
+        buf_free(&out)

@@ -416,3 +416,46 @@ cdef class Slow(Table):
     @property
     def at_a_time(self) -> int:
         return self.answers.at_a_time
+
+
+cdef class Reader:
+    """A table as a program would have it, for benchmarks; it learns whether keys end with NUL."""
+
+    cdef Table of
+    cdef int flags
+    cdef buf scratch
+
+    def __cinit__(self, Table table not None):
+        if table.t.lookup == NULL:
+            raise TypeError("this table answers on a worker thread")
+        self.of = table
+        self.flags = DICT_FLAGS_TRY
+        buf_init(&self.scratch)
+
+    def __dealloc__(self):
+        buf_free(&self.scratch)
+
+    def get(self, bytes key not None):
+        """The value, or None: not found, or trouble."""
+        cdef view value
+        cdef int status = self.of.t.lookup(
+            &self.of.t, view_of(key, len(key)), &self.flags, &self.scratch, &value)
+        return value.ptr[:value.len] if status == STAT_OK else None
+
+    def get_loop(self, list keys not None, long rounds) -> int:
+        """Look all keys up again and again without Python; returns how many were found."""
+        cdef view value
+        cdef long _, found = 0
+        cdef size_t i, n = len(keys)
+        cdef view *wanted = <view *> PyMem_Calloc(n + 1, sizeof(view))
+        if wanted == NULL:
+            raise MemoryError()
+        for i in range(n):
+            wanted[i] = view_of(<bytes> keys[i], len(<bytes> keys[i]))
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    found += self.of.t.lookup(
+                        &self.of.t, wanted[i], &self.flags, &self.scratch, &value) == STAT_OK
+        PyMem_Free(wanted)
+        return found

@@ -57,9 +57,14 @@ def daemon_directory() -> str:
 class StockPostfix:
     """A Postfix instance of its own; `dir` is open to mail_owner and holds whatever a test needs."""
 
-    def __init__(self, main: Mapping[str, str] | None = None, master: str = MASTER) -> None:
-        """`main` and `master`: parameters of main.cf, and the whole of master.cf. Not started yet."""
-        self.dir = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))
+    def __init__(
+        self, main: Mapping[str, str] | None = None, master: str = MASTER, *, place: str = "/tmp"
+    ) -> None:
+        """main, master: parameters of main.cf, and the whole of master.cf. place: where `dir` is made.
+
+        Not started yet.
+        """
+        self.dir = Path(tempfile.mkdtemp(prefix="pm-", dir=place))
         self.dir.chmod(0o755)
         self.config_dir = self.dir / "etc"
         self.queue_dir = self.dir / "q"

@@ -63,7 +63,7 @@ class Load:
         checks = ["-g", str(generations.path)] if generations else []
         command = [str(ROOT / "build/load"), *checks, server.path, table, str(keys), str(clients)]
         self.process = subprocess.Popen(
-            [*command, str(requests), str(server.pid)],
+            [*command, str(requests)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,33 +1,28 @@
-"""bench_start - from exec to the first reply, ours and Postfix's own, in one run, in alternating rounds
+"""start - from exec to the first reply, ours and Postfix's own, in alternating rounds
 
 Each is started as master(8) starts it: as root, with the descriptors, the
 environment and the arguments that a child gets. The clock runs from the start
 of the process until a client, which has waited from the beginning, has the
 greeting and one reply from a cdb table. Ours is measured twice: from a folder
 with bytecode, as an installation has it, and from one without.
-
-usage: bench_start.py [--rounds N] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import compileall
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
 import socket
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from servers import ROOT, about_this_host, log
+from servers import ROOT
 
 LIMIT = 60.0  # seconds for one start; to end a broken run
 END_LIMIT = 10.0  # seconds for its end
@@ -36,27 +31,18 @@ REPLY = b"status\x000\0value\0value\0\0"
 ENTRIES = 1000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="milliseconds from exec to the first reply")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    options = parser.parse_args()
+def measure(rounds: int, did: Callable[[str], None]) -> dict[str, list[float]]:
+    """Milliseconds, by server."""
     figures: dict[str, list[float]] = {}
     with configured() as folder:
         servers = programs(folder)
         for path in servers.values():
             first_reply(path, folder)  # the files are in memory from here on
-        for number in range(options.rounds):
-            log(f"round {number + 1} of {options.rounds}")
+        for _ in range(rounds):
             for name, path in servers.items():
-                figures.setdefault(name, []).append(first_reply(path, folder))
-    print(f"ms from exec to the first reply, cdb, {ENTRIES:,} entries, {options.rounds} rounds")
-    print("server                   median   least    most")
-    for name, measured in figures.items():
-        columns = (statistics.median(measured), min(measured), max(measured))
-        print(f"{name:22} " + " ".join(f"{column:8.1f}" for column in columns))
-    if options.json:
-        options.json.write_text(json.dumps({"host": about_this_host(), "ms": figures}, indent=1) + "\n")
+                figures.setdefault(name, []).append(round(first_reply(path, folder), 2))
+                did(f"start: {name}")
+    return figures
 
 
 @contextlib.contextmanager
@@ -82,12 +68,10 @@ def programs(folder: Path) -> dict[str, Path]:
     from fix_postfix import daemon_directory, unavailable
 
     found = {
-        "proxymap": installed(folder / "with", bytecode=True),
-        "proxymap, no bytecode": installed(folder / "without", bytecode=False),
+        "ours": installed(folder / "with", bytecode=True),
+        "ours, no bytecode": installed(folder / "without", bytecode=False),
     }
-    if reason := unavailable():
-        log(f"without the stock server: {reason}")
-    else:
+    if unavailable() is None:
         found["stock"] = Path(daemon_directory(), "proxymap")
     return found
 
@@ -181,7 +165,3 @@ def read(client: socket.socket, expected: bytes) -> None:
         data += piece
     if data != expected:
         raise SystemExit(f"expected {expected!r}, got {data!r}")
-
-
-if __name__ == "__main__":
-    main()
