@@ -36,7 +36,7 @@ cdef extern from *:
     #include <sys/syscall.h>
     #include <sys/types.h>
     #include <unistd.h>
-    /* libc's recv and send look twice whether somebody has cancelled the thread, at the price of parsing a request. */
+    /* libc's look twice whether somebody has cancelled the thread, at the price of parsing a request. */
     #define proxymap_recv(fd, p, n, flags) ((ssize_t) syscall(SYS_recvfrom, fd, p, n, flags, NULL, NULL))
     #define proxymap_send(fd, p, n, flags) ((ssize_t) syscall(SYS_sendto, fd, p, n, flags, NULL, 0))
     """

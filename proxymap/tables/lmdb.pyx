@@ -126,12 +126,21 @@ cdef inline uint64_t load64(const char *p) noexcept nogil:
 
 cdef extern from *:
     """
+    #include <endian.h>
     #include <stdint.h>
+    #include <string.h>
     typedef const volatile uint64_t proxymap_volatile_u64;
+    static inline uint64_t proxymap_load_big(const char *p)
+    {
+        uint64_t n;
+        memcpy(&n, p, 8);
+        return be64toh(n);
+    }
     #define proxymap_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
     """
     ctypedef uint64_t volatile_u64 "proxymap_volatile_u64"
     void read_fence "proxymap_fence"() noexcept nogil
+    uint64_t load_big "proxymap_load_big"(const char *p) noexcept nogil  # as memcmp orders bytes
 
 
 cdef inline const char *meta_at(const lmdb *db, uint64_t number) noexcept nogil:
@@ -227,22 +236,31 @@ cdef int page_get(lmdb *db, uint64_t number, page *p) noexcept nogil:
     return 0 if p.keys else -1
 
 
-cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexcept nogil:
-    """Node i of a page, i < keys; 0, or -1 if it does not lie within the page."""
+cdef inline int node_key(const lmdb *db, const page *p, unsigned int i, view *key) noexcept nogil:
+    """The key of node i of a page, i < keys; 0, or -1 if it does not lie within the page."""
     cdef size_t offset = load16(p.data + db.header + 2 * i)
     cdef size_t room = db.page_size - db.base
-    cdef size_t ksize, pad
-    cdef uint64_t held
-    cdef const char *at
+    cdef size_t ksize
     if offset < p.upper or offset > room or room - offset < NODE_HEADER:
         return -1
-    room -= offset + NODE_HEADER
-    at = p.nodes + offset
-    n.flags = load16(at + 4)
-    ksize = load16(at + 6)
-    if ksize > room or (ksize == 0 and (i or p.kind == P_LEAF)):
+    ksize = load16(p.nodes + offset + 6)
+    if ksize > room - offset - NODE_HEADER or (ksize == 0 and (i or p.kind == P_LEAF)):
         return -1  # only the first key of a branch may be empty; zeros are damage
-    n.key = view_of(at + NODE_HEADER, ksize)
+    key[0] = view_of(p.nodes + offset + NODE_HEADER, ksize)
+    return 0
+
+
+cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexcept nogil:
+    """Node i of a page, i < keys; 0, or -1 if it does not lie within the page."""
+    cdef size_t room, ksize, pad
+    cdef uint64_t held
+    cdef const char *at
+    if node_key(db, p, i, &n.key) < 0:
+        return -1
+    at = n.key.ptr - NODE_HEADER
+    ksize = n.key.len
+    room = p.nodes + db.page_size - db.base - n.key.ptr
+    n.flags = load16(at + 4)
     if p.kind == P_BRANCH:
         n.child = load16(at) | <uint64_t> load16(at + 2) << 16 | <uint64_t> n.flags << 32
         return 0
@@ -281,7 +299,16 @@ cdef int node_value(lmdb *db, node *n) noexcept nogil:
 cdef inline int key_order(view stored, view key, bint nul) noexcept nogil:
     """stored against key, with a NUL behind it if nul is set: below 0, 0 or above 0."""
     cdef size_t common = stored.len if stored.len < key.len else key.len
-    cdef int order = memcmp(stored.ptr, key.ptr, common) if common else 0  # a key of no bytes may be NULL
+    cdef size_t at = 0
+    cdef uint64_t a, b
+    cdef int order
+    while common - at >= 8:  # most keys differ soon: no call for them
+        a = load_big(stored.ptr + at)
+        b = load_big(key.ptr + at)
+        if a != b:
+            return 1 if a > b else -1
+        at += 8
+    order = memcmp(stored.ptr + at, key.ptr + at, common - at) if common > at else 0  # no bytes may be NULL
     if order:
         return order
     if stored.len > key.len and nul and stored.ptr[key.len]:
@@ -296,12 +323,12 @@ cdef int page_search(
     cdef unsigned int low = first, high = p.keys, middle
     cdef bint equal = False
     cdef int order
-    cdef node n
+    cdef view stored
     while low < high:
         middle = (low + high) // 2
-        if node_get(db, p, middle, &n) < 0:
+        if node_key(db, p, middle, &stored) < 0:
             return -1
-        order = key_order(n.key, key, nul)
+        order = key_order(stored, key, nul)
         if order < 0:
             low = middle + 1
         else:
