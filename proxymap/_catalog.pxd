@@ -46,6 +46,7 @@ cdef struct catalog:
     unsigned int count
     uint64_t seed
     uint64_t last_id
+    uint64_t forgotten   # instances that made room so far
     unsigned long clock  # requests so far
 
 

@@ -122,6 +122,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
         link = &link[0].chain
     link[0] = oldest.chain
     c.count -= 1
+    c.forgotten += 1
     t = oldest.t
     buf_free(&oldest.name)
     free(oldest)

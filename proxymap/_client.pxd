@@ -29,11 +29,15 @@ cdef struct client:
     bint parked          # waits for a table or a worker: not read meanwhile
     bint deaf            # and nothing that it does wakes the loop
     bint quiet           # while draining: has sent nothing since the latest look
+    bint read            # the list at the start of what has come was read: the session has the request,
+    size_t list_len      # and so many bytes it has
     bint more            # there are probably more bytes, or their end
     bint discarding      # it has been told BAD; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at
     buf input            # what is not served yet; empty between requests
     buf output           # what the socket did not take
+    size_t replies_from  # its replies of this turn are these bytes of the scratch
+    size_t replies_to
     session session
     client *waiter       # next one that waits for the same table
     client *previous     # all clients
@@ -62,14 +66,15 @@ cdef struct clients:
     uint64_t ipc_timeout_ms
     bint closing             # draining: who got a reply is let go while it is still unread
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
-    char *received           # one scratch for all reads; a client keeps only what is not served
-    buf replies              # one scratch for all replies
+    char *received           # one scratch for all reads of a turn; a client keeps only what is not served
+    buf replies              # one scratch for the replies of a group
 
 
 cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil
 cdef void clients_free(clients *all) noexcept nogil
 cdef int client_new(clients *all, int fd) noexcept nogil
-cdef void client_event(clients *all, client *c, uint32_t events) noexcept nogil
+cdef void client_noticed(client *c, uint32_t events) noexcept nogil
+cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil
 cdef void client_answered(clients *all, job *j) noexcept nogil
 cdef void clients_opened(clients *all, job *j) noexcept nogil
 cdef void clients_tick(clients *all) noexcept nogil

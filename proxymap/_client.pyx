@@ -27,7 +27,8 @@ from proxymap._clock cimport now_ms
 from proxymap._codec cimport greeting_append, list_restart, list_scan, reply_append_bare
 from proxymap._jobs cimport job
 from proxymap._service cimport (
-    PARKED, SENT, service, service_answered, service_opened, service_request, session, session_free,
+    PARKED, SENT, service, service_answered, service_foresee, service_opened, service_read, service_request,
+    session, session_free,
 )
 from proxymap._words cimport STAT_BAD
 
@@ -77,10 +78,17 @@ cdef uint32_t READING = EPOLLIN | EPOLLRDHUP | EPOLLET
 cdef uint32_t HANGING_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 cdef enum:
+    GROUP = 16               # clients whose requests are looked at together
     READ_SIZE = 65536        # one recv; a list of Postfix is some hundred bytes
     REPLIES_MAX = 262144     # unsent replies at which a turn of one client ends
     REPLIES_KEEP = 1048576   # a larger scratch, after a huge value, is given back
     DISCARD_MS = 2000        # how long the bytes behind a BAD are thrown away
+
+
+cdef struct arrival:  # what was received of a client in this turn
+    client *c
+    const char *data
+    size_t len
 
 
 cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil:
@@ -89,7 +97,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
     all.service = s
     all.epoll = epoll
     all.timer = timer
-    all.received = <char *> malloc(READ_SIZE)
+    all.received = <char *> malloc(2 * READ_SIZE)
     return 0 if all.received != NULL else -1
 
 
@@ -120,10 +128,10 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
         all.first.previous = c
     all.first = c
     all.count += 1
-    buf_clear(&all.replies)
+    replies_begin(all, c)
     if all.greeting:
         greeting_append(&all.replies)
-    client_send(all, c)
+    client_finish(all, c)
     return 0
 
 
@@ -194,11 +202,60 @@ cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
 
 # One turn
 
-cdef void client_event(clients *all, client *c, uint32_t events) noexcept nogil:
-    """epoll reported something of c."""
-    if c.source.fd < 0:
-        return
+cdef void client_noticed(client *c, uint32_t events) noexcept nogil:
+    """epoll reported these events of c; clients_serve is to be next."""
     c.more = events & HANGING_UP  # behind the last bytes, an end
+
+
+cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
+    """Serve those that epoll reported, a group at a time.
+
+    What the first of a group ask for comes from memory while the others are received.
+    """
+    cdef arrival group[GROUP]
+    cdef client *c
+    cdef size_t filled = 0
+    cdef int i, readers = 0, arrived = 0
+    for i in range(count):
+        c = ready[i]
+        if is_reading(c):
+            ready[readers] = c
+            readers += 1
+        elif c.source.fd >= 0:
+            client_unready(all, c)
+    for i in range(readers):
+        group[arrived].c = ready[i]
+        group[arrived].data = all.received + filled
+        group[arrived].len = client_receive(all, ready[i], all.received + filled)
+        if group[arrived].len:
+            filled += group[arrived].len
+            if readers > 1:
+                client_read(all, &group[arrived])
+            arrived += 1
+        if arrived == GROUP or filled > READ_SIZE:
+            group_serve(all, group, arrived)
+            arrived = filled = 0
+    group_serve(all, group, arrived)
+
+
+cdef void group_serve(clients *all, arrival *group, int count) noexcept nogil:
+    cdef bint more = count > 1
+    cdef int i
+    while more:
+        more = False
+        for i in range(count):
+            if group[i].c.read and service_foresee(&group[i].c.session):
+                more = True
+    buf_clear(&all.replies)
+    for i in range(count):
+        client_serve(all, &group[i])
+    for i in range(count):
+        if group[i].c.source.fd >= 0:
+            client_send(all, group[i].c)
+
+
+cdef void client_unready(clients *all, client *c) noexcept nogil:
+    """Something happened to a client that is not waiting for its next request."""
     if buf_len(&c.output):
         client_flush(all, c)
     elif c.parked:
@@ -206,10 +263,14 @@ cdef void client_event(clients *all, client *c, uint32_t events) noexcept nogil:
         deafen(all, c)
     elif c.discarding:
         client_discard(all, c)
-    elif has_lists(c):
-        client_resume(all, c)
     else:
-        client_receive(all, c)
+        client_resume(all, c)
+
+
+cdef inline bint is_reading(const client *c) noexcept nogil:
+    """Is c there, and to be read?"""
+    return (c.source.fd >= 0 and buf_len(&c.output) == 0
+            and not c.parked and not c.discarding and not has_lists(c))
 
 
 cdef inline bint has_lists(const client *c) noexcept nogil:
@@ -217,25 +278,43 @@ cdef inline bint has_lists(const client *c) noexcept nogil:
     return buf_len(&c.input) != 0 and c.seen.pos == 0
 
 
-cdef void client_receive(clients *all, client *c) noexcept nogil:
-    """Read once, serve what is complete, reply."""
-    cdef ssize_t n = recv(c.source.fd, all.received, READ_SIZE, MSG_DONTWAIT)
-    cdef bint began_before = buf_len(&c.input) != 0
-    cdef size_t used = 0
+cdef size_t client_receive(clients *all, client *c, char *room) noexcept nogil:
+    """Read once; returns how many bytes there are to serve."""
+    cdef ssize_t n = recv(c.source.fd, room, READ_SIZE, MSG_DONTWAIT)
     if n <= 0:
         client_nothing(all, c, n)
-        return
+        return 0
     c.more = c.more or n == READ_SIZE
     c.quiet = False
-    buf_clear(&all.replies)
+    return n
+
+
+cdef void client_read(clients *all, const arrival *a) noexcept nogil:
+    """Read the first request that has arrived, if it is whole, and begin to fetch what it needs."""
+    cdef client *c = a.c
+    if buf_len(&c.input):
+        return
+    c.list_len = list_scan(&c.seen, a.data, a.len)
+    if c.list_len:
+        service_read(all.service, &c.session, &c.seen, a.data)
+        c.read = True
+        service_foresee(&c.session)
+
+
+cdef void client_serve(clients *all, const arrival *a) noexcept nogil:
+    """Serve what is complete, and keep the rest. The replies are to be sent."""
+    cdef client *c = a.c
+    cdef bint began_before = buf_len(&c.input) != 0
+    cdef size_t used = 0
+    c.replies_from = all.replies.end
     if not began_before:
-        used = serve_lists(all, c, all.received, n)
-    if used < <size_t> n and input_keep(all, c, all.received + used, n - used) < 0:
+        used = serve_lists(all, c, a.data, a.len)
+    if used < a.len and input_keep(all, c, a.data + used, a.len - used) < 0:
         client_close(all, c)  # not BAD, which would end a Postfix process that did nothing wrong
-    elif began_before:
+        return
+    if began_before:
         client_serve_input(all, c)
-    else:
-        client_finish(all, c)
+    replies_end(all, c)
 
 
 cdef void client_nothing(clients *all, client *c, ssize_t n) noexcept nogil:
@@ -256,7 +335,6 @@ cdef void client_serve_input(clients *all, client *c) noexcept nogil:
     if buf_len(&c.input) == 0:
         all.buffered -= c.input.cap
         buf_free(&c.input)
-    client_finish(all, c)
 
 
 cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) noexcept nogil:
@@ -264,38 +342,56 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
 
     Stops early when c is parked, or when enough replies have piled up.
     """
-    cdef size_t used = 0, n
+    cdef size_t used = 0
     cdef int became
-    while used < len and buf_len(&all.replies) < REPLIES_MAX:
-        n = list_scan(&c.seen, data + used, len - used)
-        if n == 0:
-            break
-        became = service_request(all.service, &c.session, &c.seen, data + used, &all.replies)
+    while used < len and all.replies.end - c.replies_from < REPLIES_MAX:
+        if not c.read:
+            c.list_len = list_scan(&c.seen, data + used, len - used)
+            if c.list_len == 0:
+                break
+            service_read(all.service, &c.session, &c.seen, data + used)
+        c.read = False
+        c.session.first = all.replies.end == c.replies_from
+        became = service_request(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
         if became == PARKED:
             c.parked = True
             c.waiter = <client *> c.session.waits_for.waiters
             c.session.waits_for.waiters = c
             break
-        used += n
+        used += c.list_len
         if became == SENT:
             c.parked = True
             break
     return used
 
 
-cdef void client_finish(clients *all, client *c) noexcept nogil:
-    """End a turn: send the replies, then wait for what is missing."""
-    if not c.parked and not has_lists(c) and buf_len(&c.input) > all.request_size_limit:
+cdef inline void replies_begin(clients *all, client *c) noexcept nogil:
+    """What c is told now is not part of a group's replies."""
+    buf_clear(&all.replies)
+    c.replies_from = 0
+
+
+cdef void replies_end(clients *all, client *c) noexcept nogil:
+    """c has its replies; who sends too much is told BAD."""
+    if not c.parked and not c.discarding and not has_lists(c) and buf_len(&c.input) > all.request_size_limit:
         client_refuse(all, c)
-    else:
-        client_send(all, c)
+    c.replies_to = all.replies.end
+
+
+cdef void client_finish(clients *all, client *c) noexcept nogil:
+    """End a turn of c alone."""
+    replies_end(all, c)
+    client_send(all, c)
 
 
 cdef void client_send(clients *all, client *c) noexcept nogil:
-    """Send all.replies; what the socket does not take is kept, and c is not read until it is sent."""
-    cdef size_t len = buf_len(&all.replies)
-    cdef const char *data = all.replies.data + all.replies.start
+    """Send c's replies; what the socket does not take is kept, and c is not read until it is sent.
+
+    Then wait for what is missing.
+    """
+    cdef size_t len = c.replies_to - c.replies_from
+    cdef const char *data = all.replies.data + c.replies_from
     cdef ssize_t sent = 0
     if len and buf_len(&c.output) == 0:
         sent = send(c.source.fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT)
@@ -335,9 +431,10 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
     """Go on with the lists that c's input may hold."""
     if buf_len(&c.output):
         return  # client_flush comes here when they are sent
-    buf_clear(&all.replies)
     if has_lists(c) and not c.parked and not c.discarding:
+        replies_begin(all, c)
         client_serve_input(all, c)
+        client_finish(all, c)
     else:
         client_rest(all, c)
 
@@ -405,9 +502,9 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     """A worker answered a request to a slow table."""
     cdef session *who = <session *> j.asker
     cdef client *c = <client *> who.client
-    buf_clear(&all.replies)
+    replies_begin(all, c)
     service_answered(all.service, who, j, &all.replies)
-    buf_consume(&all.replies, j.sent)
+    c.replies_from += j.sent
     if unpark(all, c):
         client_finish(all, c)
 
@@ -432,12 +529,11 @@ cdef int output_keep(clients *all, client *c, const char *data, size_t len) noex
 
 
 cdef void client_refuse(clients *all, client *c) noexcept nogil:
-    """Too much, or never a list: BAD, and hang up once that is sent."""
+    """Too much, or never a list: BAD; client_rest hangs up once that is sent."""
     c.discarding = True
     all.buffered -= c.input.cap
     buf_free(&c.input)
     reply_append_bare(&all.replies, STAT_BAD)
-    client_send(all, c)
 
 
 cdef void client_discard(clients *all, client *c) noexcept nogil:

@@ -30,9 +30,9 @@ from proxymap._cache cimport cache, cache_clear, cache_forget, cache_free, cache
 from proxymap._catalog cimport catalog_approve, catalog_approve_none, catalog_recheck, instance
 from proxymap._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
-    SOURCE_WATCH, client, client_answered, client_event, client_new, clients, clients_free, clients_hang_up,
-    clients_let_go_quiet, clients_waiting, clients_init, clients_opened,
-    clients_sweep, clients_tick, source,
+    SOURCE_WATCH, client, client_answered, client_new, client_noticed, clients, clients_free, clients_hang_up,
+    clients_let_go_quiet, clients_waiting, clients_init, clients_opened, clients_serve, clients_sweep,
+    clients_tick, source,
 )
 from proxymap._clock cimport now_ms
 from proxymap._jobs cimport (
@@ -180,11 +180,9 @@ cdef void take_tick(loop *l) noexcept nogil:
     clients_tick(&l.all)
 
 
-cdef void take_event(loop *l, source *s, uint32_t events) noexcept nogil:
+cdef void take_event(loop *l, source *s) noexcept nogil:
     cdef uint64_t count
-    if s.kind == SOURCE_CLIENT:
-        client_event(&l.all, <client *> s, events)
-    elif s.kind == SOURCE_LISTENER:
+    if s.kind == SOURCE_LISTENER:
         accept_clients(l, s)
     elif s.kind == SOURCE_ANSWERS:
         read(s.fd, &count, sizeof(count))
@@ -239,8 +237,10 @@ cdef void give_up_tables(loop *l):
 cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     """One turn; 0, or -1 with errno if epoll itself fails."""
     cdef epoll_event events[EVENTS]
+    cdef client *ready[EVENTS]
+    cdef source *s
     cdef bint paused = not l.accepting and l.listener_count
-    cdef int i, n
+    cdef int i, n, count = 0
     if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
     l.waiting = 1
@@ -256,7 +256,14 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if l.done.held:
         take_answers(l)  # then: whom a worker has answered may ask again by now
     for i in range(n):
-        take_event(l, <source *> events[i].data.ptr, events[i].events)
+        s = <source *> events[i].data.ptr
+        if s.kind == SOURCE_CLIENT:
+            ready[count] = <client *> s
+            client_noticed(ready[count], events[i].events)
+            count += 1
+        else:
+            take_event(l, s)
+    clients_serve(&l.all, ready, count)
     if queue_has_unheard(l.done):
         take_answers(l)
     clients_sweep(&l.all)

@@ -7,7 +7,7 @@ from proxymap._cache cimport cache
 from proxymap._catalog cimport catalog, instance
 from proxymap._codec cimport request, scan
 from proxymap._jobs cimport job, queue
-from proxymap._table cimport cursor, table
+from proxymap._table cimport cursor, glimpse, table
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
@@ -21,7 +21,12 @@ cdef struct session:
     int fd               # of the connection
     cursor *cursors
     instance *waits_for  # after PARKED and SENT
-    request pending      # after SENT: the shape of the reply; its views are void
+    request request      # the one that was read; after SENT the shape of the reply, its views are void
+    int verdict          # on it, PARSE_*
+    instance *found      # whom it is for, or NULL; void if the catalog
+    uint64_t forgotten   # has forgotten more than that since
+    bint first           # no other reply is to be sent before its own
+    glimpse glimpse      # of what the answer will be looked for in
 
 
 cdef struct service:
@@ -43,8 +48,9 @@ cdef struct service:
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
 cdef void service_free(service *s) noexcept nogil
-cdef int service_request(
-    service *s, session *who, const scan *seen, const char *data, buf *out) noexcept nogil
+cdef void service_read(service *s, session *who, const scan *seen, const char *data) noexcept nogil
+cdef bint service_foresee(session *who) noexcept nogil
+cdef int service_request(service *s, session *who, buf *out) noexcept nogil
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
 cdef void service_turn(service *s) noexcept nogil
 cdef void service_look(service *s) noexcept nogil

@@ -25,8 +25,8 @@ from proxymap._catalog cimport (
 )
 from proxymap._clock cimport now_ms
 from proxymap._codec cimport (
-    FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_SILENT, PARSE_UNKNOWN,
-    reply_append, reply_append_bare, request_parse,
+    FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
+    PARSE_UNKNOWN, reply_append, reply_append_bare, request_parse,
 )
 from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
@@ -35,8 +35,8 @@ from proxymap._jobs cimport (
 )
 from proxymap._stamp cimport same_content, stamp_at
 from proxymap._table cimport (
-    CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, origin, table,
-    table_fold,
+    CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, glimpse, origin,
+    table, table_fold,
 )
 from proxymap._words cimport *
 
@@ -70,49 +70,78 @@ cdef void session_free(session *who) noexcept nogil:
         free(c)
 
 
-cdef int service_request(
-    service *s, session *who, const scan *seen, const char *data, buf *out
-) noexcept nogil:
-    """Serve the complete list that `seen` describes; returns SERVED, PARKED or SENT."""
-    cdef request r
+cdef void service_read(service *s, session *who, const scan *seen, const char *data) noexcept nogil:
+    """Read the complete list that `seen` describes, and see whom it is for; service_request is to be next."""
+    cdef request *r = &who.request
+    who.verdict = request_parse(seen, data, r)
+    if who.verdict != PARSE_OK:
+        return
+    who.found = catalog_find(&s.tables, without_proxy(r.table), r.dialect, r.inst_flags)
+    who.forgotten = s.tables.forgotten
+    memset(&who.glimpse, 0, sizeof(glimpse))
+
+
+cdef inline view without_proxy(view name) noexcept nogil:
+    while name.len >= 6 and view_is(view_of(name.ptr, 6), b"proxy:", 6):
+        name = view_of(name.ptr + 6, name.len - 6)
+    return name
+
+
+cdef bint service_foresee(session *who) noexcept nogil:
+    """Have the CPU fetch some of what the request that was read is about; False: that is all.
+
+    As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
+    """
+    cdef instance *i = who.found
+    if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
+        return False
+    if i.t == NULL or i.t.foresee == NULL:
+        return False
+    return i.t.foresee(
+        i.t, who.request.key, i.flags if who.request.dialect == DIALECT_3_6 else who.request.flags, &who.glimpse
+    )
+
+
+cdef int service_request(service *s, session *who, buf *out) noexcept nogil:
+    """Serve the request that was read; returns SERVED, PARKED or SENT."""
+    cdef request *r = &who.request
     cdef instance *i
-    cdef int verdict = request_parse(seen, data, &r)
     s.requests += 1
     if r.fault != FAULT_NONE:
-        warn_of_fault(s, &r)
-    if verdict == PARSE_SILENT:
+        warn_of_fault(s, r)
+    if who.verdict == PARSE_SILENT:
         return SERVED
-    if verdict == PARSE_UNKNOWN:
+    if who.verdict == PARSE_UNKNOWN:
         warn(s, view_str(b'unrecognized request: "'), r.name, view_str(b'", ignored'))
         reply_append_bare(out, STAT_BAD)
         return SERVED
-    if verdict == PARSE_BAD:
-        return refuse(&r, STAT_BAD, out)
+    if who.verdict == PARSE_BAD:
+        return refuse(r, STAT_BAD, out)
     if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
         warn(s, view_str(b"refusing "), r.table,
              view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
                       else b" delete request on non-proxywrite service"))
-        return refuse(&r, STAT_DENY, out)
-    while r.table.len >= 6 and view_is(view_of(r.table.ptr, 6), b"proxy:", 6):
-        r.table = view_of(r.table.ptr + 6, r.table.len - 6)
-    if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
-        return refuse(&r, STAT_BAD, out)
-    i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
+        return refuse(r, STAT_DENY, out)
+    r.table = without_proxy(r.table)
+    i = who.found if who.forgotten == s.tables.forgotten else (
+        catalog_find(&s.tables, r.table, r.dialect, r.inst_flags))
     if i == NULL or i.refused:
+        if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
+            return refuse(r, STAT_BAD, out)
         if not catalog_is_approved(&s.tables, r.table):
-            return deny(s, &r, out)
-        i = add_instance(s, &r)
+            return deny(s, r, out)
+        i = add_instance(s, r)
         if i == NULL:
-            return refuse(&r, STAT_RETRY, out)
+            return refuse(r, STAT_RETRY, out)
     if i.opening or not is_open(s, i):
         who.waits_for = i
         return PARKED
     if i.t == NULL:
-        return refuse(&r, STAT_RETRY, out)  # without memory to have it opened
+        return refuse(r, STAT_RETRY, out)  # without memory to have it opened
     if r.kind == REQ_OPEN:
-        reply_append(out, &r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
+        reply_append(out, r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
         return SERVED
-    return serve(s, who, i, &r, out)
+    return serve(s, who, i, r, out)
 
 
 # The ladder from trouble to status
@@ -505,8 +534,7 @@ cdef int send(
     cdef job *j
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
-        who.pending = r[0]
-        if j != NULL and s.early and j.kind != JOB_LOOKUP and j.kind != JOB_SEQUENCE and buf_len(out) == 0:
+        if j != NULL and s.early and who.first and j.kind != JOB_LOOKUP and j.kind != JOB_SEQUENCE:
             j.fd = who.fd
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
             i.jobs += 1
@@ -567,9 +595,9 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
             and not utf8_valid(value)):
         warn_not_utf8(s, i, b': non-UTF-8 value "', value)
         j.status = STAT_CONFIG
-    if who.pending.dialect == DIALECT_3_6:
+    if who.request.dialect == DIALECT_3_6:
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
-    reply_append(out, &who.pending, j.status, j.flags, buf_view(&j.key), value)
+    reply_append(out, &who.request, j.status, j.flags, buf_view(&j.key), value)
     return SERVED
 
 
@@ -587,7 +615,7 @@ def reply_early(Job answered not None):
         return
     buf_init(&reply)
     with nogil:
-        if reply_append(&reply, &(<session *> j.asker).pending, j.status, j.flags, NONE, NONE) == 0:
+        if reply_append(&reply, &(<session *> j.asker).request, j.status, j.flags, NONE, NONE) == 0:
             sent = send_bytes(j.fd, reply.data, buf_len(&reply), MSG_NOSIGNAL | MSG_DONTWAIT)
             j.sent = max(sent, 0)
         buf_free(&reply)

@@ -38,12 +38,33 @@ cdef struct origin:
     origin *next
 
 
+cdef extern from *:
+    """
+    #define proxymap_prefetch(p) __builtin_prefetch(p)
+    """
+    void prefetch "proxymap_prefetch"(const void *p) noexcept nogil
+
+
+cdef enum:
+    GLIMPSES = 2  # places that a key may be at
+
+
+cdef struct glimpse:
+    # How far foresee has come with a key; all zero at first.
+    int step
+    uint64_t at[GLIMPSES]     # where it looks, and what for; the table's own
+    uint64_t what[GLIMPSES]
+
+
 cdef struct table:
     # The answers below return STAT_*. Views that they hand out stay valid until
     # the caller's scratch is used again or the table is closed.
 
     # Key to value. flags is the dictionary's flag word: read, and try bits cleared. NULL: it is slow.
     int (*lookup)(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil
+    # Have the CPU fetch what lookup will read: of that the next part, each time that it is called, when
+    # the part before has come. False: there is no more. It changes no answer. NULL: not worth while.
+    bint (*foresee)(table *t, view key, int flags, glimpse *g) noexcept nogil
     # The first or the next record; NULL: this type has no sequence.
     int (*sequence)(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil
     # Lookup by a thread that has all the time in the world: never STAT_LATER. NULL: lookup itself.

@@ -8,6 +8,7 @@ struct lives as long as the object, which the catalog holds by reference.
 import os
 
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from cpython.bytes cimport PyBytes_AsString
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -55,6 +56,7 @@ cdef class Table:
     def __cinit__(self, bytes type_name, *args, **kwargs):
         self.type_name = type_name
         self.t.lookup = NULL
+        self.t.foresee = NULL
         self.t.sequence = NULL
         self.t.lookup_patiently = NULL
         self.t.write = NULL
@@ -293,8 +295,11 @@ cdef class Table:
         finally:
             buf_free(&scratch)
 
-    def lookup_loop(self, list keys not None, long rounds) -> int:
-        """Look all keys up again and again, for benchmarks; returns how many were found."""
+    def lookup_loop(self, list keys not None, long rounds, size_t ahead=1) -> int:
+        """Look all keys up again and again, for benchmarks; returns how many were found.
+
+        ahead: so many at a time are foreseen, as the loop does with those that are ready together.
+        """
         cdef buf scratch
         cdef view value
         cdef long _, found = 0
@@ -313,6 +318,8 @@ cdef class Table:
             with nogil:
                 for _ in range(rounds):
                     for i in range(n):
+                        if ahead > 1 and i % ahead == 0:
+                            foresee_all(&self.t, &wanted[i], min(ahead, n - i))
                         flags = DICT_FLAGS_TRY
                         found += self.t.lookup(&self.t, wanted[i], &flags, &scratch, &value) == STAT_OK
             return found
@@ -341,6 +348,19 @@ cdef class Table:
         finally:
             buf_free(&scratch)
             buf_free(&c.key)
+
+
+cdef void foresee_all(table *t, const view *keys, size_t count) noexcept nogil:
+    """Up to 64 of them."""
+    cdef glimpse glimpses[64]
+    cdef bint more = t.foresee != NULL
+    cdef size_t i
+    memset(glimpses, 0, sizeof(glimpses))
+    while more:
+        more = False
+        for i in range(count):
+            if t.foresee(t, keys[i], DICT_FLAGS_TRY, &glimpses[i]):
+                more = True
 
 
 cdef int origins_changed(table *t) noexcept nogil:

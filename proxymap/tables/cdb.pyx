@@ -19,7 +19,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from proxymap._buf cimport buf, memcmp, memcpy, view, view_of, view_until_nul
 from proxymap._map cimport map_close, map_open, map_touched, mapped
 from proxymap._table cimport (
-    CHANGED_SPOILED, Table, cursor, origins_changed, table, table_try_nul,
+    CHANGED_SPOILED, Table, cursor, glimpse, origins_changed, prefetch, table, table_try_nul,
 )
 from proxymap._words cimport *
 
@@ -138,6 +138,33 @@ cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexc
                 return STAT_OK
         slot = 0 if slot + 1 == slots else slot + 1
     return STAT_NOKEY
+
+
+cdef bint cdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
+    """First the slot where each form of the key begins to be looked for, then the record that it leads to."""
+    cdef const cdb *c = <const cdb *> t.self
+    cdef uint64_t h, position, slots, at
+    cdef int nul
+    g.step += 1
+    for nul in range(2):
+        if not flags & (DICT_FLAG_TRY1NULL if nul else DICT_FLAG_TRY0NULL):
+            continue
+        if g.step == 1:
+            h = hash_of(key)
+            if nul:
+                h = hash_step(h, 0)
+            h &= c.hash_mask
+            position = number_at(c, 2 * c.width * (h % TABLES))
+            slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
+            if slots and slots_fit(c, position, slots):
+                g.what[nul] = h
+                g.at[nul] = position + 2 * c.width * ((h >> 8) % slots)
+                prefetch(c.m.data + g.at[nul])
+        elif g.at[nul] and number_at(c, g.at[nul]) == g.what[nul]:
+            at = number_at(c, g.at[nul] + c.width)
+            if at < c.records_end:
+                prefetch(c.m.data + at)
+    return g.step == 1
 
 
 cdef int cdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
@@ -264,6 +291,7 @@ cdef class CdbTable(Table):
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.t.lookup = cdb_lookup
+        self.t.foresee = cdb_foresee
         self.t.sequence = cdb_sequence
         self.t.changed = cdb_changed
         self.t.damaged = cdb_damaged
