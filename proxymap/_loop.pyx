@@ -234,6 +234,16 @@ cdef void give_up_tables(loop *l):
             i = i.chain
 
 
+cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
+    """Before all else, so that a request that came after a change gets the new content."""
+    cdef bint ready = n == EVENTS  # a full turn may have left the watch out
+    cdef int i
+    for i in range(n):
+        ready |= events[i].data.ptr == &l.changes
+    if ready and watch_take(l.watch):
+        service_look(&l.service)
+
+
 cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     """One turn; 0, or -1 with errno if epoll itself fails."""
     cdef epoll_event events[EVENTS]
@@ -248,9 +258,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if n < 0:
         return 0 if errno == EINTR else -1
     service_turn(&l.service)
-    for i in range(n):
-        if events[i].data.ptr == &l.changes and watch_take(l.watch):
-            service_look(&l.service)  # first: a request that came after a change gets the new content
+    take_changes(l, events, n)
     for i in range(n):
         take_event(l, <source *> events[i].data.ptr)
     clients_sweep(&l.all)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fix_server import ServerProcess, found, lookup, request, wait_until, write_cdb, write_lmdb
+from fix_server import ServerProcess, found, lookup, peers, request, wait_until, write_cdb, write_lmdb
 from oracle import Attributes, reply
 
 RETRY = 2
@@ -105,6 +106,25 @@ def test_replaced_cdb_is_served_by_the_next_request_on_every_connection(server: 
             readers.oldest = generation
     assert readers.wrong == []
     assert readers.asked > ROUNDS
+
+
+def test_change_comes_first_however_many_are_ready(server: ServerProcess) -> None:
+    """More connections than a turn takes were ready before the change, and their requests whole after it."""
+    table = server.cdb("t", content(1))
+    server.start()
+    question = lookup(table, KEYS[0])
+    with peers(server, 600) as clients:
+        assert clients[0].ask(question) == found(b"1")
+        for client in clients:
+            assert client.ask(question) == found(b"1")
+        os.kill(server.pid, signal.SIGSTOP)
+        for client in clients:
+            client.send(question[:-1])
+        write_cdb(server.dir / "t.cdb", content(2))
+        for client in clients:
+            client.send(question[-1:])
+        os.kill(server.pid, signal.SIGCONT)
+        assert [client.reply() for client in clients] == [found(b"2")] * len(clients)
 
 
 def ask(server: ServerProcess, table: bytes, key: bytes = KEYS[0]) -> Attributes:
