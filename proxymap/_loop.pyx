@@ -39,7 +39,7 @@ from proxymap._jobs cimport JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_lin
 from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap._table cimport Table
-from proxymap._watch cimport Watch, watch, watch_take
+from proxymap._watch cimport Watch, watch, watch_take, watch_was_taken
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
@@ -237,10 +237,13 @@ cdef void give_up_tables(loop *l):
 cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
     """Before all else, so that a request that came after a change gets the new content."""
     cdef bint ready = n == EVENTS  # a full turn may have left the watch out
+    cdef bint concerned = watch_was_taken(l.watch)
     cdef int i
     for i in range(n):
         ready |= events[i].data.ptr == &l.changes
     if ready and watch_take(l.watch):
+        concerned = True
+    if concerned:
         service_look(&l.service)
 
 

@@ -32,13 +32,13 @@ from proxymap._jobs cimport (
 )
 from proxymap._stamp cimport same_content, stamp_at
 from proxymap._table cimport (
-    CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, origin, table,
+    CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, origin, table,
     table_fold,
 )
 from proxymap._words cimport *
 
 cdef enum:
-    OPEN_RETRY_MS = 800   # between two attempts to open a table that cannot be opened
+    OPEN_RETRY_MS = 500   # between two attempts to open a table that cannot be opened
     CURSORS_MAX = 16      # sequences that one connection may have under way
 
 
@@ -238,14 +238,16 @@ cdef bint is_open(service *s, instance *i) noexcept nogil:
 cdef void look_at(service *s, instance *i) noexcept nogil:
     """Have the table opened again if its files have changed."""
     cdef int changed
+    cdef bint useless
     if i.opening or i.renewing:
         i.again = True
         return
-    if i.t == NULL or i.t.reason != NULL or i.t.changed == NULL:
+    if i.t == NULL or i.t.changed == NULL:
         return
     changed = i.t.changed(i.t)
+    useless = changed == CHANGED_SPOILED or i.t.reason != NULL
     if changed:
-        start_open(s, i, changed == CHANGED_SPOILED, changed == CHANGED_REPLACED and not i.t.quick)
+        start_open(s, i, useless, not useless and not i.t.quick)
 
 
 cdef void look_at_config(service *s) noexcept nogil:

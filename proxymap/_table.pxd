@@ -109,6 +109,7 @@ cdef class Table:
     cdef table t
     cdef readonly bytes type_name
     cdef readonly list files    # paths, in the order of origins
+    cdef public object parts    # names of the tables that it is made of, or asks
     cdef public int faults      # rules or lines that were skipped when it was loaded
     cdef public str trouble     # the latest, for the administrator; empty: none
     cdef public bint watches_content  # must each write to its files be seen, or only whole changes?

@@ -16,6 +16,7 @@ class Table:
     cached: bool
     files: list[bytes]
     faults: int
+    parts: frozenset[bytes] | set[bytes]
     watches_content: bool
     trouble: str
     @property

@@ -70,6 +70,7 @@ cdef class Table:
         self.t.slow = 0
         self.files = []
         self.faults = 0
+        self.parts = frozenset()
         self.trouble = ""
         self.watches_content = False
         self.t.asks = self.t.changes = NULL

@@ -21,7 +21,8 @@ cdef struct watched_name:
 
 cdef struct watch:
     int fd                   # inotify; -1: there is none
-    pthread_mutex_t lock     # of the names, which workers add to
+    pthread_mutex_t lock     # of the names, which workers add to, and of taking events
+    bint taken               # by a worker; the loop has yet to look
     watched_name *names[WATCH_SLOTS]
 
 
@@ -32,3 +33,4 @@ cdef class Watch:
 
 
 cdef bint watch_take(watch *w) noexcept nogil
+cdef bint watch_was_taken(watch *w) noexcept nogil

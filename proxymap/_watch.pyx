@@ -2,9 +2,10 @@
 
 Workers add what a table was loaded from; the loop takes events. An event says
 that somebody should look (stat) at the tables, and whether a file is whole: from
-the first write to its close it is marked as being written. On the way to a file
-each folder and each symbolic link is watched, since a rename of any of them puts
-another file there.
+the first write to its close it is marked as being written. A worker that has read
+a file takes events itself, before it believes the mark; the loop is told. On the
+way to a file each folder and each symbolic link is watched, since a rename of any
+of them puts another file there.
 
 A folder and its names are known as long as we live: they are few.
 
@@ -38,6 +39,14 @@ cdef extern from "<sys/inotify.h>" nogil:
         IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
     int inotify_init1(int)
     int inotify_add_watch(int, const char *, uint32_t)
+
+cdef extern from *:
+    """
+    #define proxymap_load_flag(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define proxymap_store_flag(p, n) __atomic_store_n(p, n, __ATOMIC_SEQ_CST)
+    """
+    bint load_flag "proxymap_load_flag"(const bint *p) nogil
+    void store_flag "proxymap_store_flag"(bint *p, bint n) nogil
 
 cdef enum:
     EVENTS_SIZE = 65536  # bytes read at a time
@@ -110,17 +119,28 @@ cdef bint watch_take(watch *w) noexcept nogil:
     cdef const inotify_event *e
     cdef bint concerned = False
     cdef ssize_t size, at
+    pthread_mutex_lock(&w.lock)
     while True:
         size = read(w.fd, events, EVENTS_SIZE)
         if size <= 0:
-            return concerned
+            break
         at = 0
-        pthread_mutex_lock(&w.lock)
         while at < size:
             e = <const inotify_event *> (events + at)
             concerned |= take_one(w, e)
             at += sizeof(inotify_event) + e.len
-        pthread_mutex_unlock(&w.lock)
+    pthread_mutex_unlock(&w.lock)
+    return concerned
+
+
+cdef bint watch_was_taken(watch *w) noexcept nogil:
+    """Has somebody else taken events, which are then for the caller as well? Asked in each turn."""
+    if not load_flag(&w.taken):
+        return False
+    store_flag(&w.taken, False)
+    pthread_mutex_lock(&w.lock)  # until all of them are marked
+    pthread_mutex_unlock(&w.lock)
+    return True
 
 
 def steps_to(bytes path) -> list:
@@ -214,8 +234,18 @@ cdef class Watch:
         return n
 
     def take(self) -> bool:
-        """Take the events so far; did any concern what is watched?"""
-        return watch_take(&self.w)
+        """Take the events so far, on a worker; did any concern what is watched?"""
+        cdef bint concerned
+        if self.w.fd < 0:
+            return False
+        with nogil:
+            store_flag(&self.w.taken, True)  # first: at no time are they gone and the loop not told
+            concerned = watch_take(&self.w)
+        return concerned
+
+    def was_taken(self) -> bool:
+        """What the loop asks."""
+        return watch_was_taken(&self.w)
 
 
 cdef extern from "<sys/vfs.h>" nogil:
