@@ -398,6 +398,58 @@ def test_text_file_that_is_being_written_is_not_served(maptype: str, new: bool) 
         wait_until(lambda: text.served(1), "the whole file")
 
 
+def test_files_named_in_a_domain_list_are_followed(server: ServerProcess) -> None:
+    listed, domains, cf = (server.dir / name for name in ("listed", "domains", "t.cf"))
+    listed.write_text("b.x here\n")
+    domains.write_text(f"a.x texthash:{listed}\n")
+    cf.write_text(f"dbpath = /dev/null\nquery = select 1\ndomain = {domains}\n")
+    table = f"sqlite:{cf}".encode()
+    server.approve(table)
+    server.start()
+    nothing = reply("lookup", "3.6", 1)
+    with server.connect() as peer:
+
+        def answers() -> list[Attributes]:
+            return [peer.ask(lookup(table, b"user@%b.x" % name)) for name in (b"a", b"b", b"c")]
+
+        assert answers() == [found(b"1"), found(b"1"), nothing]
+        domains.write_text(f"c.x texthash:{listed}\n")
+        wait_until(lambda: answers() == [nothing, found(b"1"), found(b"1")], "the list")
+        listed.write_text("a.x here\n")
+        wait_until(lambda: answers() == [found(b"1"), nothing, found(b"1")], "the table in the list")
+        domains.unlink()
+        said = "domains: No such file or directory; going on with the previous content"
+        wait_until(lambda: answers() and said in server.log(), "the refusal")
+        assert answers() == [found(b"1"), nothing, found(b"1")]
+        domains.write_text("b.x\n")
+        wait_until(lambda: answers() == [nothing, found(b"1"), nothing], "the new list")
+
+
+def test_tables_whose_domain_lists_name_each_other_answer_retry_with_the_reason(
+    server: ServerProcess,
+) -> None:
+    files = [server.dir / name for name in ("a.cf", "b.cf")]
+    tables = [f"sqlite:{file}".encode() for file in files]
+    text = "dbpath = /dev/null\nquery = select 1\n"
+    for file, other in zip(files, reversed(tables), strict=True):
+        file.write_text(f"{text}domain = {other.decode()}\n")
+    server.approve(*tables)
+    server.start()
+    with server.connect() as peer:
+        for table in tables * 2:
+            assert peer.ask(lookup(table, b"user@a.x")) == reply("lookup", "3.6", RETRY)
+        server.wait_log("a.cf names itself, by way of ")
+        assert "RecursionError" not in server.log()
+        files[1].write_text(text)
+        for table in tables:
+            wait_until(lambda: peer.ask(lookup(table, b"user@a.x")) == found(b"1"), "both")  # noqa: B023
+        files[1].write_text(f"{text}domain = {tables[0].decode()}\n")
+        said = f"b.cf names itself, by way of sqlite:{files[0]}; going on with the previous content"
+        wait_until(lambda: ask(server, tables[1], b"user@a.x") and said in server.log(), "the refusal")
+        for table in tables:
+            assert peer.ask(lookup(table, b"user@a.x")) == found(b"1")
+
+
 def test_walk_goes_on_or_ends_when_its_table_is_replaced(server: ServerProcess) -> None:
     tables = [server.cdb("t", content(0)), server.lmdb("m", content(0)), f"texthash:{server.dir}/h".encode()]
     server.approve(tables[2])
