@@ -127,6 +127,21 @@ cdef class Table:
             o = o.next
         return found
 
+    @property
+    def torn(self) -> bool:
+        """Has a file another size, but not another time of change?
+
+        That is so for a moment while it is cut, before any event; else somebody has set its time.
+        """
+        cdef origin *o = self.t.origins
+        cdef stamp s
+        while o != NULL:
+            s = stamp_at(o.path)
+            if same_file(o.seen, s) and s.mtime_ns == o.seen.mtime_ns and s.size != o.seen.size:
+                return True
+            o = o.next
+        return False
+
     def refuse(self, stamps):
         """What its files had when these were their stamps is no good: go on with the old."""
         cdef origin *o = self.t.origins

@@ -214,10 +214,12 @@ def _open_whole(
         if host.watch is not None:
             new.watch(host.watch)
         pause = _until_whole(new, host, began) if settle else 0
+        late = time.monotonic() > until
+        if settle and old is not None and old.torn and not late:
+            pause = max(pause, QUIET)
         # In this order: what was read is whole if the files have not changed when all else has been asked.
         if not pause and not new.changed:
             return new, stamps
-        late = time.monotonic() > until
         if old is not None and keeps and (new.written or late):
             return old, stamps
         if new.written and (new.reason is not None or late):

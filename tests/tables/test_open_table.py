@@ -284,6 +284,28 @@ def test_file_that_is_being_written_is_not_taken_before_the_loop_has_seen_the_ev
     assert found(open_table(name, host=host, settle=True), b"other") == b"new"
 
 
+def test_file_that_is_just_being_cut_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows the new size before the new time of change, and before the event."""
+    file = tmp_path / "t"
+    file.write_text("key old\n")
+    os.utime(file, (1, 1))
+    name = b"texthash:%b" % bytes(file)
+    old = open_table(name)
+    file.write_text("")
+    os.utime(file, (1, 1))
+    assert old.torn
+
+    def go_on(seconds: float) -> None:
+        if seconds:
+            file.write_text("key new\n")
+            os.utime(file, (2, 2))
+
+    monkeypatch.setattr(tables.time, "sleep", go_on)
+    assert found(open_table(name), b"key") == b"new"
+
+
 @pytest.mark.parametrize("name", ["cdb:{}/t", "texthash:{}/t", "regexp:{}/t", "sqlite:{}/t"])
 def test_file_that_cannot_be_opened_is_watched(tmp_path: Path, name: str) -> None:
     host = watching()
