@@ -107,7 +107,7 @@ def test_socket_is_gone_after_a_normal_stop(server: ServerProcess, number: int) 
     assert not list(server.dir.glob("s*"))
 
 
-def test_socket_of_a_killed_process_is_passed_over_and_removed(server: ServerProcess, proxymapctl: Ctl) -> None:
+def test_socket_of_a_killed_process_is_removed(server: ServerProcess, proxymapctl: Ctl) -> None:
     table = server.cdb("t", TABLE)
     server.start()
     server.stop(signal.SIGKILL)
