@@ -111,10 +111,16 @@ cdef class Table:
     cpdef watch(self, Watch watch):
         """Have the files watched, from now on; a table where that cannot be done is to be polled."""
         cdef origin *o = self.t.origins
+        cdef Way way
+        ways = []
         while o != NULL:
-            if not watch.add_file(o.path, self.watches_content, &o.written):
+            way = watch.add_file(o.path, self.watches_content)
+            o.written = way.written
+            if not way.tells:
                 self.t.polled = True
+            ways.append(way)
             o = o.next
+        self.ways = ways
 
     def stamps(self) -> list:
         """Of its files as they are now; see loaded_from and refuse."""

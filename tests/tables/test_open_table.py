@@ -306,6 +306,27 @@ def test_file_that_is_just_being_cut_is_not_taken_for_empty(
     assert found(open_table(name), b"key") == b"new"
 
 
+@each_file_type
+def test_where_a_link_led_before_is_not_watched_for_ever(tmp_path: Path, maptype: str) -> None:
+    host = watching()
+    assert host.watch is not None
+    watched = []
+    for step in range(30):
+        (tmp_path / f"v{step}").mkdir()
+        file_of(maptype, tmp_path / f"v{step}", b"%d" % step)
+        (tmp_path / "new").symlink_to(f"v{step}")
+        (tmp_path / "new").rename(tmp_path / "now")
+        table = open_table(f"{maptype}:{tmp_path}/now/t".encode(), host=host)
+        assert found(table, b"key") == b"%d" % step
+        watches = Path(f"/proc/self/fdinfo/{host.watch.fd}").read_text().count("inotify wd")
+        watched.append((host.watch.names, watches))
+    assert watched[-1] == watched[10]
+    del table
+    (tmp_path / "other").write_text("")
+    open_table(b"texthash:%b/other" % bytes(tmp_path), host=host)
+    assert host.watch.names < watched[-1][0]
+
+
 @pytest.mark.parametrize("name", ["cdb:{}/t", "texthash:{}/t", "regexp:{}/t", "sqlite:{}/t"])
 def test_file_that_cannot_be_opened_is_watched(tmp_path: Path, name: str) -> None:
     host = watching()
