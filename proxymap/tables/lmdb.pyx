@@ -33,7 +33,9 @@ from proxymap._buf cimport (
     buf, buf_append_view, buf_clear, buf_view, memcmp, memcpy, view, view_of, view_until_nul,
 )
 from proxymap._clock cimport wall_clock_ns
-from proxymap._map cimport load_data, load_size, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped
+from proxymap._map cimport (
+    load_data, load_size, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped,
+)
 from proxymap._table cimport (
     CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_changed,
     origins_replaced, table, table_try_nul,
@@ -150,7 +152,7 @@ cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
 
 
 cdef bint went_back(const lmdb *db) noexcept nogil:
-    """Is the newest transaction older than one that was answered from? Then the file is cut, or another's copy."""
+    """Is the newest transaction older than one that was answered from? Then this is not that file."""
     cdef uint64_t latest = load64(<const char *> &db.latest)
     read_fence()
     return newest(db) < latest
