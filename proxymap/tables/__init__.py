@@ -213,12 +213,10 @@ def _open_whole(
         new = _open_new(type_name, flags, writes, host, settle)
         if host.watch is not None:
             new.watch(host.watch)
-        pause = _until_whole(new, host, began) if settle else 0
         late = time.monotonic() > until
-        if settle and old is not None and old.torn and not late:
-            pause = max(pause, QUIET)
+        whole = not settle or (_is_whole(new, host, began) and (late or old is None or not old.torn))
         # In this order: what was read is whole if the files have not changed when all else has been asked.
-        if not pause and not new.changed:
+        if whole and not new.changed:
             return new, stamps
         if old is not None and keeps and (new.written or late):
             return old, stamps
@@ -226,7 +224,7 @@ def _open_whole(
             return _being_written(new, host), stamps
         if late:
             return new, stamps
-        time.sleep(min(QUIET, pause))
+        time.sleep(QUIET if settle else 0)
 
 
 def _files(type_name: bytes) -> list[bytes]:
@@ -251,11 +249,11 @@ def _being_written(table: Table, host: Host) -> Table:
     return surrogate
 
 
-def _until_whole(table: Table, host: Host, began: float) -> float:
-    """Seconds until it is worth while to read the files again; 0 if they were whole when that began."""
+def _is_whole(table: Table, host: Host, began: float) -> bool:
+    """Were its files whole when somebody began to read them?"""
     if host.watch is not None:
         host.watch.take()  # whatever was written before now is marked
-    return QUIET if table.written else _until_quiet(table.files, began)
+    return not table.written and not _until_quiet(table.files, began)
 
 
 def _until_quiet(files: Iterable[bytes], when: float) -> float:
