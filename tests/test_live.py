@@ -118,6 +118,8 @@ def test_change_comes_first_however_many_are_ready(server: ServerProcess) -> Non
         for client in clients:
             assert client.ask(question) == found(b"1")
         os.kill(server.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{server.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the stop")
         for client in clients:
             client.send(question[:-1])
         write_cdb(server.dir / "t.cdb", content(2))
