@@ -41,7 +41,7 @@ from proxymap._jobs cimport (
 from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap._table cimport Table
-from proxymap._watch cimport Watch, watch, watch_take
+from proxymap._watch cimport Watch, watch, watch_take, watch_was_taken
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
@@ -234,6 +234,19 @@ cdef void give_up_tables(loop *l):
             i = i.chain
 
 
+cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
+    """Before all else, so that a request that came after a change gets the new content."""
+    cdef bint ready = n == EVENTS  # a full turn may have left the watch out
+    cdef bint concerned = watch_was_taken(l.watch)
+    cdef int i
+    for i in range(n):
+        ready |= events[i].data.ptr == &l.changes
+    if ready and watch_take(l.watch):
+        concerned = True
+    if concerned:
+        service_look(&l.service)
+
+
 cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     """One turn; 0, or -1 with errno if epoll itself fails."""
     cdef epoll_event events[EVENTS]
@@ -250,11 +263,9 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if n < 0:
         return 0 if errno == EINTR else -1
     service_turn(&l.service)
-    for i in range(n):
-        if events[i].data.ptr == &l.changes and watch_take(l.watch):
-            service_look(&l.service)  # first: a request that came after a change gets the new content
+    take_changes(l, events, n)
     if l.done.held:
-        take_answers(l)  # then: whom a worker has answered may ask again by now
+        take_answers(l)  # whom a worker has answered may ask again by now
     for i in range(n):
         s = <source *> events[i].data.ptr
         if s.kind == SOURCE_CLIENT:

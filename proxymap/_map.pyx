@@ -176,7 +176,7 @@ cdef int map_grow(mapped *m) noexcept nogil:
     failed = fstat(m.fd, &st)
     if not failed and <size_t> st.st_size > m.region.length:
         failed = map_data(m, 2 * <size_t> st.st_size)
-    if not failed:
+    if not failed and <size_t> st.st_size > m.size:  # of a file that was cut the size stays, see map_cut
         store_size(&m.size, st.st_size)
     pthread_mutex_unlock(&growing)
     return failed

@@ -35,8 +35,7 @@ from proxymap._jobs cimport (
 )
 from proxymap._stamp cimport same_content, stamp_at
 from proxymap._table cimport (
-    CHANGED_REPLACED, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, glimpse, origin,
-    table, table_fold,
+    CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, glimpse, origin, table, table_fold,
 )
 from proxymap._words cimport *
 
@@ -45,7 +44,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_NOSIGNAL, MSG_DONTWAIT
 
 cdef enum:
-    OPEN_RETRY_MS = 800   # between two attempts to open a table that cannot be opened
+    OPEN_RETRY_MS = 500   # between two attempts to open a table that cannot be opened
     CURSORS_MAX = 16      # sequences that one connection may have under way
 
 
@@ -93,13 +92,14 @@ cdef bint service_foresee(session *who) noexcept nogil:
     As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
     """
     cdef instance *i = who.found
+    cdef int flags = who.request.flags
     if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
         return False
     if i.t == NULL or i.t.foresee == NULL:
         return False
-    return i.t.foresee(
-        i.t, who.request.key, i.flags if who.request.dialect == DIALECT_3_6 else who.request.flags, &who.glimpse
-    )
+    if who.request.dialect == DIALECT_3_6:
+        flags = i.flags
+    return i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
 
 
 cdef int service_request(service *s, session *who, buf *out) noexcept nogil:
@@ -275,14 +275,16 @@ cdef bint is_open(service *s, instance *i) noexcept nogil:
 cdef void look_at(service *s, instance *i) noexcept nogil:
     """Have the table opened again if its files have changed."""
     cdef int changed
+    cdef bint useless
     if i.opening or i.renewing:
         i.again = True
         return
-    if i.t == NULL or i.t.reason != NULL or i.t.changed == NULL:
+    if i.t == NULL or i.t.changed == NULL:
         return
     changed = i.t.changed(i.t)
+    useless = changed == CHANGED_SPOILED or i.t.reason != NULL
     if changed:
-        start_open(s, i, changed == CHANGED_SPOILED, changed == CHANGED_REPLACED and not i.t.quick)
+        start_open(s, i, useless, not useless and not i.t.quick)
 
 
 cdef void look_at_config(service *s) noexcept nogil:

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap._buf cimport buf, view, view_until_nul
 from proxymap._stamp cimport stamp
-from proxymap._watch cimport Watch
+from proxymap._watch cimport Watch, Way
 from proxymap._words cimport *
 
 cpdef enum:  # the file of an open table, compared with what was opened
@@ -130,9 +130,12 @@ cdef class Table:
     cdef table t
     cdef readonly bytes type_name
     cdef readonly list files    # paths, in the order of origins
+    cdef list ways              # how its files are watched, see _watch
+    cdef public object parts    # names of the tables that it is made of, or asks
     cdef public int faults      # rules or lines that were skipped when it was loaded
     cdef public str trouble     # the latest, for the administrator; empty: none
     cdef public bint watches_content  # must each write to its files be seen, or only whole changes?
+    cdef public bint watches_writers  # is it of interest that somebody is writing to them?
     cdef public object crews  # who work on its queues; see attach in _jobs
 
     cdef forget_origins(self)

@@ -16,10 +16,13 @@ class Table:
     cached: bool
     files: list[bytes]
     faults: int
+    parts: frozenset[bytes] | set[bytes]
     watches_content: bool
     trouble: str
     @property
     def polled(self) -> bool: ...
+    @property
+    def torn(self) -> bool: ...
     @property
     def written(self) -> bool: ...
     def watch(self, watch: Watch) -> None: ...

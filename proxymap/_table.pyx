@@ -72,8 +72,10 @@ cdef class Table:
         self.t.slow = 0
         self.files = []
         self.faults = 0
+        self.parts = frozenset()
         self.trouble = ""
         self.watches_content = False
+        self.watches_writers = True
         self.t.asks = self.t.changes = NULL
         self.t.self = NULL
         self.t.owner = <void *> self
@@ -112,10 +114,16 @@ cdef class Table:
     cpdef watch(self, Watch watch):
         """Have the files watched, from now on; a table where that cannot be done is to be polled."""
         cdef origin *o = self.t.origins
+        cdef Way way
+        ways = []
         while o != NULL:
-            if not watch.add_file(o.path, self.watches_content, &o.written):
+            way = watch.add_file(o.path, self.watches_content, self.watches_writers)
+            o.written = way.written
+            if not way.tells:
                 self.t.polled = True
+            ways.append(way)
             o = o.next
+        self.ways = ways
 
     def stamps(self) -> list:
         """Of its files as they are now; see loaded_from and refuse."""
@@ -127,6 +135,21 @@ cdef class Table:
             found.append((s.device, s.inode, s.size, s.mtime_ns))
             o = o.next
         return found
+
+    @property
+    def torn(self) -> bool:
+        """Has a file another size, but not another time of change?
+
+        That is so for a moment while it is cut, before any event; else somebody has set its time.
+        """
+        cdef origin *o = self.t.origins
+        cdef stamp s
+        while o != NULL:
+            s = stamp_at(o.path)
+            if same_file(o.seen, s) and s.mtime_ns == o.seen.mtime_ns and s.size != o.seen.size:
+                return True
+            o = o.next
+        return False
 
     def refuse(self, stamps):
         """What its files had when these were their stamps is no good: go on with the old."""

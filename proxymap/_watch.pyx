@@ -2,20 +2,22 @@
 
 Workers add what a table was loaded from; the loop takes events. An event says
 that somebody should look (stat) at the tables, and whether a file is whole: from
-the first write to its close it is marked as being written. On the way to a file
-each folder and each symbolic link is watched, since a rename of any of them puts
-another file there.
+the first write to its close it is marked as being written. A worker that has read
+a file takes events itself, before it believes the mark; the loop is told. On the
+way to a file each folder and each symbolic link is watched, since a rename of any
+of them puts another file there.
 
-A folder and its names are known as long as we live: they are few.
+What a table was loaded from is watched as long as somebody holds its `Way`.
 
 Source: inotify(7).
 """
 
 import os
 
+from cython cimport no_gc_clear
 from libc.errno cimport ENOENT, errno
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport strlen
 from posix.unistd cimport close, read
 
@@ -38,6 +40,15 @@ cdef extern from "<sys/inotify.h>" nogil:
         IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
     int inotify_init1(int)
     int inotify_add_watch(int, const char *, uint32_t)
+    int inotify_rm_watch(int, int)
+
+cdef extern from *:
+    """
+    #define proxymap_load_flag(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define proxymap_store_flag(p, n) __atomic_store_n(p, n, __ATOMIC_SEQ_CST)
+    """
+    bint load_flag "proxymap_load_flag"(const bint *p) nogil
+    void store_flag "proxymap_store_flag"(bint *p, bint n) nogil
 
 cdef enum:
     EVENTS_SIZE = 65536  # bytes read at a time
@@ -72,6 +83,37 @@ cdef watched_name *names_add(watch *w, int folder, view name) noexcept nogil:
     n.chain = slot[0]
     slot[0] = n
     return n
+
+
+cdef bint names_in(watch *w, int folder) noexcept nogil:
+    """Is any name of that folder watched?"""
+    cdef watched_name *n
+    cdef int slot
+    for slot in range(WATCH_SLOTS):
+        n = w.names[slot]
+        while n != NULL:
+            if n.folder == folder:
+                return True
+            n = n.chain
+    return False
+
+
+cdef void names_forget_unused(watch *w) noexcept nogil:
+    cdef watched_name **link
+    cdef watched_name *n
+    cdef int slot
+    for slot in range(WATCH_SLOTS):
+        link = &w.names[slot]
+        while link[0] != NULL:
+            n = link[0]
+            if n.uses:
+                link = &n.chain
+                continue
+            link[0] = n.chain
+            if not names_in(w, n.folder):
+                inotify_rm_watch(w.fd, n.folder)
+            buf_free(&n.name)
+            free(n)
 
 
 cdef void names_all_whole(watch *w) noexcept nogil:
@@ -110,17 +152,28 @@ cdef bint watch_take(watch *w) noexcept nogil:
     cdef const inotify_event *e
     cdef bint concerned = False
     cdef ssize_t size, at
+    pthread_mutex_lock(&w.lock)
     while True:
         size = read(w.fd, events, EVENTS_SIZE)
         if size <= 0:
-            return concerned
+            break
         at = 0
-        pthread_mutex_lock(&w.lock)
         while at < size:
             e = <const inotify_event *> (events + at)
             concerned |= take_one(w, e)
             at += sizeof(inotify_event) + e.len
-        pthread_mutex_unlock(&w.lock)
+    pthread_mutex_unlock(&w.lock)
+    return concerned
+
+
+cdef bint watch_was_taken(watch *w) noexcept nogil:
+    """Has somebody else taken events, which are then for the caller as well? Asked in each turn."""
+    if not load_flag(&w.taken):
+        return False
+    store_flag(&w.taken, False)
+    pthread_mutex_lock(&w.lock)  # until all of them are marked
+    pthread_mutex_unlock(&w.lock)
+    return True
 
 
 def steps_to(bytes path) -> list:
@@ -155,6 +208,34 @@ def steps_to(bytes path) -> list:
     return steps
 
 
+@no_gc_clear
+cdef class Way:
+    """The names that lead to one file, watched as long as this is."""
+
+    def __cinit__(self, of):
+        self.of = of
+        self.names = NULL
+        self.written = NULL
+        self.count = 0
+        self.tells = False
+
+    cdef int hold(self, watched_name *n) except -1:
+        cdef void *names = realloc(self.names, (self.count + 1) * sizeof(watched_name *))
+        if names == NULL:
+            raise MemoryError
+        self.names = <watched_name **> names
+        self.names[self.count] = n
+        self.count += 1
+        n.uses += 1
+        return 0
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.count):
+            self.names[i].uses -= 1
+        free(self.names)
+
+
 cdef class Watch:
     """Watches files. `fd` becomes readable when something happens; -1 where inotify is not to be had."""
 
@@ -178,34 +259,36 @@ cdef class Watch:
     def fd(self) -> int:
         return self.w.fd
 
-    cdef bint add_file(self, bytes path, bint content, const bint **written) except -1:
+    cdef Way add_file(self, bytes path, bint content, bint writers):
         """Watch what `path` leads to; with `content`, also each write to the file by other names.
 
-        False: changes of it may cause no event, so that it has to be looked at.
-        written: will tell where to read whether somebody writes to it, as long as this Watch is; or
-        NULL. If written itself is NULL, who writes to the file wakes nobody before the end.
-        May be called by any thread, and again for the same path.
+        Without `writers` nobody asks whether it is being written to, and a write wakes nobody.
+
+        May be called by any thread with the GIL, and again for the same path.
         """
-        cdef watched_name *n
-        if written != NULL:
-            written[0] = NULL
+        cdef Way found = Way(self)
+        cdef watched_name *last
         if self.w.fd < 0 or is_remote(path):
-            return False
+            return found
+        pthread_mutex_lock(&self.w.lock)
+        names_forget_unused(&self.w)
+        pthread_mutex_unlock(&self.w.lock)
         *way, (folder, name) = steps_to(path)
         for above, below in way:
             # A folder above that may not be read cannot be watched; it is hardly ever renamed.
-            if self.add_name(above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
-                return True  # when it appears there will be an event, and a reason to come here again
-        n = self.add_name(folder, name, FILES_CHANGE if written != NULL else FILES_CHANGE & ~IN_MODIFY)
-        if n == NULL:
-            return errno == ENOENT
-        if written != NULL:
-            written[0] = &n.written
-        if not content or inotify_add_watch(self.w.fd, os.path.join(folder, name), CONTENT_CHANGES) >= 0:
-            return True
-        return errno == ENOENT
+            if self.add_name(found, above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
+                found.tells = True  # when it appears there will be an event, and a reason to come here again
+                return found
+        last = self.add_name(found, folder, name, FILES_CHANGE if writers else FILES_CHANGE & ~IN_MODIFY)
+        if last != NULL:
+            if writers:
+                found.written = &last.written
+            if content:  # the file itself is like a folder with one name, of no bytes
+                last = self.add_name(found, os.path.join(folder, name), b"", CONTENT_CHANGES)
+        found.tells = last != NULL or errno == ENOENT
+        return found
 
-    cdef watched_name *add_name(self, bytes folder, bytes name, uint32_t mask) except? NULL:
+    cdef watched_name *add_name(self, Way way, bytes folder, bytes name, uint32_t mask) except? NULL:
         """Watch a name in a folder; NULL with errno."""
         cdef watched_name *n
         cdef int wd = inotify_add_watch(self.w.fd, folder, mask)
@@ -214,11 +297,35 @@ cdef class Watch:
         pthread_mutex_lock(&self.w.lock)
         n = names_add(&self.w, wd, view_of(name, len(name)))
         pthread_mutex_unlock(&self.w.lock)
+        if n != NULL:
+            way.hold(n)
         return n
 
+    @property
+    def names(self) -> int:
+        """How many names are watched; for tests."""
+        cdef watched_name *n
+        cdef int slot, count = 0
+        for slot in range(WATCH_SLOTS):
+            n = self.w.names[slot]
+            while n != NULL:
+                count += 1
+                n = n.chain
+        return count
+
     def take(self) -> bool:
-        """Take the events so far; did any concern what is watched?"""
-        return watch_take(&self.w)
+        """Take the events so far, on a worker; did any concern what is watched?"""
+        cdef bint concerned
+        if self.w.fd < 0:
+            return False
+        with nogil:
+            store_flag(&self.w.taken, True)  # first: at no time are they gone and the loop not told
+            concerned = watch_take(&self.w)
+        return concerned
+
+    def was_taken(self) -> bool:
+        """What the loop asks."""
+        return watch_was_taken(&self.w)
 
 
 cdef extern from "<sys/vfs.h>" nogil:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,10 +39,14 @@ class Refused(Exception):
 
 
 class Control:
-    """Serves the commands on a thread of its own. Cannot be had: a warning, and the server goes on."""
+    """Serves the commands on a thread of its own. Cannot be had: a warning, and the server goes on.
 
-    def __init__(self, path: str, commands: dict[str, Command], log: Log) -> None:
-        self.path, self.commands, self.log = path, commands, log
+    beside: the socket that is served.
+    """
+
+    def __init__(self, beside: str, commands: dict[str, Command], log: Log) -> None:
+        self.beside, self.commands, self.log = beside, commands, log
+        self.path = f"{beside}.{os.getpid()}.ctl"
         self._socket: socket.socket | None = None
         self._stopping = False
 
@@ -65,6 +70,7 @@ class Control:
             self._socket = None
 
     def _run(self, listener: socket.socket) -> None:
+        _remove_stale(self.beside)
         while not self._stopping:
             try:
                 asker, _ = listener.accept()
@@ -117,6 +123,35 @@ def _listening(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _remove_stale(beside: str) -> None:
+    """Remove the sockets that killed processes of our user have left."""
+    with contextlib.suppress(OSError):
+        for pid, path in _sockets_beside(beside):
+            with contextlib.suppress(OSError, OverflowError):
+                if _is_stale(pid, path):
+                    os.unlink(path)
+
+
+def _is_stale(pid: int, path: str) -> bool:
+    """No such process, and nobody answers: it may live in another PID namespace. Raises OSError."""
+    status = os.lstat(path)
+    if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        pass
+    else:
+        return False
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.setblocking(False)
+        try:
+            asker.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def _line_from(asker: socket.socket) -> bytes:

@@ -54,6 +54,7 @@ class DomainList:
         path = name.decode(TEXT, ERRORS)
         if name in files:
             raise ConfigError(f"{self._place}: {path} includes itself")
+        self._opening.reads(name)
         try:
             with open(name, "rb") as lines:
                 for _, line in logical_lines(lines, path, self._opening.host.warn):

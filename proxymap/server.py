@@ -74,7 +74,7 @@ class Server:
         )  # fmt: skip
         self._watch_configuration(settings)
         commands: dict[str, Command] = {"tables": self._tables, "flush": self._flush, "reload": self._reload}
-        self.control = Control(f"{control}.{os.getpid()}.ctl", commands, log) if control else None
+        self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._reloading = threading.Lock()

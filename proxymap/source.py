@@ -152,6 +152,14 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def stamp_at(path: bytes) -> Stamp:
+    """stamp_at - of the file that path leads to by now; all zero: there is none"""
+    try:
+        return stamp_of(os.stat(path))
+    except OSError:
+        return 0, 0, 0, 0
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """A pipe or a device could keep us waiting, or never end."""
     fd = os.open(path, flags | os.O_NONBLOCK)

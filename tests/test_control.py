@@ -107,7 +107,7 @@ def test_socket_is_gone_after_a_normal_stop(server: ServerProcess, number: int) 
     assert not list(server.dir.glob("s*"))
 
 
-def test_socket_of_a_killed_process_is_passed_over(server: ServerProcess, proxymapctl: Ctl) -> None:
+def test_socket_of_a_killed_process_is_removed(server: ServerProcess, proxymapctl: Ctl) -> None:
     table = server.cdb("t", TABLE)
     server.start()
     server.stop(signal.SIGKILL)
@@ -119,7 +119,33 @@ def test_socket_of_a_killed_process_is_passed_over(server: ServerProcess, proxym
     with server.connect() as peer:
         assert peer.ask(lookup(table, b"k")) == found(b"v")
     assert list(proxymapctl.tables(server)) == [table.decode()]
-    assert os.path.exists(stale)
+    wait_until(lambda: not os.path.exists(stale), "the stale socket's end")
+
+
+def test_only_sockets_of_dead_processes_of_our_own_are_removed(server: ServerProcess) -> None:
+    nobodys = 1 << 22  # PID_MAX_LIMIT
+    kept = [server.path + name for name in (f".{nobodys}.ctl.old", f"x.{nobodys}.ctl", ".99999999999999.ctl")]
+    kept += [f"{server.path}.{number}.ctl" for number in (nobodys + 1, nobodys + 2, os.getpid())]
+    stale = [f"{server.path}.{number}.ctl" for number in (nobodys, nobodys + 9)]
+    with contextlib.ExitStack() as open_sockets:
+        for path in (*kept, *stale):
+            one = open_sockets.enter_context(socket.socket(socket.AF_UNIX))
+            one.bind(path)
+    os.unlink(kept[4])
+    Path(kept[4]).write_text("no socket")
+    with socket.socket(socket.AF_UNIX) as alive:
+        os.unlink(kept[3])
+        alive.bind(kept[3])
+        alive.listen()  # of a process that has another number where it lives
+        if os.geteuid() == 0:
+            kept.append(f"{server.path}.{nobodys + 3}.ctl")
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(kept[-1])
+            os.chown(kept[-1], 1, 1)
+        server.start()
+        wait_until(lambda: not any(map(os.path.exists, stale)), "the end of what is stale")
+        assert said(server, b'{"do": "tables"}\n')  # comes after all that
+        assert [path for path in kept if not os.path.exists(path)] == []
 
 
 def test_stale_socket_of_the_same_number_is_replaced(server: ServerProcess, proxymapctl: Ctl) -> None:

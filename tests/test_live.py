@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fix_server import ServerProcess, found, lookup, request, wait_until, write_cdb, write_lmdb
+from fix_server import ServerProcess, found, lookup, peers, request, wait_until, write_cdb, write_lmdb
 from oracle import Attributes, reply
 
 RETRY = 2
@@ -107,6 +108,27 @@ def test_replaced_cdb_is_served_by_the_next_request_on_every_connection(server: 
     assert readers.asked > ROUNDS
 
 
+def test_change_comes_first_however_many_are_ready(server: ServerProcess) -> None:
+    """More connections than a turn takes were ready before the change, and their requests whole after it."""
+    table = server.cdb("t", content(1))
+    server.start()
+    question = lookup(table, KEYS[0])
+    with peers(server, 600) as clients:
+        assert clients[0].ask(question) == found(b"1")
+        for client in clients:
+            assert client.ask(question) == found(b"1")
+        os.kill(server.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{server.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+        for client in clients:
+            client.send(question[:-1])
+        write_cdb(server.dir / "t.cdb", content(2))
+        for client in clients:
+            client.send(question[-1:])
+        os.kill(server.pid, signal.SIGCONT)
+        assert [client.reply() for client in clients] == [found(b"2")] * len(clients)
+
+
 def ask(server: ServerProcess, table: bytes, key: bytes = KEYS[0]) -> Attributes:
     with server.connect() as peer:
         return peer.ask(lookup(table, key))
@@ -194,6 +216,37 @@ def test_missing_file_that_appears_makes_its_table_work(server: ServerProcess) -
         wait_until(lambda: peer.ask(lookup(table, KEYS[0])) == found(b"1"), "the table", limit=5)
 
 
+@pytest.mark.parametrize("maptype", ["cdb", "lmdb", "texthash", "sqlite"])
+def test_file_that_appears_or_is_mended_is_served_by_the_next_request(
+    server: ServerProcess, maptype: str
+) -> None:
+    """And not by the first after a pause."""
+    file = server.dir / ("t." + maptype if maptype in ("cdb", "lmdb") else "t")
+    texts = {"texthash": "k0 1\n", "sqlite": "dbpath = /dev/null\nquery = select 1 where '%s' = 'k0'\n"}
+
+    def make(path: Path) -> None:
+        if maptype in texts:
+            path.write_text(texts[maptype])
+        else:
+            (write_cdb if maptype == "cdb" else write_lmdb)(path, content(1))
+
+    table = f"{maptype}:{server.dir}/t".encode()
+    server.approve(table)
+    server.start()
+    with server.connect() as peer:
+        for mend in (os.rename, shutil.copyfile):
+            assert peer.ask(lookup(table, KEYS[0])) == reply("lookup", "3.6", RETRY)
+            make(server.dir / "new")
+            mend(server.dir / "new", file)
+            assert peer.ask(lookup(table, KEYS[0])) == found(b"1")
+            file.unlink()
+            server.stop()
+            file.write_text("a 1\na 2\n")  # a key that is there twice, or no table at all
+            server.start()
+            peer.close()
+            peer = server.connect()
+
+
 def right_or_retry(oldest: int, answer: Attributes) -> bool:
     return answer[0] == (b"status", b"2") or at_least(0, answer)
 
@@ -204,7 +257,8 @@ def dd_zeros(file: Path) -> None:
 
 
 def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
 
 
 def remove(file: Path) -> None:
@@ -230,8 +284,7 @@ def test_file_that_is_spoiled_and_copied_over_is_right_again(
             next_file = server.dir / f"next{generation}"
             build(next_file, content(generation + 1))
             shutil.copyfile(next_file, file)
-            expected = found(b"%d" % (generation + 1))
-            wait_until(lambda: peer.ask(lookup(table, KEYS[2])) == expected, "the copy", limit=5)  # noqa: B023
+            assert peer.ask(lookup(table, KEYS[2])) == found(b"%d" % (generation + 1))
     assert server.alive()
 
 
@@ -345,6 +398,58 @@ def test_text_file_that_is_being_written_is_not_served(maptype: str, new: bool) 
                     assert text.served(0)
                     time.sleep(0.01)
         wait_until(lambda: text.served(1), "the whole file")
+
+
+def test_files_named_in_a_domain_list_are_followed(server: ServerProcess) -> None:
+    listed, domains, cf = (server.dir / name for name in ("listed", "domains", "t.cf"))
+    listed.write_text("b.x here\n")
+    domains.write_text(f"a.x texthash:{listed}\n")
+    cf.write_text(f"dbpath = /dev/null\nquery = select 1\ndomain = {domains}\n")
+    table = f"sqlite:{cf}".encode()
+    server.approve(table)
+    server.start()
+    nothing = reply("lookup", "3.6", 1)
+    with server.connect() as peer:
+
+        def answers() -> list[Attributes]:
+            return [peer.ask(lookup(table, b"user@%b.x" % name)) for name in (b"a", b"b", b"c")]
+
+        assert answers() == [found(b"1"), found(b"1"), nothing]
+        domains.write_text(f"c.x texthash:{listed}\n")
+        wait_until(lambda: answers() == [nothing, found(b"1"), found(b"1")], "the list")
+        listed.write_text("a.x here\n")
+        wait_until(lambda: answers() == [found(b"1"), nothing, found(b"1")], "the table in the list")
+        domains.unlink()
+        said = "domains: No such file or directory; going on with the previous content"
+        wait_until(lambda: answers() and said in server.log(), "the refusal")
+        assert answers() == [found(b"1"), nothing, found(b"1")]
+        domains.write_text("b.x\n")
+        wait_until(lambda: answers() == [nothing, found(b"1"), nothing], "the new list")
+
+
+def test_tables_whose_domain_lists_name_each_other_answer_retry_with_the_reason(
+    server: ServerProcess,
+) -> None:
+    files = [server.dir / name for name in ("a.cf", "b.cf")]
+    tables = [f"sqlite:{file}".encode() for file in files]
+    text = "dbpath = /dev/null\nquery = select 1\n"
+    for file, other in zip(files, reversed(tables), strict=True):
+        file.write_text(f"{text}domain = {other.decode()}\n")
+    server.approve(*tables)
+    server.start()
+    with server.connect() as peer:
+        for table in tables * 2:
+            assert peer.ask(lookup(table, b"user@a.x")) == reply("lookup", "3.6", RETRY)
+        server.wait_log("a.cf names itself, by way of ")
+        assert "RecursionError" not in server.log()
+        files[1].write_text(text)
+        for table in tables:
+            wait_until(lambda: peer.ask(lookup(table, b"user@a.x")) == found(b"1"), "both")  # noqa: B023
+        files[1].write_text(f"{text}domain = {tables[0].decode()}\n")
+        said = f"b.cf names itself, by way of sqlite:{files[0]}; going on with the previous content"
+        wait_until(lambda: ask(server, tables[1], b"user@a.x") and said in server.log(), "the refusal")
+        for table in tables:
+            assert peer.ask(lookup(table, b"user@a.x")) == found(b"1")
 
 
 def test_walk_goes_on_or_ends_when_its_table_is_replaced(server: ServerProcess) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 
 from proxymap._fold import fold
-from proxymap.source import Stamp
+from proxymap.source import Stamp, stamp_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Opening:
     and created if it is missing. member: opens a table that this one is made of,
     such as unionmap's, with the same flags; never raises (see tables.open_table).
     utf8: keys and values are to be UTF-8. doubtful: the file was changed in place, so all
-    of it is to be checked.
+    of it is to be checked. files: what else it depends on, see `reads`.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class Opening:
         self.flags, self.writes, self.host, self.member = flags, writes, host, member
         self.doubtful = doubtful
         self.utf8 = bool(flags & UTF8_REQUEST) and host.utf8
+        self.files: list[tuple[bytes, Stamp]] = []
+
+    def reads(self, path: bytes) -> None:
+        """Tell that the table depends on this file, which is about to be read; it need not exist."""
+        self.files.append((path, stamp_at(path)))
 
     def folded(self, key: bytes) -> bytes:
         """A key of the table's text as it has to be stored to be found. Where `utf8` is set, it is UTF-8."""

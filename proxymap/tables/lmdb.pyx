@@ -33,12 +33,13 @@ from proxymap._buf cimport (
 )
 from proxymap._clock cimport wall_clock_ns
 from proxymap._lockfile cimport F_OFD_SETLK, set_lock
-from proxymap._map cimport load_data, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped
+from proxymap._map cimport (
+    load_data, load_size, map_at, map_close, map_cut, map_grow, map_mtime_ns, map_open, mapped,
+)
 from proxymap._table cimport (
     CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, origins_changed,
     origins_replaced, table, table_try_nul,
 )
-from proxymap._watch cimport Watch
 from proxymap._words cimport *
 
 cdef enum:
@@ -96,6 +97,7 @@ cdef struct lmdb:
     size_t base        # what node offsets count from
     uint32_t version
     uint64_t latest    # transaction that an answer was taken from
+    uint64_t tail      # the last bytes of the file, see is_cut
     bint written       # there is a writer, so damage can be mended
     bint rotten        # damage was met on the way to an answer
     uint64_t mtime_ns  # of the file, when it was last looked at
@@ -152,6 +154,27 @@ cdef inline uint64_t newest(const lmdb *db) noexcept nogil:
     cdef uint64_t even = load64(meta_at(db, 0) + META_SIZE - 8)
     cdef uint64_t odd = load64(meta_at(db, 1) + META_SIZE - 8)
     return even if even > odd else odd
+
+
+cdef bint went_back(const lmdb *db) noexcept nogil:
+    """Is the newest transaction older than one that was answered from? Then this is not that file."""
+    cdef uint64_t latest = load64(<const char *> &db.latest)
+    read_fence()
+    return newest(db) < latest
+
+
+cdef bint is_cut(lmdb *db) noexcept nogil:
+    """Has the file become shorter? Most often told without a system call.
+
+    Where it was cut, it reads as zeros up to the end of that page; what is behind raises SIGBUS.
+    """
+    cdef size_t size = load_size(&db.m.size)
+    cdef uint64_t tail = load64(load_data(&db.m.data) + size - 8)
+    if tail == 0 or tail != db.tail:
+        if map_cut(&db.m):
+            return True
+        db.tail = tail
+    return db.m.region.damaged
 
 
 cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil:
@@ -488,10 +511,12 @@ cdef int answer(lmdb *db, question *q, buf *scratch) noexcept nogil:
         status = STAT_RETRY
     if locked:
         set_lock(db.m.fd, F_UNLCK, F_OFD_SETLK)
+    if is_cut(db) or went_back(db):
+        return STAT_RETRY
     if status == STAT_OK:
         q.found_key.ptr = scratch.data + scratch.start
         q.found_value.ptr = q.found_key.ptr + q.found_key.len
-    return STAT_RETRY if db.m.region.damaged else status
+    return status
 
 
 cdef int lmdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
@@ -549,6 +574,8 @@ cdef int lmdb_sequence(
 cdef uint64_t lmdb_generation(table *t) noexcept nogil:
     """A file that is copied over this one may have the same transaction id."""
     cdef const lmdb *db = <const lmdb *> t.self
+    if went_back(db):
+        return <uint64_t> -1  # nothing is stored for that
     return newest(db) + (db.overwrites << 40)
 
 
@@ -562,7 +589,7 @@ cdef int lmdb_changed(table *t) noexcept nogil:
         db.overwrites += 1
     if db.m.region.damaged or map_cut(&db.m) or (db.rotten and db.written):
         return CHANGED_SPOILED
-    if snapshot_take(db, &s) != FITS or s.txnid < db.latest:
+    if snapshot_take(db, &s) != FITS or went_back(db):
         return CHANGED_SPOILED
     if t.origins.seen.inode != db.m.inode or t.origins.seen.device != db.m.device:
         return origins_changed(t)  # that other file was refused; by now it may be whole
@@ -796,6 +823,7 @@ cdef class LmdbTable(Table):
         found = fit(&self.db, &s)
         if found != FITS:
             raise ValueError(reason_of(found, os.fsdecode(file)))
+        self.db.latest = s.txnid
         self.db.mtime_ns = self.db.m.mtime_ns
         self.t.self = &self.db
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY | DICT_FLAG_MULTI_WRITER
@@ -805,13 +833,9 @@ cdef class LmdbTable(Table):
         self.t.generation = lmdb_generation
         self.t.changed = lmdb_changed
         self.t.quick = True
+        self.watches_writers = False  # being written to is its life; a commit is no event
         self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
         self.t.slow = SLOW_WRITE if self.db.written else 0
-
-    cpdef watch(self, Watch watch):
-        """Being written to is its life, and its writer does not close it: a commit is no event."""
-        if not watch.add_file(self.t.origins.path, False, NULL):
-            self.t.polled = True
 
     @property
     def entries(self):

@@ -408,6 +408,30 @@ def test_sequence_ends_where_order_lies(tmp_path: Path, lib: int) -> None:
 
 
 @each_format
+@pytest.mark.parametrize("first", [1, 60])
+def test_file_cut_while_it_is_open_is_right_or_retry(tmp_path: Path, lib: int, first: int) -> None:
+    """Whatever is zero behind the cut: a value's end, a key's, or the number of the last transaction."""
+    records = {b"key%03d\0" % i: b"%d\0" % i * (1 + i % 5) for i in range(first)}
+    path = tmp_path / "t.lmdb"
+    with writer(path, lib) as env, env.begin(write=True) as txn:
+        for key, value in records.items():
+            txn.put(key, value)
+    whole = path.read_bytes()
+    wrong = []
+    for size in {*range(0, len(whole), 37), *range(len(whole) - 40, len(whole)), *range(8192 - 200, 8192, 3)}:
+        path.write_bytes(whole)
+        table = opened(path)
+        for key in list(records)[:1]:
+            assert table.lookup(key[:-1])[0] == OK
+        os.truncate(path, size)
+        for key, value in records.items():
+            status, _, answer = table.lookup(key[:-1])
+            if status != RETRY and (status, answer) != (OK, value.partition(b"\0")[0]):
+                wrong.append((size, key, status, answer))
+    assert not wrong
+
+
+@each_format
 def test_every_truncation_is_right_or_retry(tmp_path: Path, lib: int) -> None:
     """A record is there with its value, or the table is unavailable: never "no such key"."""
     page_size = 512 if lib == 0 else 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -13,7 +14,8 @@ import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
 
 from proxymap import tables
-from proxymap._table import Slow, Surrogate
+from proxymap._table import Slow, Surrogate, Table
+from proxymap._watch import Watch
 from proxymap.tables import GONE, TABLE_TYPES, base, open_table
 
 PATTERN = 1 << 5
@@ -219,4 +221,120 @@ def test_table_that_is_being_closed_is_not_found_open(monkeypatch: pytest.Monkey
 def test_what_clients_ask_for_leaves_nothing_behind() -> None:
     for flags in range(0, 1 << 16, 1 << 10):
         open_table(b"unionmap:{static:a}", flags)
-    assert not [key for key in tables._opening if key[0] == b"unionmap:{static:a}"]
+    assert not tables._openers
+    assert not tables._waiting
+
+
+def test_two_that_name_each_other_and_are_opened_at_once_wait_for_no_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = threading.Barrier(2)
+
+    def open_ring(type_name: bytes, mapname: bytes, opening: base.Opening) -> base.SlowTable:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(LIMIT)  # each of them is being opened, and no thread comes a second time
+        both.abort()
+        opening.member(b"ring:b" if mapname == b"a" else b"ring:a")
+        return base.SlowTable()
+
+    module = types.ModuleType("proxymap.tables.ring")
+    module.open_table = open_ring  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "proxymap.tables.ring", module)
+    monkeypatch.setitem(tables.TABLE_TYPES, "ring", tables.TableType("ring"))
+    opened: list[Table] = []
+    threads = [
+        threading.Thread(target=lambda name=name: opened.append(open_table(name)), daemon=True)
+        for name in (b"ring:a", b"ring:b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    reasons = [table.reason for table in opened if table.reason is not None]
+    assert len(opened) == 2
+    assert len(reasons) == 1
+    assert b"names itself, by way of ring:" in reasons[0]
+    assert not tables._openers
+    assert not tables._waiting
+
+
+def watching() -> base.Host:
+    host = base.Host()
+    host.watch = Watch()
+    return host
+
+
+def test_file_that_is_being_written_is_not_taken_before_the_loop_has_seen_the_event(tmp_path: Path) -> None:
+    """Its time of change does not tell: who writes it may be slow."""
+    file, host = tmp_path / "t", watching()
+    assert host.watch is not None
+    file.write_text("key old\n")
+    os.utime(file, (1, 1))
+    name = b"texthash:%b" % bytes(file)
+    old = open_table(name, host=host)
+    with file.open("w") as writing:
+        writing.write("key new\n")
+        writing.flush()
+        os.utime(file, (2, 2))
+        assert open_table(name, host=host, settle=True) is old
+        assert host.watch.was_taken()  # the loop has to look: those events may be of other tables, too
+        assert not host.watch.was_taken()
+        writing.write("other new\n")
+    assert host.watch.take()
+    assert found(open_table(name, host=host, settle=True), b"other") == b"new"
+
+
+def test_file_that_is_just_being_cut_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows the new size before the new time of change, and before the event."""
+    file = tmp_path / "t"
+    file.write_text("key old\n")
+    os.utime(file, (1, 1))
+    name = b"texthash:%b" % bytes(file)
+    old = open_table(name)
+    file.write_text("")
+    os.utime(file, (1, 1))
+    assert old.torn
+
+    def go_on(seconds: float) -> None:
+        if seconds:
+            file.write_text("key new\n")
+            os.utime(file, (2, 2))
+
+    monkeypatch.setattr(tables.time, "sleep", go_on)
+    assert found(open_table(name), b"key") == b"new"
+
+
+@each_file_type
+def test_where_a_link_led_before_is_not_watched_for_ever(tmp_path: Path, maptype: str) -> None:
+    host = watching()
+    assert host.watch is not None
+    watched = []
+    for step in range(30):
+        (tmp_path / f"v{step}").mkdir()
+        file_of(maptype, tmp_path / f"v{step}", b"%d" % step)
+        (tmp_path / "new").symlink_to(f"v{step}")
+        (tmp_path / "new").rename(tmp_path / "now")
+        table = open_table(f"{maptype}:{tmp_path}/now/t".encode(), host=host)
+        assert found(table, b"key") == b"%d" % step
+        watches = Path(f"/proc/self/fdinfo/{host.watch.fd}").read_text().count("inotify wd")
+        watched.append((host.watch.names, watches))
+    assert watched[-1] == watched[10]
+    del table
+    (tmp_path / "other").write_text("")
+    open_table(b"texthash:%b/other" % bytes(tmp_path), host=host)
+    assert host.watch.names < watched[-1][0]
+
+
+@pytest.mark.parametrize("name", ["cdb:{}/t", "texthash:{}/t", "regexp:{}/t", "sqlite:{}/t"])
+def test_file_that_cannot_be_opened_is_watched(tmp_path: Path, name: str) -> None:
+    host = watching()
+    assert host.watch is not None
+    table = open_table(name.format(tmp_path).encode(), host=host)
+    assert table.reason is not None
+    assert not table.changed
+    for file in ("t", "t.cdb"):
+        (tmp_path / file).write_text("text")
+    assert host.watch.take()
+    assert table.changed
