@@ -285,7 +285,7 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
 
     parts: set[bytes] = set()
     opening = Opening(flags, writes, host, member, doubtful=settle)
-    tried = [(file, stamp_at(file)) for file in _files(type_name)]
+    tried = _stamped(type_name)
     table: Table
     try:
         made = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
@@ -303,7 +303,13 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
             finalize(table, made.close).atexit = False  # when nobody can find it in _open any more
         table.parts = parts
         return table
+    if writes:
+        tried = _stamped(type_name)  # an attempt may have created it, and is no change to try again for
     return _surrogate(type_name, reason, [*tried, *opening.files])
+
+
+def _stamped(type_name: bytes) -> list[tuple[bytes, Stamp]]:
+    return [(file, stamp_at(file)) for file in _files(type_name)]
 
 
 def _surrogate(type_name: bytes, reason: str, tried: list[tuple[bytes, Stamp]]) -> Surrogate:
