@@ -65,7 +65,7 @@ cdef double FOREVER = 1e9  # seconds
 
 cdef enum:
     LINE_MAX = 2000  # bytes of a log line, where the log cuts; what clients send may be much longer
-    EAGER_NS = 50000  # a client that was answered comes again within that time, or after a while
+    EAGER_NS = 100000  # who was answered comes again within that time, or after a while
     LUCK = 4         # times in vain after which looking for the next job
     RARELY = 64      # is tried each so many times only
 

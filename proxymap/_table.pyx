@@ -290,8 +290,11 @@ cdef class Table:
         """Where the answer to a key, folded already, comes from: a line each, for the administrator."""
         return []
 
-    def write(self, list changes):
-        """Make changes (tables/base.py: Change) and have them on disk before it returns."""
+    def write(self, list changes, on_disk=None):
+        """Make changes (tables/base.py: Change) and have them on disk before it returns.
+
+        on_disk: may be called as soon as they are, before what else there is to do.
+        """
         raise TypeError("this table has no slow updates")
 
     @property
@@ -453,7 +456,7 @@ cdef class Slow(Table):
     def explain(self, bytes key not None) -> list:
         return self.answers.explain(key)
 
-    def write(self, list changes):
+    def write(self, list changes, on_disk=None):
         self.answers.write(changes)
 
     @property

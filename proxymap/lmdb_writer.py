@@ -110,16 +110,19 @@ class Writer:
                 self._close()
                 raise ValueError(f"open database {self.path}: {error}") from error
 
-    def write(self, changes: list[Change]) -> None:
-        """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not."""
+    def write(self, changes: list[Change], on_disk: Callable[[], None] | None = None) -> None:
+        """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not.
+
+        on_disk is called as soon as they are, before the lock is given up.
+        """
         with self._mutex:
             try:
-                self._mending(self._write, changes)
+                self._mending(self._write, changes, on_disk)
             except (OSError, ValueError, lmdb.Error) as error:
                 self._close()
                 raise TableRetry(str(error)) from error
 
-    def _mending(self, work: Callable[..., None], *what: list[Change]) -> None:
+    def _mending(self, work: Callable[..., None], *what: Any) -> None:
         """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
         self._complaints.clear()
         while len(self._complaints) < COMPLAINTS_MAX:
@@ -134,17 +137,20 @@ class Writer:
         if file := self._lock_file(wait=False):
             file.unlock()
 
-    def _write(self, changes: list[Change]) -> None:
+    def _write(self, changes: list[Change], on_disk: Callable[[], None] | None) -> None:
         file = self._lock_file(wait=True)
         assert file is not None
         try:
-            self._commit(file, changes)
+            self._commit(changes)
+            if on_disk:
+                on_disk()
+            file.leave(self._meta_size)
         finally:
             file.unlock()
 
     # The transaction
 
-    def _commit(self, file: LockFile, changes: list[Change]) -> None:
+    def _commit(self, changes: list[Change]) -> None:
         """All changes in one transaction, which is synced; with a larger map if need be."""
         assert self._env is not None
         while True:
@@ -158,7 +164,6 @@ class Writer:
                 self._env.set_mapsize(0)
         for change, answer in zip(changes, done, strict=True):
             change.status, change.flags = answer
-        file.leave(self._meta_size)
 
     def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""

@@ -236,9 +236,19 @@ class Workers:
         jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]
         table = job.table
         changes = [Change(j.key, j.value if j.kind == JOB_UPDATE else None, j.flags) for j in jobs]
+        told = False
+
+        def tell() -> None:
+            nonlocal told
+            told = True
+            for done, change in zip(jobs, changes, strict=True):
+                done.answered(change.status, change.flags)
+            if len(jobs) == 1:
+                reply_early(job)
+
         began = time.perf_counter_ns()
         try:
-            table.write(changes)
+            table.write(changes, tell)
         except ProxymapError as error:
             self._fail(changes, error.status)
             table.trouble = str(error)
@@ -248,10 +258,8 @@ class Workers:
             self._complain(f"{os.fsdecode(table.type_name)} update error", error)
         crew.patience_ns = min((time.perf_counter_ns() - began) // 4, PATIENCE_NS)
         crew.expected = len(jobs) + crew.queue.held
-        for done, change in zip(jobs, changes, strict=True):
-            done.answered(change.status, change.flags)
-        if len(jobs) == 1:
-            reply_early(job)
+        if not told:
+            tell()
         self.done.put_all(jobs)
 
     def _fail(self, changes: list[Change], status: int) -> None:

@@ -849,8 +849,8 @@ cdef class LmdbTable(Table):
     def __dealloc__(self):
         map_close(&self.db.m)
 
-    def write(self, list changes):
-        self.writer.write(changes)
+    def write(self, list changes, on_disk=None):
+        self.writer.write(changes, on_disk)
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
