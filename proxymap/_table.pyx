@@ -184,6 +184,11 @@ cdef class Table:
         return None
 
     @property
+    def index_bytes(self) -> int:
+        """What an index of it takes in memory."""
+        return 0
+
+    @property
     def polled(self) -> bool:
         """Must it be looked at, since no event tells of changes?"""
         return self.t.polled

@@ -158,7 +158,10 @@ class Server:
             self.log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
         cached = () if self.writes else settings.cache_maptypes  # what is written to changes too often
         self.workers.configure(
-            Host(settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged),
+            Host(
+                settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged,
+                settings.lmdb_index_size,
+            ),
             count=settings.worker_count, time_limit=settings.lookup_time_limit, cached=cached,
         )  # fmt: skip
         return {

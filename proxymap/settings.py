@@ -204,12 +204,13 @@ class Settings:
     lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
 
     cache_size = own("64M", size(0), "bytes, 0 = no cache")
-    cache_maptypes = own("lmdb pcre regexp", words, "table types")  # measured: benchmarks/bench_cache.py
+    cache_maptypes = own("pcre regexp", words, "table types")  # measured: benchmarks/bench_cache.py
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
     worker_count = own("4", integer(1, 1000), "threads for each slow table")
     lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
+    lmdb_index_size = own("256M", size(0), "bytes for each table, 0 = no index")
     lmdb_replace_damaged = own("yes", boolean)
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 

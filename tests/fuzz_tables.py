@@ -95,14 +95,19 @@ def lmdb_history(rng: random.Random, lib: int) -> tuple[bytes, Committed]:
         return Path(path).read_bytes(), committed
 
 
+def indexed_lmdb(type_name: bytes, path: bytes) -> LmdbTable:
+    """With room for an index, which is there after some questions."""
+    return LmdbTable(type_name, path, 1 << 20)
+
+
 LAYOUTS: dict[str, tuple[type[Table], Callable[[random.Random], tuple[bytes, Committed]]]] = {
     "cdb": (CdbTable, lambda rng: cdb_file(rng, 4, MASK32)),
     "cdb64-cut": (CdbTable, lambda rng: cdb_file(rng, 8, MASK32)),
     "cdb64": (CdbTable, lambda rng: cdb_file(rng, 8, (1 << 64) - 1)),
-    "lmdb-0.9": (LmdbTable, lambda rng: lmdb_file(rng, 1, 512)),
-    "lmdb-1.0": (LmdbTable, lambda rng: lmdb_file(rng, 3, rng.choice((256, 512, 1024)))),
-    "lmdb-0.9-history": (LmdbTable, lambda rng: lmdb_history(rng, 0)),
-    "lmdb-1.0-history": (LmdbTable, lambda rng: lmdb_history(rng, 1)),
+    "lmdb-0.9": (indexed_lmdb, lambda rng: lmdb_file(rng, 1, 512)),
+    "lmdb-1.0": (indexed_lmdb, lambda rng: lmdb_file(rng, 3, rng.choice((256, 512, 1024)))),
+    "lmdb-0.9-history": (indexed_lmdb, lambda rng: lmdb_history(rng, 0)),
+    "lmdb-1.0-history": (indexed_lmdb, lambda rng: lmdb_history(rng, 1)),
 }
 
 

@@ -52,7 +52,7 @@ def test_defaults_without_postfix(directory: Path) -> None:
     assert (found.worker_count, found.drain_time_limit, found.cache_maptypes) == (
         4,
         10,
-        ("lmdb", "pcre", "regexp"),
+        ("pcre", "regexp"),
     )
 
 

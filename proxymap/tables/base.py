@@ -38,7 +38,8 @@ class Host:
 
     utf8: smtputf8_enable. warn: takes a line for the log, without "warning: ".
     parameter: the value of a main.cf parameter, expanded; "" if it is not set.
-    replace_damaged: lmdb_replace_damaged. watch: what files are watched with, or None.
+    replace_damaged: lmdb_replace_damaged. index_size: lmdb_index_size. watch: what files are
+    watched with, or None.
     """
 
     watch: Watch | None = None
@@ -49,8 +50,10 @@ class Host:
         warn: Callable[[str], None] = lambda text: None,
         parameter: Callable[[str], str] = lambda name: "",
         replace_damaged: bool = True,
+        index_size: int = 0,
     ) -> None:
         self.utf8, self.warn, self.parameter, self.replace_damaged = utf8, warn, parameter, replace_damaged
+        self.index_size = index_size
 
 
 class Opening:

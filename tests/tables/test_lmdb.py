@@ -45,7 +45,7 @@ from proxymap.tables.lmdb import LmdbTable, open_table
 FORMATS = {"0.9": 0, "1.0": 1}  # py-lmdb's lib_version
 VERSIONS = {"0.9": 1, "1.0": 3}  # in the file
 LONGEST_KEY = {0: 511, 1: 1978}
-READING = Opening(0, False, Host(), lambda name: Surrogate(name, b"no members"))
+READING = Opening(0, False, Host(index_size=1 << 24), lambda name: Surrogate(name, b"no members"))
 ROOM = 1 << 30  # map size for writers; address space only
 
 each_format = pytest.mark.parametrize("lib", FORMATS.values(), ids=FORMATS)

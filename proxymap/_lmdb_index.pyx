@@ -1,0 +1,157 @@
+"""_lmdb_index - where the records of a snapshot are: a lookup without a walk
+
+A walk through the tree of a large table reads some twenty cache lines, most of
+them from memory and one after the other. An index of all keys leads to a record,
+or tells that there is none, with two or three, which can be fetched beforehand.
+
+It is about one snapshot and void with the next commit. So it is made when about
+as much time has been spent on walks in a snapshot as making it takes; then with
+each lookup a leaf is added, until all are there. What it says is checked: a place
+has to be a record of that key.
+
+It belongs to the loop: other threads walk. No GIL.
+"""
+
+from libc.string cimport memcpy
+
+from proxymap._buf cimport buf_append_view, buf_clear, buf_free, buf_view, view_of
+from proxymap._hash cimport hash_view
+from proxymap._lmdb cimport *
+from proxymap._places cimport (
+    places_are_cleared, places_begin, places_clear, places_free, places_next, places_prefetch, places_put,
+)
+from proxymap._table cimport prefetch
+from proxymap._words cimport STAT_OK
+
+cdef enum:
+    OFFSET_BITS = 16  # of a place: where in its page a node begins; the rest is the page's number
+    CACHE_LINE = 64
+    AHEAD = 32        # nodes whose slots are fetched together
+
+
+cdef inline uint64_t hash_of(const index *x, view key, bint nul) noexcept nogil:
+    """Keys that differ in a trailing NUL have nothing in common. A key that is asked for has no other NUL."""
+    return hash_view(key, x.seed + nul)
+
+
+cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil:
+    """At each lookup: see if the index is still about the table, and go on making it if that is worth while."""
+    cdef meta s
+    if x.limit == 0 or (x.given_up or x.whole) and index_is_of(x, newest(db), overwrites):
+        return
+    if snapshot_take(db, &s) != FITS:
+        return
+    if not index_is_of(x, s.txnid, overwrites):
+        x.txnid = s.txnid
+        x.overwrites = overwrites
+        x.asked = 0
+        x.worth = s.main.leaf_pages // 2
+        x.whole = x.given_up = False
+        x.places.cleared = 0  # and so it is of no use
+    x.asked += 1
+    if x.asked <= x.worth:
+        return
+    if x.asked == x.worth + 1:
+        buf_clear(&x.latest)
+        x.given_up = places_begin(&x.places, s.main.entries, x.limit) < 0
+    elif not places_are_cleared(&x.places):
+        places_clear(&x.places)
+    elif add_leaf(x, db, &s) < 0:
+        x.given_up = True
+        places_free(&x.places)
+
+
+cdef int add_leaf(index *x, lmdb *db, const meta *s) noexcept nogil:
+    """Add the records of the next leaf; 0, or -1 if that cannot be done in this snapshot."""
+    cdef path w
+    cdef view key
+    cdef int moved
+    if s.main.root == NO_PAGE:
+        x.whole = True
+        return 0
+    if walk(db, s, buf_view(&x.latest), False, &w) < 0:
+        return -1
+    if buf_view(&x.latest).len:
+        moved = walk_right(db, &w)
+        if moved <= 0:
+            x.whole = moved == 0
+            return moved
+    if add_nodes(x, db, &w.leaf) < 0 or node_key(db, &w.leaf, w.leaf.keys - 1, &key) < 0:
+        return -1
+    buf_clear(&x.latest)
+    return buf_append_view(&x.latest, key)
+
+
+cdef int add_nodes(index *x, lmdb *db, const page *leaf) noexcept nogil:
+    cdef uint64_t hashes[AHEAD]
+    cdef uint64_t number
+    cdef unsigned int first = 0, count, i
+    cdef view key, previous = buf_view(&x.latest)
+    cdef bint nul
+    memcpy(&number, leaf.data, 8)
+    if number >> (64 - OFFSET_BITS):
+        return -1
+    while first < leaf.keys:
+        count = min(leaf.keys - first, <unsigned int> AHEAD)
+        for i in range(count):
+            if node_key(db, leaf, first + i, &key) < 0 or key_order(previous, key, False) >= 0:
+                return -1  # a walk finds nothing that is out of order
+            previous = key
+            nul = key.ptr[key.len - 1] == 0  # a leaf's keys are of one byte or more
+            hashes[i] = hash_of(x, view_of(key.ptr, key.len - nul), nul)
+            places_prefetch(&x.places, hashes[i])
+        for i in range(count):
+            if places_put(&x.places, hashes[i], number << OFFSET_BITS | node_offset(db, leaf, first + i)) < 0:
+                return -1
+        first += count
+    return 0
+
+
+cdef inline const char *node_at(lmdb *db, uint64_t place) noexcept nogil:
+    """Where a node begins, if that is in the file."""
+    cdef const char *data = pages_at(db, place >> OFFSET_BITS, 1)
+    cdef size_t offset = place & ((1 << OFFSET_BITS) - 1)
+    return NULL if data == NULL or offset >= db.page_size else data + db.base + offset
+
+
+cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step) noexcept nogil:
+    """Fetch a slot (step 1), or the record that it leads to (step 2); False: there is no more."""
+    cdef uint64_t hash, place, tried = 0
+    cdef const char *at
+    if x.txnid != newest(db) or not places_are_cleared(&x.places):
+        return False
+    hash = hash_of(x, key, nul)
+    if step == 1:
+        places_prefetch(&x.places, hash)
+        return True
+    place = places_next(&x.places, hash, &tried)
+    at = node_at(db, place) if place else NULL
+    if at != NULL:
+        prefetch(at)
+        prefetch(at + CACHE_LINE - 1)
+    return False
+
+
+cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) noexcept nogil:
+    """STAT_OK and the value, as a view of the map; INDEX_ABSENT or INDEX_UNKNOWN. Ask index_is_of first."""
+    cdef uint64_t hash, place, tried = 0
+    cdef node n
+    if not places_are_cleared(&x.places):
+        return INDEX_UNKNOWN
+    hash = hash_of(x, key, nul)
+    while True:
+        place = places_next(&x.places, hash, &tried)
+        if place == 0:
+            return INDEX_ABSENT if x.whole else INDEX_UNKNOWN
+        if leaf_node(db, place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1), &n) < 0:
+            return INDEX_UNKNOWN
+        if key_order(n.key, key, nul) == 0:
+            if node_value(db, &n) < 0:
+                return INDEX_UNKNOWN
+            value[0] = n.value
+            return STAT_OK
+
+
+cdef void index_free(index *x) noexcept nogil:
+    places_free(&x.places)
+    buf_free(&x.latest)
