@@ -7,7 +7,8 @@ answers wakes the loop.
 
 One turn: wait, take the events, answer, free what was closed. The wait is
 shared by all that are ready; there is no other call per request than a recv
-and a send.
+and a send. Before the loop sleeps it looks once more for a moment, if that has
+paid off lately (wait_eagerly): that is so with one or two busy clients.
 
 As a child of master(8) the loop also watches the status channel, whose end is
 the word to leave, tells master when it is overloaded (_status), counts
@@ -34,7 +35,7 @@ from proxymap._client cimport (
     clients_let_go_quiet, clients_waiting, clients_init, clients_opened, clients_serve, clients_sweep,
     clients_tick, source,
 )
-from proxymap._clock cimport now_ms
+from proxymap._clock cimport now_ms, now_ns
 from proxymap._jobs cimport (
     JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_has_unheard, queue_take,
 )
@@ -79,6 +80,9 @@ cdef enum:
     PATIENCE_MS = 800  # at the end, with those who ask without pause
     LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
     PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
+    EAGER_NS = 50000   # a client that was answered asks again within that time, or after a while
+    LUCK = 4           # times in vain after which waiting eagerly
+    RARELY = 64        # is tried each so many turns only
     BUSY_EVENTS = 64   # ready in one turn: whoever comes now waits some hundred microseconds
 
 cpdef enum:  # why run returned
@@ -110,6 +114,8 @@ cdef struct loop:
     source changes        # inotify
     watch *watch
     queue *done
+    int luck              # how often waiting eagerly may still be in vain
+    unsigned int looks
     int ended             # END_*: run is to return
     # As a child of master:
     source status_end     # fd -1: no master
@@ -247,6 +253,29 @@ cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil
         service_look(&l.service)
 
 
+cdef int wait_eagerly(loop *l, epoll_event *events) noexcept nogil:
+    """The events of the next moment, if waiting for that long found some lately; -1 with errno.
+
+    To be woken takes tens of microseconds, and as much CPU time as looking so long.
+    """
+    cdef uint64_t until
+    cdef int n
+    l.looks += 1
+    if l.luck == 0 and l.looks % RARELY:
+        return 0
+    n = epoll_wait(l.epoll, events, EVENTS, 0)
+    if n:
+        return n
+    until = now_ns() + EAGER_NS
+    while n == 0 and now_ns() < until:
+        n = epoll_wait(l.epoll, events, EVENTS, 0)
+    if n:
+        l.luck = LUCK
+    elif l.luck:
+        l.luck -= 1
+    return n
+
+
 cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     """One turn; 0, or -1 with errno if epoll itself fails."""
     cdef epoll_event events[EVENTS]
@@ -257,7 +286,9 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
     l.waiting = 1
-    n = epoll_wait(l.epoll, events, EVENTS, timeout_ms)
+    n = wait_eagerly(l, events)
+    if n == 0:
+        n = epoll_wait(l.epoll, events, EVENTS, timeout_ms)
     l.waiting = 0
     l.turns += 1
     if n < 0:
@@ -298,8 +329,8 @@ cdef dict describe(instance *i, uint64_t now):
     return {
         **known, "state": "open" if i.t.reason == NULL else "unavailable", "generation": i.id,
         "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
-        "entries": table.entries, "bytes": table.size, "slow": i.t.lookup == NULL, "cached": i.t.cached,
-        "trouble": table.trouble or None,
+        "entries": table.entries, "bytes": table.size, "index_bytes": table.index_bytes,
+        "slow": i.t.lookup == NULL, "cached": i.t.cached, "trouble": table.trouble or None,
     }
 
 
