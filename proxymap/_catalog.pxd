@@ -48,6 +48,7 @@ cdef struct catalog:
     uint64_t last_id
     uint64_t forgotten   # instances that made room so far
     unsigned long clock  # requests so far
+    instance *latest     # that was found
 
 
 cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil

@@ -89,16 +89,23 @@ cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil:
 
 cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil:
     """The instance, or NULL if no request has named it yet."""
-    cdef uint64_t hash = hash_view(name, c.seed)
-    cdef instance *i = c.slots[hash % SLOTS]
-    while i != NULL:
-        if (i.hash == hash and i.inst_flags == inst_flags and i.dialect == dialect
-                and view_equal(buf_view(&i.name), name)):
-            c.clock += 1
-            i.used = c.clock
-            return i
-        i = i.chain
-    return NULL
+    cdef instance *i = c.latest
+    cdef uint64_t hash
+    if i == NULL or not is_called(i, name, dialect, inst_flags):
+        hash = hash_view(name, c.seed)
+        i = c.slots[hash % SLOTS]
+        while i != NULL and not (i.hash == hash and is_called(i, name, dialect, inst_flags)):
+            i = i.chain
+        if i == NULL:
+            return NULL
+        c.latest = i
+    c.clock += 1
+    i.used = c.clock
+    return i
+
+
+cdef inline bint is_called(const instance *i, view name, int dialect, int inst_flags) noexcept nogil:
+    return i.inst_flags == inst_flags and i.dialect == dialect and view_equal(buf_view(&i.name), name)
 
 
 cdef table *make_room(catalog *c) noexcept nogil:
@@ -123,6 +130,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
     link[0] = oldest.chain
     c.count -= 1
     c.forgotten += 1
+    c.latest = NULL
     t = oldest.t
     buf_free(&oldest.name)
     free(oldest)

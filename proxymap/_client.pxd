@@ -36,8 +36,6 @@ cdef struct client:
     scan seen            # how far the list at the start of `input` was looked at
     buf input            # what is not served yet; empty between requests
     buf output           # what the socket did not take
-    size_t replies_from  # its replies of this turn are these bytes of the scratch
-    size_t replies_to
     session session
     client *waiter       # next one that waits for the same table
     client *previous     # all clients
@@ -66,8 +64,8 @@ cdef struct clients:
     uint64_t ipc_timeout_ms
     bint closing             # draining: who got a reply is let go while it is still unread
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
-    char *received           # one scratch for all reads of a turn; a client keeps only what is not served
-    buf replies              # one scratch for the replies of a group
+    char *received           # scratch for all reads; a client keeps only what is not served
+    buf replies              # one scratch for all replies
 
 
 cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil

@@ -24,7 +24,7 @@ from posix.unistd cimport close
 from proxymap._buf cimport buf_append, buf_clear, buf_consume, buf_free, buf_len
 from proxymap._catalog cimport instance
 from proxymap._clock cimport now_ms
-from proxymap._codec cimport greeting_append, list_restart, list_scan, reply_append_bare
+from proxymap._codec cimport greeting_append, list_restart, reply_append_bare
 from proxymap._jobs cimport job
 from proxymap._service cimport (
     PARKED, SENT, service, service_answered, service_foresee, service_opened, service_read, service_request,
@@ -78,7 +78,6 @@ cdef uint32_t READING = EPOLLIN | EPOLLRDHUP | EPOLLET
 cdef uint32_t HANGING_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 cdef enum:
-    GROUP = 16               # clients whose requests are looked at together
     READ_SIZE = 65536        # one recv; a list of Postfix is some hundred bytes
     REPLIES_MAX = 262144     # unsent replies at which a turn of one client ends
     REPLIES_KEEP = 1048576   # a larger scratch, after a huge value, is given back
@@ -87,7 +86,7 @@ cdef enum:
 
 cdef struct arrival:  # what was received of a client in this turn
     client *c
-    const char *data
+    char *data
     size_t len
 
 
@@ -97,7 +96,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
     all.service = s
     all.epoll = epoll
     all.timer = timer
-    all.received = <char *> malloc(2 * READ_SIZE)
+    all.received = <char *> malloc(3 * READ_SIZE)  # of those that are received, foreseen, served
     return 0 if all.received != NULL else -1
 
 
@@ -128,10 +127,10 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
         all.first.previous = c
     all.first = c
     all.count += 1
-    replies_begin(all, c)
+    buf_clear(&all.replies)
     if all.greeting:
         greeting_append(&all.replies)
-    client_finish(all, c)
+    client_send(all, c)
     return 0
 
 
@@ -208,14 +207,17 @@ cdef void client_noticed(client *c, uint32_t events) noexcept nogil:
 
 
 cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
-    """Serve those that epoll reported, a group at a time.
+    """Serve those that epoll reported, as in a pipeline.
 
-    What the first of a group ask for comes from memory while the others are received.
+    While one client's bytes are received and another's reply is sent, what a third
+    one asks for comes from memory.
     """
-    cdef arrival group[GROUP]
+    cdef arrival one, two, three
+    cdef arrival *received = &one
+    cdef arrival *foreseen = &two
+    cdef arrival *served = &three
     cdef client *c
-    cdef size_t filled = 0
-    cdef int i, readers = 0, arrived = 0
+    cdef int i, readers = 0
     for i in range(count):
         c = ready[i]
         if is_reading(c):
@@ -223,35 +225,22 @@ cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
             readers += 1
         elif c.source.fd >= 0:
             client_unready(all, c)
-    for i in range(readers):
-        group[arrived].c = ready[i]
-        group[arrived].data = all.received + filled
-        group[arrived].len = client_receive(all, ready[i], all.received + filled)
-        if group[arrived].len:
-            filled += group[arrived].len
-            if readers > 1:
-                client_read(all, &group[arrived])
-            arrived += 1
-        if arrived == GROUP or filled > READ_SIZE:
-            group_serve(all, group, arrived)
-            arrived = filled = 0
-    group_serve(all, group, arrived)
-
-
-cdef void group_serve(clients *all, arrival *group, int count) noexcept nogil:
-    cdef bint more = count > 1
-    cdef int i
-    while more:
-        more = False
-        for i in range(count):
-            if group[i].c.read and service_foresee(&group[i].c.session):
-                more = True
-    buf_clear(&all.replies)
-    for i in range(count):
-        client_serve(all, &group[i])
-    for i in range(count):
-        if group[i].c.source.fd >= 0:
-            client_send(all, group[i].c)
+    one.len = two.len = three.len = 0
+    one.data = all.received
+    two.data = one.data + READ_SIZE
+    three.data = two.data + READ_SIZE
+    for i in range(readers + 2):
+        if i < readers:
+            received.c = ready[i]
+            received.len = client_receive(all, received.c, received.data)
+            if received.len and readers > 1:
+                client_read(all, received)
+        if foreseen.len and foreseen.c.read:
+            service_foresee(&foreseen.c.session)
+        if served.len:
+            client_serve(all, served)
+            served.len = 0
+        received, foreseen, served = served, received, foreseen
 
 
 cdef void client_unready(clients *all, client *c) noexcept nogil:
@@ -294,27 +283,26 @@ cdef void client_read(clients *all, const arrival *a) noexcept nogil:
     cdef client *c = a.c
     if buf_len(&c.input):
         return
-    c.list_len = list_scan(&c.seen, a.data, a.len)
+    c.list_len = service_read(all.service, &c.session, &c.seen, a.data, a.len)
     if c.list_len:
-        service_read(all.service, &c.session, &c.seen, a.data)
         c.read = True
         service_foresee(&c.session)
 
 
 cdef void client_serve(clients *all, const arrival *a) noexcept nogil:
-    """Serve what is complete, and keep the rest. The replies are to be sent."""
+    """Serve what is complete, reply."""
     cdef client *c = a.c
     cdef bint began_before = buf_len(&c.input) != 0
     cdef size_t used = 0
-    c.replies_from = all.replies.end
+    buf_clear(&all.replies)
     if not began_before:
         used = serve_lists(all, c, a.data, a.len)
     if used < a.len and input_keep(all, c, a.data + used, a.len - used) < 0:
         client_close(all, c)  # not BAD, which would end a Postfix process that did nothing wrong
-        return
-    if began_before:
+    elif began_before:
         client_serve_input(all, c)
-    replies_end(all, c)
+    else:
+        client_finish(all, c)
 
 
 cdef void client_nothing(clients *all, client *c, ssize_t n) noexcept nogil:
@@ -335,6 +323,7 @@ cdef void client_serve_input(clients *all, client *c) noexcept nogil:
     if buf_len(&c.input) == 0:
         all.buffered -= c.input.cap
         buf_free(&c.input)
+    client_finish(all, c)
 
 
 cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) noexcept nogil:
@@ -344,14 +333,13 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
     """
     cdef size_t used = 0
     cdef int became
-    while used < len and all.replies.end - c.replies_from < REPLIES_MAX:
+    while used < len and buf_len(&all.replies) < REPLIES_MAX:
         if not c.read:
-            c.list_len = list_scan(&c.seen, data + used, len - used)
+            c.list_len = service_read(all.service, &c.session, &c.seen, data + used, len - used)
             if c.list_len == 0:
                 break
-            service_read(all.service, &c.session, &c.seen, data + used)
         c.read = False
-        c.session.first = all.replies.end == c.replies_from
+        c.session.first = buf_len(&all.replies) == 0
         became = service_request(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
         if became == PARKED:
@@ -366,32 +354,18 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
     return used
 
 
-cdef inline void replies_begin(clients *all, client *c) noexcept nogil:
-    """What c is told now is not part of a group's replies."""
-    buf_clear(&all.replies)
-    c.replies_from = 0
-
-
-cdef void replies_end(clients *all, client *c) noexcept nogil:
-    """c has its replies; who sends too much is told BAD."""
+cdef void client_finish(clients *all, client *c) noexcept nogil:
+    """End a turn: send the replies, then wait for what is missing."""
     if not c.parked and not c.discarding and not has_lists(c) and buf_len(&c.input) > all.request_size_limit:
         client_refuse(all, c)
-    c.replies_to = all.replies.end
-
-
-cdef void client_finish(clients *all, client *c) noexcept nogil:
-    """End a turn of c alone."""
-    replies_end(all, c)
-    client_send(all, c)
+    else:
+        client_send(all, c)
 
 
 cdef void client_send(clients *all, client *c) noexcept nogil:
-    """Send c's replies; what the socket does not take is kept, and c is not read until it is sent.
-
-    Then wait for what is missing.
-    """
-    cdef size_t len = c.replies_to - c.replies_from
-    cdef const char *data = all.replies.data + c.replies_from
+    """Send all.replies; what the socket does not take is kept, and c is not read until it is sent."""
+    cdef size_t len = buf_len(&all.replies)
+    cdef const char *data = all.replies.data + all.replies.start
     cdef ssize_t sent = 0
     if len and buf_len(&c.output) == 0:
         sent = send(c.source.fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT)
@@ -432,9 +406,8 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
     if buf_len(&c.output):
         return  # client_flush comes here when they are sent
     if has_lists(c) and not c.parked and not c.discarding:
-        replies_begin(all, c)
+        buf_clear(&all.replies)
         client_serve_input(all, c)
-        client_finish(all, c)
     else:
         client_rest(all, c)
 
@@ -502,9 +475,9 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     """A worker answered a request to a slow table."""
     cdef session *who = <session *> j.asker
     cdef client *c = <client *> who.client
-    replies_begin(all, c)
+    buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
-    c.replies_from += j.sent
+    buf_consume(&all.replies, j.sent)
     if unpark(all, c):
         client_finish(all, c)
 
@@ -529,11 +502,12 @@ cdef int output_keep(clients *all, client *c, const char *data, size_t len) noex
 
 
 cdef void client_refuse(clients *all, client *c) noexcept nogil:
-    """Too much, or never a list: BAD; client_rest hangs up once that is sent."""
+    """Too much, or never a list: BAD, and hang up once that is sent."""
     c.discarding = True
     all.buffered -= c.input.cap
     buf_free(&c.input)
     reply_append_bare(&all.replies, STAT_BAD)
+    client_send(all, c)
 
 
 cdef void client_discard(clients *all, client *c) noexcept nogil:

@@ -49,8 +49,7 @@ cdef inline void list_restart(scan *s) noexcept nogil:
     s.pos = s.begin = s.strings = s.start[0] = 0
 
 
-cdef size_t list_scan(scan *s, const char *data, size_t len) noexcept nogil
-cdef int request_parse(const scan *s, const char *data, request *r) noexcept nogil
+cdef size_t request_read(scan *s, const char *data, size_t len, request *r, int *verdict) noexcept nogil
 cdef int reply_append(buf *out, const request *r, int status, int flags, view key, view value) noexcept nogil
 cdef int reply_append_bare(buf *out, int status) noexcept nogil
 cdef int greeting_append(buf *out) noexcept nogil

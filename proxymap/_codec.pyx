@@ -2,15 +2,15 @@
 
 An attribute list is `name NUL value NUL ... NUL`: it ends with an empty name.
 `list_scan` finds the end of a list that may still be arriving and never looks
-at a byte twice; `request_parse` reads the strings that it noted. Nothing is
-copied: a request's views borrow the list. A reply is appended to the caller's
+at a byte twice; `request_parse` reads the strings that it noted. A lookup that
+is just as Postfix sends it is read by `lookup_read`, at once. Nothing is copied: a request's views borrow the list. A reply is appended to the caller's
 buf. No I/O, no tables, no allocation but the growth of that buf; any thread.
 
 Source: the wire protocol of Postfix 3.6 to 3.12 as observed, proxymap(8).
 """
 
 from proxymap._buf cimport (
-    buf, buf_append, buf_append_view, buf_free, buf_init, buf_reserve, memchr, view, view_is, view_of,
+    buf, buf_append, buf_free, buf_init, buf_reserve, memchr, memcmp, memcpy, view, view_is, view_of,
 )
 from proxymap._words cimport *
 
@@ -37,7 +37,10 @@ cdef extern from *:
         return bits;
     }
     #define proxymap_first_bit(bits) ((size_t) __builtin_ctz(bits))
+    static const char proxymap_lookup[] = "request\0lookup\0table";
     """
+    const char *lookup_begins "proxymap_lookup"
+    size_t sizeof_lookup "sizeof proxymap_lookup"
     unsigned int zero_bytes "proxymap_zero_bytes"(const char *data, size_t at, size_t len) noexcept nogil
     size_t first_bit "proxymap_first_bit"(unsigned int bits) noexcept nogil
 
@@ -48,12 +51,97 @@ cdef enum:
     INT_MAX = 2147483647
 
 
+cdef size_t request_read(scan *s, const char *data, size_t len, request *r, int *verdict) noexcept nogil:
+    """Read the list that begins at data: returns its length, or 0 while it is incomplete. verdict: PARSE_*.
+
+    Call again with the same scan when more bytes have arrived (data may have moved
+    meanwhile). A new list wants list_restart first.
+    """
+    cdef size_t n = lookup_read(data, len, r) if s.pos == 0 else 0
+    if n:
+        verdict[0] = PARSE_OK
+        return n
+    n = list_scan(s, data, len)
+    if n:
+        verdict[0] = request_parse(s, data, r)
+    return n
+
+
+# By far the most requests
+
+cdef size_t lookup_read(const char *data, size_t len, request *r) noexcept nogil:
+    """The length of a whole lookup as Postfix writes it, or 0: it is something else, or incomplete."""
+    cdef size_t at = sizeof_lookup
+    if len < at or memcmp(data, lookup_begins, sizeof_lookup) != 0:
+        return 0
+    r.name = view_of(data + 8, 6)
+    if not take_string(data, &at, len, &r.table):
+        return 0
+    r.dialect = DIALECT_3_6
+    if take_name(data, &at, len, b"instance_flags\0", 15):
+        r.dialect = DIALECT_3_11
+        if not take_number(data, &at, len, &r.inst_flags):
+            return 0
+    if not take_name(data, &at, len, b"flags\0", 6) or not take_number(data, &at, len, &r.flags):
+        return 0
+    if r.dialect == DIALECT_3_6:
+        r.inst_flags = instance_flags_of(r.flags)
+    if not take_name(data, &at, len, b"key\0", 4) or not take_string(data, &at, len, &r.key):
+        return 0
+    if at == len or data[at]:
+        return 0
+    r.kind = REQ_LOOKUP
+    r.value = view_of(NULL, 0)
+    r.fault = FAULT_NONE
+    return at + 1
+
+
+cdef inline bint take_name(const char *data, size_t *at, size_t len, const char *name, size_t size) noexcept nogil:
+    if len - at[0] < size or memcmp(data + at[0], name, size) != 0:
+        return False
+    at[0] += size
+    return True
+
+
+cdef inline bint take_string(const char *data, size_t *at, size_t len, view *text) noexcept nogil:
+    cdef size_t from_ = at[0]
+    cdef unsigned int ends
+    while at[0] < len:
+        ends = zero_bytes(data, at[0], len)
+        if ends:
+            at[0] += first_bit(ends) + 1
+            text[0] = view_of(data + from_, at[0] - from_ - 1)
+            return True
+        at[0] += WORD
+    return False
+
+
+cdef inline bint take_number(const char *data, size_t *at, size_t len, int *number) noexcept nogil:
+    """Digits, and few enough not to overflow."""
+    cdef const char *p = data + at[0]
+    cdef const char *end = p + min(len - at[0], <size_t> 10)
+    cdef int n = 0
+    while p < end and c"0" <= p[0] <= c"9":
+        n = n * 10 + (p[0] - c"0")
+        p += 1
+    if p == end or p[0] or p == data + at[0] or p - data - at[0] > 9:
+        return False
+    number[0] = n
+    at[0] = p + 1 - data
+    return True
+
+
+cdef inline int instance_flags_of(int flags) noexcept nogil:
+    """In 3.6 one word has all flags."""
+    return flags & ~(DICT_FLAGS_IMPL | DICT_FLAGS_REQUEST)
+
+
+# All requests
+
 cdef size_t list_scan(scan *s, const char *data, size_t len) noexcept nogil:
     """The length of the list that begins at data, or 0 while it is incomplete.
 
-    Call again with the same scan when more bytes have arrived (data may have
-    moved meanwhile). A new list wants list_restart first. Most strings are
-    short: a call of memchr for each would take longer than all the rest.
+    Most strings are short: a call of memchr for each would take longer than all the rest.
     """
     cdef size_t at = s.pos, begin = s.begin, end
     cdef unsigned int strings = s.strings
@@ -222,7 +310,7 @@ cdef unsigned int parse_attributes(const scan *s, const char *data, request *r) 
         return 0
     i += 1
     if r.dialect == DIALECT_3_6:
-        r.inst_flags = r.flags & ~(DICT_FLAGS_IMPL | DICT_FLAGS_REQUEST)
+        r.inst_flags = instance_flags_of(r.flags)
     if r.kind == REQ_OPEN:
         return i
     if r.kind == REQ_SEQUENCE:
@@ -244,7 +332,29 @@ cdef unsigned int parse_attributes(const scan *s, const char *data, request *r) 
     return i
 
 
-cdef int append_int(buf *out, unsigned int number) noexcept nogil:
+# Where there is room: each returns where the next byte goes.
+
+cdef inline char *put(char *p, const char *text, size_t len) noexcept nogil:
+    memcpy(p, text, len)
+    return p + len
+
+
+cdef inline char *put_view(char *p, view text) noexcept nogil:
+    """The text and its NUL."""
+    if text.len:
+        memcpy(p, text.ptr, text.len)
+    p[text.len] = 0
+    return p + text.len + 1
+
+
+cdef inline char *put_status(char *p, int status) noexcept nogil:
+    p = put(p, b"status\0", 7)
+    p[0] = <char> (c"0" + status)
+    p[1] = 0
+    return p + 2
+
+
+cdef char *put_int(char *p, unsigned int number) noexcept nogil:
     """Decimal text and its NUL."""
     cdef char text[INT_DIGITS + 1]
     cdef int i = INT_DIGITS
@@ -254,43 +364,38 @@ cdef int append_int(buf *out, unsigned int number) noexcept nogil:
         text[i] = <char> (c"0" + number % 10)
         number //= 10
         if number == 0:
-            return buf_append(out, &text[i], INT_DIGITS + 1 - i)
-
-
-cdef inline int append_attr(buf *out, const char *name, size_t len, view value) noexcept nogil:
-    """name and its NUL (len counts it), value, NUL."""
-    if buf_append(out, name, len) < 0 or buf_append_view(out, value) < 0:
-        return -1
-    return buf_append(out, b"\0", 1)
+            return put(p, &text[i], INT_DIGITS + 1 - i)
 
 
 cdef int reply_append(buf *out, const request *r, int status, int flags, view key, view value) noexcept nogil:
     """Append the reply to r in its shape and dialect; 0, or -1 without memory."""
-    cdef char digit = <char> (c"0" + status)
+    cdef char *p
     if status != STAT_OK:
         key = value = view_of(NULL, 0)
     # Everything fixed is under 64 bytes, so that one reservation serves the whole reply.
     if buf_reserve(out, 64 + key.len + value.len) < 0:
         return -1
-    if append_attr(out, b"status\0", 7, view_of(&digit, 1)) < 0:
-        return -1
+    p = put_status(out.data + out.end, status)
     if r.kind == REQ_OPEN or r.dialect == DIALECT_3_11:
-        buf_append(out, b"flags\0", 6)
-        append_int(out, <unsigned int> flags)
+        p = put_int(put(p, b"flags\0", 6), <unsigned int> flags)
     if r.kind == REQ_SEQUENCE:
-        append_attr(out, b"key\0", 4, key)
+        p = put_view(put(p, b"key\0", 4), key)
     if r.kind == REQ_SEQUENCE or r.kind == REQ_LOOKUP:
-        append_attr(out, b"value\0", 6, value)
-    return buf_append(out, b"\0", 1)
+        p = put_view(put(p, b"value\0", 6), value)
+    p[0] = 0
+    out.end = p + 1 - out.data
+    return 0
 
 
 cdef int reply_append_bare(buf *out, int status) noexcept nogil:
     """A list with nothing but the status: for requests that have no shape."""
-    cdef char digit = <char> (c"0" + status)
+    cdef char *p
     if buf_reserve(out, 16) < 0:
         return -1
-    append_attr(out, b"status\0", 7, view_of(&digit, 1))
-    return buf_append(out, b"\0", 1)
+    p = put_status(out.data + out.end, status)
+    p[0] = 0
+    out.end = p + 1 - out.data
+    return 0
 
 
 cdef int greeting_append(buf *out) noexcept nogil:
@@ -306,11 +411,13 @@ cdef tuple _KINDS = ("unknown", "open", "lookup", "update", "delete", "sequence"
 def scan_list(bytes data, cuts=()) -> int:
     """Length of the first list in data, looked at anew at each cut; 0 if incomplete."""
     cdef scan s
+    cdef request r
     cdef size_t n
+    cdef int verdict
     cdef const char *p = data
     list_restart(&s)
     for cut in (*cuts, len(data)):
-        n = list_scan(&s, p, cut)
+        n = request_read(&s, p, cut, &r, &verdict)
         if n:
             return n
     return 0
@@ -326,10 +433,9 @@ def parse(bytes data):
     cdef const char *p = data
     cdef int verdict
     list_restart(&s)
-    if list_scan(&s, p, len(data)) != <size_t> len(data):
-        raise ValueError("not one complete attribute list")
     r.kind = r.dialect = r.inst_flags = r.flags = r.function = 0
-    verdict = request_parse(&s, p, &r)
+    if request_read(&s, p, len(data), &r, &verdict) != <size_t> len(data):
+        raise ValueError("not one complete attribute list")
     if verdict != PARSE_OK:
         return ("ok", "silent", "unknown", "bad")[verdict], {}
     fields = {
@@ -367,11 +473,12 @@ def parse_loop(bytes data, long rounds) -> int:
     cdef const char *p = data
     cdef size_t n = len(data)
     cdef long _, total = 0
+    cdef int verdict
     with nogil:
         for _ in range(rounds):
             list_restart(&s)
-            list_scan(&s, p, n)
-            total += request_parse(&s, p, &r)
+            request_read(&s, p, n, &r, &verdict)
+            total += verdict
     return total
 
 

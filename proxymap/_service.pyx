@@ -26,7 +26,7 @@ from proxymap._catalog cimport (
 from proxymap._clock cimport now_ms
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
-    PARSE_UNKNOWN, reply_append, reply_append_bare, request_parse,
+    PARSE_UNKNOWN, reply_append, reply_append_bare, request_read,
 )
 from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
@@ -69,15 +69,19 @@ cdef void session_free(session *who) noexcept nogil:
         free(c)
 
 
-cdef void service_read(service *s, session *who, const scan *seen, const char *data) noexcept nogil:
-    """Read the complete list that `seen` describes, and see whom it is for; service_request is to be next."""
+cdef size_t service_read(service *s, session *who, scan *seen, const char *data, size_t len) noexcept nogil:
+    """Read the list at data, and see whom it is for; service_request is to be next.
+
+    Returns its length, or 0 while it is incomplete (see request_read).
+    """
     cdef request *r = &who.request
-    who.verdict = request_parse(seen, data, r)
-    if who.verdict != PARSE_OK:
-        return
+    cdef size_t n = request_read(seen, data, len, r, &who.verdict)
+    if n == 0 or who.verdict != PARSE_OK:
+        return n
     who.found = catalog_find(&s.tables, without_proxy(r.table), r.dialect, r.inst_flags)
     who.forgotten = s.tables.forgotten
     memset(&who.glimpse, 0, sizeof(glimpse))
+    return n
 
 
 cdef inline view without_proxy(view name) noexcept nogil:

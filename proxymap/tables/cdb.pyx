@@ -64,6 +64,14 @@ cdef inline uint64_t hash_of(view key) noexcept nogil:
     return h
 
 
+cdef inline uint64_t hash_for(const cdb *c, view key, bint nul) noexcept nogil:
+    """As it is stored for the key, or for the key with a NUL behind it."""
+    cdef uint64_t h = hash_of(key)
+    if nul:
+        h = hash_step(h, 0)
+    return h & c.hash_mask
+
+
 cdef bint slots_fit(const cdb *c, uint64_t position, uint64_t slots) noexcept nogil:
     return (2 * c.width * TABLES <= position <= c.m.size
             and slots <= (c.m.size - position) // (2 * c.width))
@@ -115,11 +123,8 @@ cdef inline bint key_is(view stored, view key, bint nul) noexcept nogil:
 cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
     """The first record whose key is key, with a NUL behind it if nul is set."""
     cdef const cdb *c = <const cdb *> t.self
-    cdef uint64_t h = hash_of(key), position, slots, slot, at, _
+    cdef uint64_t h = hash_for(c, key, nul), position, slots, slot, at, _
     cdef view stored
-    if nul:
-        h = hash_step(h, 0)
-    h &= c.hash_mask
     position = number_at(c, 2 * c.width * (h % TABLES))
     slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
     if slots == 0:
@@ -150,10 +155,7 @@ cdef bint cdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
         if not flags & (DICT_FLAG_TRY1NULL if nul else DICT_FLAG_TRY0NULL):
             continue
         if g.step == 1:
-            h = hash_of(key)
-            if nul:
-                h = hash_step(h, 0)
-            h &= c.hash_mask
+            h = hash_for(c, key, nul)
             position = number_at(c, 2 * c.width * (h % TABLES))
             slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
             if slots and slots_fit(c, position, slots):
