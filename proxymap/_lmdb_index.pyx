@@ -35,7 +35,7 @@ cdef inline uint64_t hash_of(const index *x, view key, bint nul) noexcept nogil:
 
 
 cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil:
-    """At each lookup: see if the index is still about the table, and go on making it if that is worth while."""
+    """At each lookup: is the index still about the table? Go on making it, if that is worth while."""
     cdef meta s
     if x.limit == 0 or (x.given_up or x.whole) and index_is_of(x, newest(db), overwrites):
         return

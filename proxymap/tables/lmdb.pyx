@@ -306,4 +306,5 @@ def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
     except ImportError as error:
         opening.host.warn(f"{os.fsdecode(type_name)}: updates need pip install 'proxymap[lmdb]' ({error})")
         return LmdbTable(type_name, file)
-    return LmdbTable(type_name, file, writer=writer_for(os.fsdecode(file), opening.host, damage_in))
+    writer = writer_for(os.fsdecode(file), opening.host, damage_in)
+    return LmdbTable(type_name, file, writer=writer)
