@@ -42,7 +42,8 @@ PROTOCOL = b'{"error": "expected {\\"do\\": one of tables flush reload}"}\n'
 
 @pytest.fixture
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess() as server:
+    """The cache is on for lmdb."""
+    with ServerProcess(own={"cache_maptypes": "lmdb"}) as server:
         yield server
 
 

@@ -266,7 +266,8 @@ cdef class LmdbTable(Table):
         self.t.changed = lmdb_changed
         self.t.quick = True
         self.watches_writers = False  # being written to is its life; a commit is no event
-        self.loaded_from([(file, (self.f.db.m.device, self.f.db.m.inode, self.f.db.m.size, self.f.db.m.mtime_ns))])
+        stamp = self.f.db.m.device, self.f.db.m.inode, self.f.db.m.size, self.f.db.m.mtime_ns
+        self.loaded_from([(file, stamp)])
         self.t.slow = SLOW_WRITE if self.f.written else 0
 
     @property
