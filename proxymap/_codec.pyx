@@ -3,8 +3,9 @@
 An attribute list is `name NUL value NUL ... NUL`: it ends with an empty name.
 `list_scan` finds the end of a list that may still be arriving and never looks
 at a byte twice; `request_parse` reads the strings that it noted. A lookup that
-is just as Postfix sends it is read by `lookup_read`, at once. Nothing is copied: a request's views borrow the list. A reply is appended to the caller's
-buf. No I/O, no tables, no allocation but the growth of that buf; any thread.
+is just as Postfix sends it is read by `lookup_read`, at once. Nothing is copied:
+a request's views borrow the list. A reply is appended to the caller's buf. No
+I/O, no tables, no allocation but the growth of that buf; any thread.
 
 Source: the wire protocol of Postfix 3.6 to 3.12 as observed, proxymap(8).
 """
@@ -96,7 +97,9 @@ cdef size_t lookup_read(const char *data, size_t len, request *r) noexcept nogil
     return at + 1
 
 
-cdef inline bint take_name(const char *data, size_t *at, size_t len, const char *name, size_t size) noexcept nogil:
+cdef inline bint take_name(
+    const char *data, size_t *at, size_t len, const char *name, size_t size
+) noexcept nogil:
     if len - at[0] < size or memcmp(data + at[0], name, size) != 0:
         return False
     at[0] += size

@@ -26,7 +26,7 @@ from .mastercf import SERVICES, STOCK, Entry, entry_of, is_ours, path_of, progra
 from .safety import Fault, account_of, as_user, faults_of_program, first_closed
 from .settings import WRITE_MAPS, Settings, load
 from .source import split_braced
-from .tables import GONE, TABLE_TYPES, open_table
+from .tables import GONE, TABLE_TYPES, load_types, open_table
 from .tables.base import folder_fault
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
@@ -272,6 +272,7 @@ def _tables(host: Host) -> Iterator[Fault]:
         default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
         tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
         served = [table for table in tables if table.partition(":")[0] in TABLE_TYPES]
+        load_types(served)  # mail_owner may not be allowed to
         reasons = as_user(host.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
         for table in tables:
             where = places.get(table, default)

@@ -26,7 +26,7 @@ from proxymap.log import Log
 from proxymap.maincf import MainCf
 from proxymap.server import Server
 from proxymap.settings import Settings
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables import TABLE_TYPES, load_types
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5
@@ -113,17 +113,7 @@ def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_ty
 
     The types of the tables that are approved, and of their members; or all types.
     """
-    names = b" ".join(approved)
-    for name, maptype in TABLE_TYPES.items():
-        if all_types or name.encode() + b":" in names:
-            modules = [f"proxymap.tables.{maptype.module}"] + ["proxymap.lmdb_writer"] * (
-                writes and name == "lmdb"
-            )
-            for module in modules:
-                try:
-                    import_module(module)
-                except ImportError:
-                    pass  # its library is missing, which open_table will say
+    load_types(TABLE_TYPES if all_types else approved, writes=writes)
     for name in ("encodings.idna", "traceback", "linecache", "json"):
         import_module(name)
     import time

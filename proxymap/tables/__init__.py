@@ -82,6 +82,18 @@ GONE = {
     "nisplus": "ldap, or unix",
 }
 
+
+def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
+    """Import what these tables and their members need, while that can be done; `names` may be types."""
+    text = " ".join(os.fsdecode(name) + ":" for name in names)
+    for name, maptype in TABLE_TYPES.items():
+        if name + ":" in text:
+            writer = ["proxymap.lmdb_writer"] if writes and name == "lmdb" else []
+            for module in (f"proxymap.tables.{maptype.module}", *writer):
+                with contextlib.suppress(ImportError):  # a library is missing, which open_table will say
+                    import_module(module)
+
+
 # What makes two tables the same: the name, the flags that matter at open, opened for updates or not.
 Key = tuple[bytes, int, bool]
 
