@@ -6,9 +6,8 @@ from proxymap._buf cimport buf, view
 from proxymap._lmdb cimport lmdb, meta
 from proxymap._places cimport places
 
-cdef enum:  # what index_find says besides STAT_OK
-    INDEX_ABSENT = -1   # there is no such key
-    INDEX_UNKNOWN = -2  # it does not know
+cdef enum:  # what index_find may say besides STAT_OK and STAT_NOKEY
+    INDEX_UNKNOWN = -1
 
 
 cdef struct index:
@@ -29,6 +28,6 @@ cdef inline bint index_is_of(const index *x, uint64_t txnid, uint64_t overwrites
 
 
 cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil
-cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step) noexcept nogil
+cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step, uint64_t *hash) noexcept nogil
 cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) noexcept nogil
 cdef void index_free(index *x) noexcept nogil

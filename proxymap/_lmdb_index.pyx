@@ -21,7 +21,7 @@ from proxymap._places cimport (
     places_are_cleared, places_begin, places_clear, places_free, places_next, places_prefetch, places_put,
 )
 from proxymap._table cimport prefetch
-from proxymap._words cimport STAT_OK
+from proxymap._words cimport STAT_NOKEY, STAT_OK
 
 cdef enum:
     OFFSET_BITS = 16  # of a place: where in its page a node begins; the rest is the page's number
@@ -114,17 +114,22 @@ cdef inline const char *node_at(lmdb *db, uint64_t place) noexcept nogil:
     return NULL if data == NULL or offset >= db.page_size else data + db.base + offset
 
 
-cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step) noexcept nogil:
-    """Fetch a slot (step 1), or the record that it leads to (step 2); False: there is no more."""
-    cdef uint64_t hash, place, tried = 0
+cdef bint index_foresee(
+    const index *x, lmdb *db, view key, bint nul, int step, uint64_t *hash
+) noexcept nogil:
+    """Fetch a slot (step 1), or the record that it leads to (step 2); False: there is no more.
+
+    hash: what step 1 leaves for step 2.
+    """
+    cdef uint64_t place, tried = 0
     cdef const char *at
     if x.txnid != newest(db) or not places_are_cleared(&x.places):
         return False
-    hash = hash_of(x, key, nul)
     if step == 1:
-        places_prefetch(&x.places, hash)
+        hash[0] = hash_of(x, key, nul)
+        places_prefetch(&x.places, hash[0])
         return True
-    place = places_next(&x.places, hash, &tried)
+    place = places_next(&x.places, hash[0], &tried)
     at = node_at(db, place) if place else NULL
     if at != NULL:
         prefetch(at)
@@ -133,7 +138,7 @@ cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step) 
 
 
 cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) noexcept nogil:
-    """STAT_OK and the value, as a view of the map; INDEX_ABSENT or INDEX_UNKNOWN. Ask index_is_of first."""
+    """STAT_OK and the value, as a view of the map; STAT_NOKEY or INDEX_UNKNOWN. Ask index_is_of first."""
     cdef uint64_t hash, place, tried = 0
     cdef node n
     if not places_are_cleared(&x.places):
@@ -142,7 +147,7 @@ cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) n
     while True:
         place = places_next(&x.places, hash, &tried)
         if place == 0:
-            return INDEX_ABSENT if x.whole else INDEX_UNKNOWN
+            return STAT_NOKEY if x.whole else INDEX_UNKNOWN
         if leaf_node(db, place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1), &n) < 0:
             return INDEX_UNKNOWN
         if key_order(n.key, key, nul) == 0:

@@ -22,13 +22,13 @@ from proxymap._buf cimport buf, buf_append_view, buf_clear, buf_view, view, view
 from proxymap._clock cimport wall_clock_ns
 from proxymap._lmdb cimport *
 from proxymap._lmdb_index cimport (
-    INDEX_ABSENT, INDEX_UNKNOWN, index, index_find, index_foresee, index_free, index_is_of, index_tend,
+    INDEX_UNKNOWN, index, index_find, index_foresee, index_free, index_is_of, index_tend,
 )
 from proxymap._places cimport places_bytes
 from proxymap._lockfile cimport F_OFD_SETLK, set_lock
 from proxymap._map cimport map_close, map_cut, map_mtime_ns, map_open
 from proxymap._table cimport (
-    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, find_function, glimpse,
+    CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, glimpse,
     origins_changed, origins_replaced, table, table_try_nul,
 )
 from proxymap._words cimport *
@@ -54,19 +54,8 @@ cdef struct question:
     bint is_sequence
     view key
     bint nul
-    bint indexed         # the index may answer
     view found_key
     view found_value
-
-
-cdef int lookup_in(served *f, const meta *s, question *q) noexcept nogil:
-    """By the index, or if that does not know by a walk."""
-    cdef int found = INDEX_UNKNOWN
-    if q.indexed and index_is_of(&f.index, s.txnid, f.overwrites):
-        found = index_find(&f.index, &f.db, q.key, q.nul, &q.found_value)
-    if found == INDEX_UNKNOWN:
-        return find_in(&f.db, s, q.key, q.nul, &q.found_value)
-    return STAT_NOKEY if found == INDEX_ABSENT else found
 
 
 cdef int answer_in(served *f, const meta *s, question *q, buf *scratch) noexcept nogil:
@@ -75,7 +64,7 @@ cdef int answer_in(served *f, const meta *s, question *q, buf *scratch) noexcept
     if q.is_sequence:
         status = next_in(&f.db, s, q.key, &q.found_key, &q.found_value)
     else:
-        status = lookup_in(f, s, q)
+        status = find_in(&f.db, s, q.key, q.nul, &q.found_value)
         q.found_key.len = 0
     if status != STAT_OK:
         return status
@@ -115,9 +104,7 @@ cdef int answer(served *f, question *q, buf *scratch) noexcept nogil:
     return status
 
 
-cdef inline int lmdb_find(
-    table *t, view key, bint nul, bint indexed, buf *scratch, view *value
-) noexcept nogil:
+cdef int find_walking(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
     cdef question q
     cdef int status
     if key.len + nul == 0:
@@ -125,49 +112,13 @@ cdef inline int lmdb_find(
     q.is_sequence = False
     q.key = key
     q.nul = nul
-    q.indexed = indexed
     status = answer(<served *> t.self, &q, scratch)
     value[0] = q.found_value
     return status
 
 
-cdef int find_indexed(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
-    return lmdb_find(t, key, nul, True, scratch, value)
-
-
-cdef int find_walking(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
-    return lmdb_find(t, key, nul, False, scratch, value)
-
-
-cdef bint lmdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
-    cdef served *f = <served *> t.self
-    cdef bint more = False
-    g.step += 1
-    if flags & DICT_FLAG_TRY1NULL:
-        more = index_foresee(&f.index, &f.db, key, True, g.step)
-    if flags & DICT_FLAG_TRY0NULL and index_foresee(&f.index, &f.db, key, False, g.step):
-        more = True
-    return more
-
-
-cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
-    """On the loop."""
-    cdef served *f = <served *> t.self
-    index_tend(&f.index, &f.db, f.overwrites)
-    return lookup_by(find_indexed, t, key, flags, scratch, value)
-
-
-cdef int lmdb_lookup_patiently(
-    table *t, view key, int *flags, buf *scratch, view *value
-) noexcept nogil:
-    """Elsewhere."""
-    return lookup_by(find_walking, t, key, flags, scratch, value)
-
-
-cdef int lookup_by(
-    find_function find, table *t, view key, int *flags, buf *scratch, view *value
-) noexcept nogil:
-    """Both tries count for one commit: a key may change from one form to the other."""
+cdef int lookup_walking(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    """Both tries count for one commit: a key may change from one form to the other. On any thread."""
     cdef lmdb *db = &(<served *> t.self).db
     cdef int before = flags[0]
     cdef int status = STAT_RETRY
@@ -176,11 +127,58 @@ cdef int lookup_by(
     for _ in range(ROUNDS):
         generation = newest(db)
         flags[0] = before
-        status = table_try_nul(find, t, key, flags, scratch, value)
+        status = table_try_nul(find_walking, t, key, flags, scratch, value)
         if status == STAT_RETRY or before & DICT_FLAGS_TRY != DICT_FLAGS_TRY or newest(db) == generation:
             return status
     flags[0] = before
     return STAT_RETRY
+
+
+cdef int find_in_index(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
+    cdef served *f = <served *> t.self
+    return index_find(&f.index, &f.db, key, nul, value)
+
+
+cdef int lookup_in_index(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    """INDEX_UNKNOWN if that does not know, or is not of the newest commit before and after."""
+    cdef served *f = <served *> t.self
+    cdef int before = flags[0], status
+    cdef uint64_t txnid = newest(&f.db)
+    if not index_is_of(&f.index, txnid, f.overwrites) or went_back(&f.db):
+        return INDEX_UNKNOWN
+    read_fence()
+    status = table_try_nul(find_in_index, t, key, flags, scratch, value)
+    if status == STAT_OK:
+        buf_clear(scratch)
+        if buf_append_view(scratch, value[0]) < 0:
+            return STAT_RETRY
+        value.ptr = scratch.data + scratch.start
+    read_fence()
+    if status == INDEX_UNKNOWN or newest(&f.db) != txnid or is_cut(&f.db):
+        flags[0] = before
+        return INDEX_UNKNOWN
+    f.db.latest = txnid
+    return status
+
+
+cdef bint lmdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
+    cdef served *f = <served *> t.self
+    cdef bint more = False
+    g.step += 1
+    if flags & DICT_FLAG_TRY1NULL:
+        more = index_foresee(&f.index, &f.db, key, True, g.step, &g.what[1])
+    if flags & DICT_FLAG_TRY0NULL and index_foresee(&f.index, &f.db, key, False, g.step, &g.what[0]):
+        more = True
+    return more
+
+
+cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    """On the loop."""
+    cdef served *f = <served *> t.self
+    cdef int status
+    index_tend(&f.index, &f.db, f.overwrites)
+    status = lookup_in_index(t, key, flags, scratch, value)
+    return lookup_walking(t, key, flags, scratch, value) if status == INDEX_UNKNOWN else status
 
 
 cdef int lmdb_sequence(
@@ -259,7 +257,7 @@ cdef class LmdbTable(Table):
         self.t.flags = DICT_FLAG_FIXED | DICT_FLAGS_TRY | DICT_FLAG_MULTI_WRITER
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.t.lookup = lmdb_lookup
-        self.t.lookup_patiently = lmdb_lookup_patiently
+        self.t.lookup_patiently = lookup_walking
         self.t.foresee = lmdb_foresee
         self.t.sequence = lmdb_sequence
         self.t.generation = lmdb_generation
