@@ -30,6 +30,8 @@ cdef extern from "<endian.h>" nogil:
 cdef enum:
     TABLES = 256
     HASH_START = 5381
+    CACHE_LINE = 64
+    SLOTS_FORESEEN = 4  # most keys are in one of these, counted from where they belong
 
 
 cdef struct cdb:
@@ -148,7 +150,7 @@ cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexc
 cdef bint cdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
     """First the slot where each form of the key begins to be looked for, then the record that it leads to."""
     cdef const cdb *c = <const cdb *> t.self
-    cdef uint64_t h, position, slots, at
+    cdef uint64_t h, position, slots
     cdef int nul
     g.step += 1
     for nul in range(2):
@@ -162,11 +164,25 @@ cdef bint cdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
                 g.what[nul] = h
                 g.at[nul] = position + 2 * c.width * ((h >> 8) % slots)
                 prefetch(c.m.data + g.at[nul])
-        elif g.at[nul] and number_at(c, g.at[nul]) == g.what[nul]:
-            at = number_at(c, g.at[nul] + c.width)
+        elif g.at[nul]:
+            foresee_record(c, g.at[nul], g.what[nul])
+    return g.step == 1
+
+
+cdef inline void foresee_record(const cdb *c, uint64_t slot, uint64_t h) noexcept nogil:
+    """The first record with that hash, if its slot is one of the next few."""
+    cdef uint64_t end = min(slot + 2 * c.width * SLOTS_FORESEEN, <uint64_t> c.m.size)
+    cdef uint64_t at
+    while slot + 2 * c.width <= end:
+        at = number_at(c, slot + c.width)
+        if at == 0:
+            return
+        if number_at(c, slot) == h:
             if at < c.records_end:
                 prefetch(c.m.data + at)
-    return g.step == 1
+                prefetch(c.m.data + min(at + CACHE_LINE - 1, c.records_end - 1))
+            return
+        slot += 2 * c.width
 
 
 cdef int cdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
