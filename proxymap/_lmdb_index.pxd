@@ -3,8 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from proxymap._buf cimport buf, view
+from proxymap._hash cimport hash_view
 from proxymap._lmdb cimport lmdb, meta
-from proxymap._places cimport places
+from proxymap._places cimport places, places_are_cleared
 
 cdef enum:  # what index_find may say besides STAT_OK and STAT_NOKEY
     INDEX_UNKNOWN = -1
@@ -27,7 +28,18 @@ cdef inline bint index_is_of(const index *x, uint64_t txnid, uint64_t overwrites
     return x.txnid == txnid and x.overwrites == overwrites
 
 
+cdef inline bint index_can_tell(const index *x, uint64_t txnid, uint64_t overwrites) noexcept nogil:
+    return index_is_of(x, txnid, overwrites) and places_are_cleared(&x.places)
+
+
+cdef inline uint64_t index_hash(const index *x, view key, bint nul) noexcept nogil:
+    """Keys that differ in a trailing NUL have nothing in common. A key that is asked for has no other NUL."""
+    return hash_view(key, x.seed + nul)
+
+
 cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil
-cdef bint index_foresee(const index *x, lmdb *db, view key, bint nul, int step, uint64_t *hash) noexcept nogil
-cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) noexcept nogil
+cdef void index_foresee(const index *x, lmdb *db, uint64_t hash) noexcept nogil
+cdef int index_find(
+    const index *x, lmdb *db, uint64_t hash, view key, bint nul, view *value
+) noexcept nogil
 cdef void index_free(index *x) noexcept nogil

@@ -15,7 +15,6 @@ It belongs to the loop: other threads walk. No GIL.
 from libc.string cimport memcpy
 
 from proxymap._buf cimport buf_append_view, buf_clear, buf_free, buf_view, view_of
-from proxymap._hash cimport hash_view
 from proxymap._lmdb cimport *
 from proxymap._places cimport (
     places_are_cleared, places_begin, places_clear, places_free, places_next, places_prefetch, places_put,
@@ -27,11 +26,6 @@ cdef enum:
     OFFSET_BITS = 16  # of a place: where in its page a node begins; the rest is the page's number
     CACHE_LINE = 64
     AHEAD = 32        # nodes whose slots are fetched together
-
-
-cdef inline uint64_t hash_of(const index *x, view key, bint nul) noexcept nogil:
-    """Keys that differ in a trailing NUL have nothing in common. A key that is asked for has no other NUL."""
-    return hash_view(key, x.seed + nul)
 
 
 cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil:
@@ -98,7 +92,7 @@ cdef int add_nodes(index *x, lmdb *db, const page *leaf) noexcept nogil:
                 return -1  # a walk finds nothing that is out of order
             previous = key
             nul = key.ptr[key.len - 1] == 0  # a leaf's keys are of one byte or more
-            hashes[i] = hash_of(x, view_of(key.ptr, key.len - nul), nul)
+            hashes[i] = index_hash(x, view_of(key.ptr, key.len - nul), nul)
             places_prefetch(&x.places, hashes[i])
         for i in range(count):
             if places_put(&x.places, hashes[i], number << OFFSET_BITS | node_offset(db, leaf, first + i)) < 0:
@@ -114,36 +108,22 @@ cdef inline const char *node_at(lmdb *db, uint64_t place) noexcept nogil:
     return NULL if data == NULL or offset >= db.page_size else data + db.base + offset
 
 
-cdef bint index_foresee(
-    const index *x, lmdb *db, view key, bint nul, int step, uint64_t *hash
-) noexcept nogil:
-    """Fetch a slot (step 1), or the record that it leads to (step 2); False: there is no more.
-
-    hash: what step 1 leaves for step 2.
-    """
-    cdef uint64_t place, tried = 0
-    cdef const char *at
-    if x.txnid != newest(db) or not places_are_cleared(&x.places):
-        return False
-    if step == 1:
-        hash[0] = hash_of(x, key, nul)
-        places_prefetch(&x.places, hash[0])
-        return True
-    place = places_next(&x.places, hash[0], &tried)
-    at = node_at(db, place) if place else NULL
+cdef void index_foresee(const index *x, lmdb *db, uint64_t hash) noexcept nogil:
+    """Fetch the record that the slot leads to; ask index_can_tell first."""
+    cdef uint64_t tried = 0
+    cdef uint64_t place = places_next(&x.places, hash, &tried)
+    cdef const char *at = node_at(db, place) if place else NULL
     if at != NULL:
         prefetch(at)
         prefetch(at + CACHE_LINE - 1)
-    return False
 
 
-cdef int index_find(const index *x, lmdb *db, view key, bint nul, view *value) noexcept nogil:
-    """STAT_OK and the value, as a view of the map; STAT_NOKEY or INDEX_UNKNOWN. Ask index_is_of first."""
-    cdef uint64_t hash, place, tried = 0
+cdef int index_find(
+    const index *x, lmdb *db, uint64_t hash, view key, bint nul, view *value
+) noexcept nogil:
+    """STAT_OK and the value, as a view of the map; STAT_NOKEY or INDEX_UNKNOWN. Ask index_can_tell first."""
+    cdef uint64_t place, tried = 0
     cdef node n
-    if not places_are_cleared(&x.places):
-        return INDEX_UNKNOWN
-    hash = hash_of(x, key, nul)
     while True:
         place = places_next(&x.places, hash, &tried)
         if place == 0:

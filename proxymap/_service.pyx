@@ -103,6 +103,7 @@ cdef bint service_foresee(session *who) noexcept nogil:
         return False
     if who.request.dialect == DIALECT_3_6:
         flags = i.flags
+    who.glimpse.of = i.t
     return i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
 
 
@@ -351,7 +352,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if i.t.reason != NULL:
         status = unavailable(s, i, r, flags)
     elif r.kind == REQ_LOOKUP:
-        status = STAT_LATER if i.t.lookup == NULL else lookup(s, i, r.key, &flags, &value)
+        status = STAT_LATER if i.t.lookup == NULL else lookup(s, who, i, r.key, &flags, &value)
     elif r.kind == REQ_SEQUENCE:
         status = sequence(s, who, i, r.function, &key, &value)
     else:
@@ -417,12 +418,17 @@ cdef int fold_key(service *s, instance *i, int flags, view *key) noexcept nogil:
     return status
 
 
-cdef int lookup(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
+cdef int lookup(
+    service *s, session *who, instance *i, view key, int *flags, view *value
+) noexcept nogil:
+    cdef const char *unfolded = key.ptr
     cdef int status = fold_key(s, i, flags[0], &key)
     if status != STAT_OK:
         return status
     if s.results != NULL and i.t.cached:
         status = lookup_cached(s, i, key, flags, value)
+    elif who.glimpse.of == i.t and key.ptr == unfolded:
+        status = i.t.lookup_foreseen(i.t, key, &who.glimpse, flags, &s.scratch, value)
     else:
         status = i.t.lookup(i.t, key, flags, &s.scratch, value)
     if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value[0]):

@@ -51,8 +51,9 @@ cdef enum:
 
 cdef struct glimpse:
     # How far foresee has come with a key; all zero at first.
+    const table *of           # which table; NULL: it was not asked
     int step
-    uint64_t at[GLIMPSES]     # where it looks, and what for; the table's own
+    uint64_t at[GLIMPSES]     # where it looks (0: nowhere), and what for; the table's own
     uint64_t what[GLIMPSES]
 
 
@@ -65,6 +66,10 @@ cdef struct table:
     # Have the CPU fetch what lookup will read: of that the next part, each time that it is called, when
     # the part before has come. False: there is no more. It changes no answer. NULL: not worth while.
     bint (*foresee)(table *t, view key, int flags, glimpse *g) noexcept nogil
+    # Lookup of the key that foresee saw; comes with that.
+    int (*lookup_foreseen)(
+        table *t, view key, const glimpse *g, int *flags, buf *scratch, view *value
+    ) noexcept nogil
     # The first or the next record; NULL: this type has no sequence.
     int (*sequence)(table *t, cursor *c, int function, buf *scratch, view *key, view *value) noexcept nogil
     # Lookup by a thread that has all the time in the world: never STAT_LATER. NULL: lookup itself.
@@ -100,11 +105,13 @@ cdef struct table:
 cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil
 cdef int table_fold(const table *t, bint utf8_layer, int flags, view *key, buf *scratch) noexcept nogil
 
-ctypedef int (*find_function)(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil
+ctypedef int (*find_function)(
+    table *t, view key, bint nul, const glimpse *g, buf *scratch, view *value
+) noexcept nogil
 
 
 cdef inline int table_try_nul(
-    find_function find, table *t, view key, int *flags, buf *scratch, view *value
+    find_function find, table *t, view key, const glimpse *g, int *flags, buf *scratch, view *value
 ) noexcept nogil:
     """Look up key in an indexed file, where keys may be stored with a trailing NUL or without.
 
@@ -113,11 +120,11 @@ cdef inline int table_try_nul(
     """
     cdef int status = STAT_NOKEY
     if flags[0] & DICT_FLAG_TRY1NULL:
-        status = find(t, key, True, scratch, value)
+        status = find(t, key, True, g, scratch, value)
         if status == STAT_OK:
             flags[0] &= ~DICT_FLAG_TRY0NULL
     if status == STAT_NOKEY and flags[0] & DICT_FLAG_TRY0NULL:
-        status = find(t, key, False, scratch, value)
+        status = find(t, key, False, g, scratch, value)
         if status == STAT_OK:
             flags[0] &= ~DICT_FLAG_TRY1NULL
     if status == STAT_OK:

@@ -122,10 +122,13 @@ cdef inline bint key_is(view stored, view key, bint nul) noexcept nogil:
             and (not nul or stored.ptr[key.len] == 0))
 
 
-cdef int cdb_find(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
+cdef int cdb_find(
+    table *t, view key, bint nul, const glimpse *g, buf *scratch, view *value
+) noexcept nogil:
     """The first record whose key is key, with a NUL behind it if nul is set."""
     cdef const cdb *c = <const cdb *> t.self
-    cdef uint64_t h = hash_for(c, key, nul), position, slots, slot, at, _
+    cdef uint64_t h = g.what[nul] if g != NULL and g.at[nul] else hash_for(c, key, nul)
+    cdef uint64_t position, slots, slot, at, _
     cdef view stored
     position = number_at(c, 2 * c.width * (h % TABLES))
     slots = number_at(c, 2 * c.width * (h % TABLES) + c.width)
@@ -185,9 +188,15 @@ cdef inline void foresee_record(const cdb *c, uint64_t slot, uint64_t h) noexcep
         slot += 2 * c.width
 
 
-cdef int cdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
-    cdef int status = table_try_nul(cdb_find, t, key, flags, scratch, value)
+cdef int cdb_lookup_foreseen(
+    table *t, view key, const glimpse *g, int *flags, buf *scratch, view *value
+) noexcept nogil:
+    cdef int status = table_try_nul(cdb_find, t, key, g, flags, scratch, value)
     return STAT_RETRY if (<cdb *> t.self).m.region.damaged else status
+
+
+cdef int cdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    return cdb_lookup_foreseen(t, key, NULL, flags, scratch, value)
 
 
 cdef int cdb_sequence(
@@ -310,6 +319,7 @@ cdef class CdbTable(Table):
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.t.lookup = cdb_lookup
         self.t.foresee = cdb_foresee
+        self.t.lookup_foreseen = cdb_lookup_foreseen
         self.t.sequence = cdb_sequence
         self.t.changed = cdb_changed
         self.t.damaged = cdb_damaged

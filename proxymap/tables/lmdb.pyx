@@ -22,9 +22,10 @@ from proxymap._buf cimport buf, buf_append_view, buf_clear, buf_view, view, view
 from proxymap._clock cimport wall_clock_ns
 from proxymap._lmdb cimport *
 from proxymap._lmdb_index cimport (
-    INDEX_UNKNOWN, index, index_find, index_foresee, index_free, index_is_of, index_tend,
+    INDEX_UNKNOWN, index, index_can_tell, index_find, index_foresee, index_free, index_hash, index_is_of,
+    index_tend,
 )
-from proxymap._places cimport places_bytes
+from proxymap._places cimport places_bytes, places_prefetch
 from proxymap._lockfile cimport F_OFD_SETLK, set_lock
 from proxymap._map cimport map_close, map_cut, map_mtime_ns, map_open
 from proxymap._table cimport (
@@ -104,7 +105,9 @@ cdef int answer(served *f, question *q, buf *scratch) noexcept nogil:
     return status
 
 
-cdef int find_walking(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
+cdef int find_walking(
+    table *t, view key, bint nul, const glimpse *g, buf *scratch, view *value
+) noexcept nogil:
     cdef question q
     cdef int status
     if key.len + nul == 0:
@@ -127,27 +130,32 @@ cdef int lookup_walking(table *t, view key, int *flags, buf *scratch, view *valu
     for _ in range(ROUNDS):
         generation = newest(db)
         flags[0] = before
-        status = table_try_nul(find_walking, t, key, flags, scratch, value)
+        status = table_try_nul(find_walking, t, key, NULL, flags, scratch, value)
         if status == STAT_RETRY or before & DICT_FLAGS_TRY != DICT_FLAGS_TRY or newest(db) == generation:
             return status
     flags[0] = before
     return STAT_RETRY
 
 
-cdef int find_in_index(table *t, view key, bint nul, buf *scratch, view *value) noexcept nogil:
+cdef int find_in_index(
+    table *t, view key, bint nul, const glimpse *g, buf *scratch, view *value
+) noexcept nogil:
     cdef served *f = <served *> t.self
-    return index_find(&f.index, &f.db, key, nul, value)
+    cdef uint64_t hash = g.what[nul] if g != NULL and g.at[nul] else index_hash(&f.index, key, nul)
+    return index_find(&f.index, &f.db, hash, key, nul, value)
 
 
-cdef int lookup_in_index(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+cdef int lookup_in_index(
+    table *t, view key, const glimpse *g, int *flags, buf *scratch, view *value
+) noexcept nogil:
     """INDEX_UNKNOWN if that does not know, or is not of the newest commit before and after."""
     cdef served *f = <served *> t.self
     cdef int before = flags[0], status
     cdef uint64_t txnid = newest(&f.db)
-    if not index_is_of(&f.index, txnid, f.overwrites) or went_back(&f.db):
+    if not index_can_tell(&f.index, txnid, f.overwrites) or went_back(&f.db):
         return INDEX_UNKNOWN
     read_fence()
-    status = table_try_nul(find_in_index, t, key, flags, scratch, value)
+    status = table_try_nul(find_in_index, t, key, g, flags, scratch, value)
     if status == STAT_OK:
         buf_clear(scratch)
         if buf_append_view(scratch, value[0]) < 0:
@@ -162,23 +170,37 @@ cdef int lookup_in_index(table *t, view key, int *flags, buf *scratch, view *val
 
 
 cdef bint lmdb_foresee(table *t, view key, int flags, glimpse *g) noexcept nogil:
+    """First the slot of each form of the key, then the record that it leads to."""
     cdef served *f = <served *> t.self
-    cdef bint more = False
+    cdef int nul
+    if not index_can_tell(&f.index, newest(&f.db), f.overwrites):
+        return False
     g.step += 1
-    if flags & DICT_FLAG_TRY1NULL:
-        more = index_foresee(&f.index, &f.db, key, True, g.step, &g.what[1])
-    if flags & DICT_FLAG_TRY0NULL and index_foresee(&f.index, &f.db, key, False, g.step, &g.what[0]):
-        more = True
-    return more
+    for nul in range(2):
+        if not flags & (DICT_FLAG_TRY1NULL if nul else DICT_FLAG_TRY0NULL):
+            continue
+        if g.step == 1:
+            g.at[nul] = True
+            g.what[nul] = index_hash(&f.index, key, nul)
+            places_prefetch(&f.index.places, g.what[nul])
+        elif g.at[nul]:
+            index_foresee(&f.index, &f.db, g.what[nul])
+    return g.step == 1
 
 
-cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+cdef int lmdb_lookup_foreseen(
+    table *t, view key, const glimpse *g, int *flags, buf *scratch, view *value
+) noexcept nogil:
     """On the loop."""
     cdef served *f = <served *> t.self
     cdef int status
     index_tend(&f.index, &f.db, f.overwrites)
-    status = lookup_in_index(t, key, flags, scratch, value)
+    status = lookup_in_index(t, key, g, flags, scratch, value)
     return lookup_walking(t, key, flags, scratch, value) if status == INDEX_UNKNOWN else status
+
+
+cdef int lmdb_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    return lmdb_lookup_foreseen(t, key, NULL, flags, scratch, value)
 
 
 cdef int lmdb_sequence(
@@ -259,6 +281,7 @@ cdef class LmdbTable(Table):
         self.t.lookup = lmdb_lookup
         self.t.lookup_patiently = lookup_walking
         self.t.foresee = lmdb_foresee
+        self.t.lookup_foreseen = lmdb_lookup_foreseen
         self.t.sequence = lmdb_sequence
         self.t.generation = lmdb_generation
         self.t.changed = lmdb_changed
