@@ -41,7 +41,8 @@ METRICS = (
     "others",
 )
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
-WARM_TABLE = 2.0  # seconds of each table before the first figure: its file is mapped and in memory
+INSTANCES = 3  # of the floor and of ours, in turn: a process may be lucky with where its memory lies
+WARM_TABLE = 2.5  # seconds of each table before the first figure: its file is mapped and in memory
 BETWEEN = 0.1  # seconds that a figure costs beside
 
 Case = tuple[str, int, str, int]  # maptype, entries, keys, clients
@@ -93,9 +94,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS), metavar="N")
     parser.add_argument("--keys", nargs="+", choices=KEY_KINDS, default=list(KEY_KINDS))
     parser.add_argument(
-        "--rounds", type=int, default=5, help="of each figure; the median counts (default: 5)"
+        "--rounds", type=int, default=6, help="of each figure; the median counts (default: 6)"
     )
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure of load (default: 0.5)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="for each figure of load (default: 0.4)")
     parser.add_argument(
         "--warm-up", type=float, default=0.2, metavar="SECONDS",
         help="before each figure, not counted: a new stock process opens its tables (default: 0.2)",
@@ -145,7 +146,7 @@ class Run:
         self.each = options.seconds + options.warm_up + BETWEEN  # seconds
         weights = {
             "load": len(self.cases) * options.rounds * len(options.servers) * self.each
-            + len(self.to_warm()) * 2.3,
+            + len(self.to_warm()) * WARM_TABLE,
             "clients": self.both * (options.rounds + 1) * 2 * (2 * 4 + 5),
             "start": 3 * options.rounds * 0.2,
             "memory": len(options.servers) * (len(options.sizes) * 2 * 2.5 + 3) + 15,
@@ -166,12 +167,15 @@ class Run:
                 "ours": lambda: servers.ours(folder),
                 "stock": lambda: servers.stock(self.maps),
             }
-            running = {name: stack.enter_context(start[name]()) for name in self.o.servers}
+            running = {
+                name: [stack.enter_context(start[name]()) for _ in range(self.instances(name))]
+                for name in self.o.servers
+            }
             self.warm(running)
             for number in range(self.o.rounds):
                 for case in self.cases:
                     for name in in_turn(self.o.servers, number):
-                        measured = self.one(running[name], case, name)
+                        measured = self.one(running[name][number % len(running[name])], case, name)
                         columns = figures.setdefault(case, {}).setdefault(name, {})
                         for metric in METRICS:
                             columns.setdefault(metric, []).append(float(f"{measured[metric]:.5g}"))
@@ -182,15 +186,26 @@ class Run:
             dict(zip(names, case, strict=True)) | {"servers": columns} for case, columns in figures.items()
         ]
 
-    def to_warm(self) -> list[tuple[str, Case]]:
-        """Server and case."""
-        kinds = product(self.o.maptypes, self.o.sizes, self.o.keys, [8])
-        return [(name, case) for case in kinds for name in self.o.servers if name != "floor"]
+    def instances(self, name: str) -> int:
+        return 1 if name == "stock" else min(INSTANCES, self.o.rounds)
 
-    def warm(self, running: dict[str, Server]) -> None:
-        for name, case in self.to_warm():
-            self.one(running[name], case, name, min(WARM_TABLE, case[1] / 1000))
-            self.progress.did(2.3, "warming {}, {:,} entries, {} keys: ".format(*case[:3]) + name)
+    def to_warm(self) -> list[tuple[str, int, Case]]:
+        """Server, which of its instances, and case."""
+        kinds = list(product(self.o.maptypes, self.o.sizes, self.o.keys, [8]))
+        return [
+            (name, n, case)
+            for name in self.o.servers
+            if name != "floor"
+            for n in range(self.instances(name))
+            for case in kinds
+        ]
+
+    def warm(self, running: dict[str, list[Server]]) -> None:
+        for name, n, case in self.to_warm():
+            self.one(running[name][n], case, name, min(WARM_TABLE, case[1] / 1000))
+            self.progress.did(
+                WARM_TABLE, "warming {}, {:,} entries, {} keys: ".format(*case[:3]) + f"{name} {n + 1}"
+            )
 
     def one(self, server: Server, case: Case, name: str, seconds: float = 0.0) -> Measured:
         maptype, entries, kind, clients = case
