@@ -64,7 +64,7 @@ cdef struct clients:
     uint64_t ipc_timeout_ms
     bint closing             # draining: who got a reply is let go while it is still unread
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
-    char *received           # scratch for all reads; a client keeps only what is not served
+    char *received           # scratches for all reads; a client keeps only what is not served
     buf replies              # one scratch for all replies
 
 

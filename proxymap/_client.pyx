@@ -1,7 +1,7 @@
 """_client - one connection: bytes in, requests in order, bytes out, deadlines
 
-An idle client owns no buffer. A turn reads into one scratch that all share,
-serves every whole list in it, collects the replies in another shared scratch
+An idle client owns no buffer. A turn reads into scratches that all share,
+serves every whole list in one, collects the replies in another shared scratch
 and sends them with one call. A client keeps only what could not be finished:
 an incomplete list, a list that waits for a table, or output that the socket
 did not take. A client with unsent output, or parked, is not read; so its
@@ -244,7 +244,7 @@ cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
                 client_read(all, &received[k])
         for k in range(together):
             if foreseen[k].len and foreseen[k].c.read:
-                service_foresee(&foreseen[k].c.session)
+                service_foresee(all.service, &foreseen[k].c.session)
         for k in range(together):
             if served[k].len:
                 client_serve(all, &served[k])
@@ -296,7 +296,7 @@ cdef void client_read(clients *all, const arrival *a) noexcept nogil:
     c.list_len = service_read(all.service, &c.session, &c.seen, a.data, a.len)
     if c.list_len:
         c.read = True
-        service_foresee(&c.session)
+        service_foresee(all.service, &c.session)
 
 
 cdef void client_serve(clients *all, const arrival *a) noexcept nogil:
@@ -425,7 +425,7 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
 cdef void client_rest(clients *all, client *c) noexcept nogil:
     """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
     if c.parked:
-        if buf_len(&c.input):
+        if buf_len(&c.input) or c.more or c.events == 0:
             deafen(all, c)
         return
     if c.discarding:
@@ -487,7 +487,7 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> who.client
     buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
-    buf_consume(&all.replies, j.sent)
+    buf_consume(&all.replies, min(j.sent, buf_len(&all.replies)))  # there may be no memory for a reply
     if unpark(all, c):
         client_finish(all, c)
 

@@ -1,4 +1,4 @@
-# _hash - one seeded hash for the catalog and the cache
+# _hash - one seeded hash for all that is looked up in memory
 #
 # Multiply-and-fold over 8-byte words (the wyhash class): fast. Keys come from
 # strangers, so each factor of a product holds something that only we know: a

@@ -35,6 +35,7 @@ cdef struct job:
     table *t
     int fd         # where a worker may send the reply; -1: the loop is to send it
     size_t sent    # bytes of the reply that a worker has sent
+    bint replied   # which was all of it
     buf name       # owned copies
     buf key
     buf value

@@ -7,8 +7,8 @@ its table, which the catalog keeps open while the job is out.
 
 A worker may have sent the reply itself. Then the loop need not be woken: it
 takes the answer at the beginning of its next turn, which the client's next
-request brings about. Only if somebody is `deaf`, so that no request of his can
-do that, the loop is woken all the same. The loop says so first and looks at the
+request, or its end, brings about. Only if somebody is `deaf`, so that epoll
+tells no more of him, the loop is woken all the same. The loop says so first and looks at the
 answers then; a worker puts its answer first and looks who is deaf then; so one
 of them sees the other.
 
@@ -301,7 +301,7 @@ cdef class Queue:
         for wrapped in jobs:
             if wrapped.j == NULL:
                 raise ValueError("this job was handed over already")
-            wake = wake or wrapped.j.sent == 0
+            wake = wake or not wrapped.j.replied
             if queue_link(&self.q, wrapped.j) == 0:
                 wrapped.j = NULL
                 if self.q.eventfd < 0:

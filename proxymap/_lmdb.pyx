@@ -163,7 +163,7 @@ cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexce
 
 
 cdef int leaf_node(lmdb *db, uint64_t number, size_t offset, node *n) noexcept nogil:
-    """The node that begins there, if that page is a leaf; 0 or -1. Memory is safe whatever it is."""
+    """The node that begins there, taking that page for a leaf; 0 or -1. Memory is safe whatever it is."""
     cdef page p
     p.data = pages_at(db, number, 1)
     if p.data == NULL:

@@ -243,11 +243,13 @@ cdef void give_up_tables(loop *l):
 cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
     """Before all else, so that a request that came after a change gets the new content."""
     cdef bint ready = n == EVENTS  # a full turn may have left the watch out
-    cdef bint concerned = watch_was_taken(l.watch)
+    cdef bint concerned = False
     cdef int i
     for i in range(n):
         ready |= events[i].data.ptr == &l.changes
     if ready and watch_take(l.watch):
+        concerned = True
+    if watch_was_taken(l.watch):  # asked last: whoever was quicker has said so first
         concerned = True
     if concerned:
         service_look(&l.service)

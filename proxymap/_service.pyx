@@ -90,7 +90,7 @@ cdef inline view without_proxy(view name) noexcept nogil:
     return name
 
 
-cdef bint service_foresee(session *who) noexcept nogil:
+cdef bint service_foresee(service *s, session *who) noexcept nogil:
     """Have the CPU fetch some of what the request that was read is about; False: that is all.
 
     As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
@@ -99,6 +99,8 @@ cdef bint service_foresee(session *who) noexcept nogil:
     cdef int flags = who.request.flags
     if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
         return False
+    if who.forgotten != s.tables.forgotten:
+        return False  # it may be gone since
     if i.t == NULL or i.t.foresee == NULL:
         return False
     if who.request.dialect == DIALECT_3_6:
@@ -128,8 +130,9 @@ cdef int service_request(service *s, session *who, buf *out) noexcept nogil:
                       else b" delete request on non-proxywrite service"))
         return refuse(r, STAT_DENY, out)
     r.table = without_proxy(r.table)
-    i = who.found if who.forgotten == s.tables.forgotten else (
-        catalog_find(&s.tables, r.table, r.dialect, r.inst_flags))
+    i = who.found
+    if i == NULL or who.forgotten != s.tables.forgotten:  # others were served since
+        i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
     if i == NULL or i.refused:
         if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
             return refuse(r, STAT_BAD, out)
@@ -618,7 +621,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
 def reply_early(Job answered not None):
     """Send the reply to a change, where that may be done. The loop, told as usual, sends what is left.
 
-    The connection is parked meanwhile, so the loop neither reads nor writes nor closes it.
+    The connection is parked meanwhile: the loop neither reads nor writes it, and does not close its descriptor.
     """
     cdef job *j = answered.j
     cdef buf reply
@@ -630,4 +633,5 @@ def reply_early(Job answered not None):
         if reply_append(&reply, &(<session *> j.asker).request, j.status, j.flags, NONE, NONE) == 0:
             sent = send_bytes(j.fd, reply.data, buf_len(&reply), MSG_NOSIGNAL | MSG_DONTWAIT)
             j.sent = max(sent, 0)
+            j.replied = j.sent == buf_len(&reply)
         buf_free(&reply)

@@ -321,6 +321,7 @@ cdef class Watch:
         with nogil:
             store_flag(&self.w.taken, True)  # first: at no time are they gone and the loop not told
             concerned = watch_take(&self.w)
+            store_flag(&self.w.taken, True)  # and of those that came after it had looked
         return concerned
 
     def was_taken(self) -> bool:

@@ -141,22 +141,25 @@ class Writer:
         file = self._lock_file(wait=True)
         assert file is not None
         try:
-            self._commit(changes)
+            newest = self._commit(changes)
             if on_disk:
                 on_disk()
             file.leave(self._meta_size)
+            if self._newest() != newest:
+                file.forget()  # somebody wrote without the lock, and that is what was remembered
         finally:
             file.unlock()
 
     # The transaction
 
-    def _commit(self, changes: list[Change]) -> None:
-        """All changes in one transaction, which is synced; with a larger map if need be."""
+    def _commit(self, changes: list[Change]) -> int:
+        """All changes in one transaction, which is synced; with a larger map if need be. Returns its number."""
         assert self._env is not None
         while True:
             try:
                 with self._env.begin(write=True) as txn:
                     done = [self._make(txn, change) for change in changes]
+                    number = txn.id()
                 break
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
@@ -164,6 +167,12 @@ class Writer:
                 self._env.set_mapsize(0)
         for change, answer in zip(changes, done, strict=True):
             change.status, change.flags = answer
+        return number if any(change.status == STAT_OK for change in changes) else number - 1  # nothing to do
+
+    def _newest(self) -> int:
+        """The number of the newest transaction, whosever it is."""
+        assert self._env is not None
+        return int(self._env.info()["last_txnid"])
 
     def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""

@@ -99,6 +99,30 @@ def test_several_requests_in_one_piece_are_done_in_order(writing: Writing) -> No
             assert dict(peer.reply())[b"value"] == b"%d" % i
 
 
+def test_whoever_says_no_more_after_an_update_is_hung_up_on(writing: Writing) -> None:
+    """On a server that nobody else wakes, though its reply was sent without the loop."""
+    with writing.run().connect() as peer:
+        assert status(peer.ask(update(writing.table, b"k", b"v"))) == OK
+    for i in range(20):
+        with writing.connect() as peer:
+            peer.send(update(writing.table, b"k", b"%d" % i))
+            peer.socket.shutdown(socket.SHUT_WR)
+            assert peer.rest() == b"status\x000\0\0"
+
+
+def test_updates_that_come_while_the_table_is_opened_are_all_answered(writing: Writing) -> None:
+    """On a server that nobody else wakes."""
+    tables = [b"%b%d" % (writing.table, i) for i in range(10)]
+    writing.approve(*tables)
+    writing.run()
+    for table in tables:
+        with writing.connect() as peer:
+            peer.send(update(table, b"k", b"1"))
+            peer.send(update(table, b"k", b"2"))
+            peer.socket.shutdown(socket.SHUT_WR)
+            assert peer.rest() == 2 * b"status\x000\0\0"
+
+
 @pytest.mark.parametrize(
     "table", [b"cdb:%b/c", b"texthash:%b/t", b"inline:{k=v}", b"pcre:%b/p", b"unionmap:{}"]
 )

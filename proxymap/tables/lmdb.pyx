@@ -5,8 +5,8 @@ was quicker, it is done again (see _lmdb). After ROUNDS rounds in vain the fcntl
 read lock is taken once, as Postfix does, without waiting for it.
 
 A table that is asked much has an index of its records (_lmdb_index), which only
-the loop uses. Lookups run without the GIL, on any thread. The lock is an "open file
-description" lock, which neither loses nor frees the writer's (lmdb_writer.py),
+the loop uses; walks run on any thread. All without the GIL. The lock is an "open
+file description" lock, which neither loses nor frees the writer's (lmdb_writer.py),
 where updates are made, on a worker thread.
 
 Source: lmdb_table(5); tables.md 4.2 to 4.4.
