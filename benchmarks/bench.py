@@ -72,6 +72,8 @@ def main() -> int:
         print_load(result["load"])
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
+        if options.update:
+            result = updated(json.loads(options.json.read_text()), result)
         options.json.write_text(to_json(result))
         log(f"written: {options.json}; `make report` draws it")
     return 0
@@ -109,6 +111,9 @@ def parse() -> argparse.Namespace:
         help=f"where they are kept; mail_owner must be able to read them (default: {servers.TABLES})",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS}")
+    parser.add_argument(
+        "--update", action="store_true", help="replace what is measured, and keep what else the file has"
+    )
     parser.add_argument("--no-json", dest="json", action="store_const", const=None, help="write no file")
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)
@@ -245,6 +250,18 @@ class Run:
             self.o.sizes, self.maps, self.o.tables, self.o.silent_clients, names,
             lambda text: self.progress.did(2.5, text),
         )  # fmt: skip
+
+
+def updated(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What is known of an earlier run of the same machine, and in place of its figures the new ones."""
+
+    def case(one: dict[str, Any]) -> list[Any]:
+        return [value for name, value in one.items() if name != "servers"]
+
+    again = {str(case(one)): one for one in new.get("load", [])}
+    load = [again.get(str(case(one)), one) for one in known.get("load", [])]
+    parts = {part: new[part] for part in PARTS if part in new}
+    return {**known, **parts, "load": load, "host": new["host"]}
 
 
 def in_turn(names: Iterable[str], number: int) -> list[str]:

@@ -121,7 +121,7 @@ def per_client(name: str, maps: list[str], count: int) -> dict[str, float]:
 def cache_full(maps: list[str], entries: int, folder: Path) -> dict[str, int]:
     """The most that anonymous memory grew while more was asked than there is room for."""
     type_name = table("lmdb", entries, folder)
-    options = ("-o", f"cache_size={CACHE_SIZE}", "-o", "cache_maptypes=lmdb")
+    options = ("-o", f"cache_size={CACHE_SIZE}", "-o", "cache_maptypes=lmdb", "-o", "lmdb_index_size=0")
     with running("ours", maps, *options) as server, connected(server, 1) as (peer,):
         ask(peer, type_name, "0user@example.com")
         before = server.memory()["anonymous"]

@@ -103,8 +103,14 @@ def blocks(figures: Figures, verdicts: list[Verdict]) -> dict[str, object]:
         "date": figures.bench["host"]["date"],
     }
     known |= {name: f"{clients.get(name, 0):,}" for name in ("messages", "recipients", "sessions")}
-    known |= {name: options[name] for name in ("rounds", "seconds")}
+    known |= {"rounds": rounds(figures), "seconds": options["seconds"]}
     return known | stock_facts(figures)
+
+
+def rounds(figures: Figures) -> str:
+    """How many there were; more of the cases that a verdict is about."""
+    counts = {len(figures.values(case, "ours", "cpu_us")) for case in figures.load}
+    return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
 def stock_facts(figures: Figures) -> dict[str, str]:

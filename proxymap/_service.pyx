@@ -621,7 +621,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
 def reply_early(Job answered not None):
     """Send the reply to a change, where that may be done. The loop, told as usual, sends what is left.
 
-    The connection is parked meanwhile: the loop neither reads nor writes it, and does not close its descriptor.
+    The connection is parked meanwhile: the loop neither reads nor writes it, nor closes its descriptor.
     """
     cdef job *j = answered.j
     cdef buf reply

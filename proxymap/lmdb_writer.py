@@ -153,7 +153,7 @@ class Writer:
     # The transaction
 
     def _commit(self, changes: list[Change]) -> int:
-        """All changes in one transaction, which is synced; with a larger map if need be. Returns its number."""
+        """All changes in one transaction, which is synced; with a larger map if need be. Its number."""
         assert self._env is not None
         while True:
             try:
