@@ -181,6 +181,7 @@ cdef const char *pages_at(lmdb *db, uint64_t number, uint64_t count) noexcept no
 cdef int page_get(lmdb *db, uint64_t number, page *p) noexcept nogil
 cdef int node_get(const lmdb *db, const page *p, unsigned int i, node *n) noexcept nogil
 cdef int leaf_node(lmdb *db, uint64_t number, size_t offset, node *n) noexcept nogil
+cdef int copied_node(const lmdb *db, const char *at, node *n) noexcept nogil
 cdef int node_value(lmdb *db, node *n) noexcept nogil
 cdef int walk(lmdb *db, const meta *s, view key, bint nul, path *w) noexcept nogil
 cdef int walk_right(lmdb *db, path *w) noexcept nogil

@@ -175,6 +175,16 @@ cdef int leaf_node(lmdb *db, uint64_t number, size_t offset, node *n) noexcept n
     return node_rest(db, &p, n)
 
 
+cdef int copied_node(const lmdb *db, const char *at, node *n) noexcept nogil:
+    """A leaf's node that was copied from its page, with all that is stored in it; 0."""
+    cdef page p
+    p.nodes = at
+    p.upper = 0
+    if key_at(db, &p, 0, &n.key) < 0:
+        return -1
+    return node_rest(db, &p, n)
+
+
 cdef int node_rest(const lmdb *db, const page *p, node *n) noexcept nogil:
     """What a leaf's node has besides its key; 0, or -1 if that does not lie within the page."""
     cdef const char *at = n.key.ptr - NODE_HEADER

@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from proxymap._buf cimport buf, view
 from proxymap._hash cimport hash_view
 from proxymap._lmdb cimport lmdb, meta
-from proxymap._places cimport places, places_are_cleared
+from proxymap._places cimport places, places_are_cleared, places_bytes
 
 cdef enum:  # what index_find may say besides STAT_OK and STAT_NOKEY
     INDEX_UNKNOWN = -1
@@ -21,6 +21,9 @@ cdef struct index:
     uint64_t worth      # so many have to be asked before it is made
     bint whole          # it has all records
     bint given_up       # it cannot be had for this snapshot
+    char *text          # copies of the records; NULL: places lead to the file
+    size_t text_size    # bytes that it may have
+    size_t text_used    # and has
     buf latest          # key of the record that was put last
 
 
@@ -30,6 +33,11 @@ cdef inline bint index_is_of(const index *x, uint64_t txnid, uint64_t overwrites
 
 cdef inline bint index_can_tell(const index *x, uint64_t txnid, uint64_t overwrites) noexcept nogil:
     return index_is_of(x, txnid, overwrites) and places_are_cleared(&x.places)
+
+
+cdef inline size_t index_bytes(const index *x) noexcept nogil:
+    """What it takes in memory."""
+    return x.text_used + (places_bytes(&x.places) if x.places.slots != NULL else 0)
 
 
 cdef inline uint64_t index_hash(const index *x, view key, bint nul) noexcept nogil:

@@ -4,6 +4,9 @@ A walk through the tree of a large table reads some twenty cache lines, most of
 them from memory and one after the other. An index of all keys leads to a record,
 or tells that there is none, with two or three, which can be fetched beforehand.
 
+Where there is room for them it has copies of the records as well, in huge pages:
+a record anywhere in a large file costs a miss of the TLB, which no prefetch hides.
+
 It is about one snapshot and void with the next commit. So it is made when about
 as much time has been spent on walks in a snapshot as making it takes; then with
 each lookup a leaf is added, until all are there. What it says is checked: a place
@@ -13,11 +16,13 @@ It belongs to the loop: other threads walk. No GIL.
 """
 
 from libc.string cimport memcpy
+from posix.mman cimport munmap
 
 from proxymap._buf cimport buf_append_view, buf_clear, buf_free, buf_view, view_of
 from proxymap._lmdb cimport *
 from proxymap._places cimport (
-    places_are_cleared, places_begin, places_clear, places_free, places_next, places_prefetch, places_put,
+    memory_map, places_are_cleared, places_begin, places_bytes, places_clear, places_free, places_next,
+    places_prefetch, places_put,
 )
 from proxymap._table cimport prefetch
 from proxymap._words cimport STAT_NOKEY, STAT_OK
@@ -26,6 +31,7 @@ cdef enum:
     OFFSET_BITS = 16  # of a place: where in its page a node begins; the rest is the page's number
     CACHE_LINE = 64
     AHEAD = 32        # nodes whose slots are fetched together
+    FIRST_PLACE = 8   # of a copy; 0 is none
 
 
 cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil:
@@ -48,11 +54,34 @@ cdef void index_tend(index *x, lmdb *db, uint64_t overwrites) noexcept nogil:
     if x.asked == x.worth + 1:
         buf_clear(&x.latest)
         x.given_up = places_begin(&x.places, s.main.entries, x.limit) < 0
+        if not x.given_up:
+            text_begin(x, s.main.leaf_pages, db.page_size)
     elif not places_are_cleared(&x.places):
         places_clear(&x.places)
-    elif add_leaf(x, db, &s) < 0:
+    elif add_leaf(x, db, &s) < 0 or newest(db) != s.txnid or is_cut(db):
         x.given_up = True
+        x.whole = False
         places_free(&x.places)
+        text_free(x)
+
+
+cdef void text_begin(index *x, uint64_t pages, size_t page_size) noexcept nogil:
+    """Make room for all records of so many leaves, if the limit allows that."""
+    cdef size_t rest = x.limit - places_bytes(&x.places)
+    cdef size_t size = pages * page_size + FIRST_PLACE if pages < rest // page_size else 0
+    if size != x.text_size:
+        text_free(x)
+        if size:
+            x.text = <char *> memory_map(size)
+        x.text_size = size if x.text != NULL else 0
+    x.text_used = FIRST_PLACE
+
+
+cdef void text_free(index *x) noexcept nogil:
+    if x.text != NULL:
+        munmap(x.text, x.text_size)
+    x.text = NULL
+    x.text_size = x.text_used = 0
 
 
 cdef int add_leaf(index *x, lmdb *db, const meta *s) noexcept nogil:
@@ -78,7 +107,7 @@ cdef int add_leaf(index *x, lmdb *db, const meta *s) noexcept nogil:
 
 cdef int add_nodes(index *x, lmdb *db, const page *leaf) noexcept nogil:
     cdef uint64_t hashes[AHEAD]
-    cdef uint64_t number
+    cdef uint64_t number, place
     cdef unsigned int first = 0, count, i
     cdef view key, previous = buf_view(&x.latest)
     cdef bint nul
@@ -95,16 +124,41 @@ cdef int add_nodes(index *x, lmdb *db, const page *leaf) noexcept nogil:
             hashes[i] = index_hash(x, view_of(key.ptr, key.len - nul), nul)
             places_prefetch(&x.places, hashes[i])
         for i in range(count):
-            if places_put(&x.places, hashes[i], number << OFFSET_BITS | node_offset(db, leaf, first + i)) < 0:
+            place = number << OFFSET_BITS | node_offset(db, leaf, first + i)
+            if x.text != NULL:
+                place = copy_node(x, db, leaf, first + i)
+            if place == 0 or places_put(&x.places, hashes[i], place) < 0:
                 return -1
         first += count
     return 0
 
 
-cdef inline const char *node_at(lmdb *db, uint64_t place) noexcept nogil:
+cdef uint64_t copy_node(index *x, const lmdb *db, const page *leaf, unsigned int i) noexcept nogil:
+    """Where the copy of node i is; 0: it is damaged, or there are more than there should be."""
+    cdef uint64_t place = x.text_used
+    cdef const char *begins
+    cdef size_t size
+    cdef node n
+    if node_get(db, leaf, i, &n) < 0:
+        return 0
+    begins = n.key.ptr - NODE_HEADER
+    size = n.value.ptr + n.value.len - begins
+    if size > x.text_size - x.text_used:
+        return 0
+    memcpy(x.text + place, begins, size)
+    if copied_node(db, x.text + place, &n) < 0 or n.value.ptr + n.value.len != x.text + place + size:
+        return 0  # it was written over meanwhile
+    x.text_used += size
+    return place
+
+
+cdef inline const char *node_at(const index *x, lmdb *db, uint64_t place) noexcept nogil:
     """Where a node begins, if that is in the file."""
-    cdef const char *data = pages_at(db, place >> OFFSET_BITS, 1)
+    cdef const char *data
     cdef size_t offset = place & ((1 << OFFSET_BITS) - 1)
+    if x.text != NULL:
+        return x.text + place
+    data = pages_at(db, place >> OFFSET_BITS, 1)
     return NULL if data == NULL or offset >= db.page_size else data + db.base + offset
 
 
@@ -112,7 +166,7 @@ cdef void index_foresee(const index *x, lmdb *db, uint64_t hash) noexcept nogil:
     """Fetch the record that the slot leads to; ask index_can_tell first."""
     cdef uint64_t tried = 0
     cdef uint64_t place = places_next(&x.places, hash, &tried)
-    cdef const char *at = node_at(db, place) if place else NULL
+    cdef const char *at = node_at(x, db, place) if place else NULL
     if at != NULL:
         prefetch(at)
         prefetch(at + CACHE_LINE - 1)
@@ -123,12 +177,17 @@ cdef int index_find(
 ) noexcept nogil:
     """STAT_OK and the value, as a view of the map; STAT_NOKEY or INDEX_UNKNOWN. Ask index_can_tell first."""
     cdef uint64_t place, tried = 0
+    cdef bint damaged
     cdef node n
     while True:
         place = places_next(&x.places, hash, &tried)
         if place == 0:
             return STAT_NOKEY if x.whole else INDEX_UNKNOWN
-        if leaf_node(db, place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1), &n) < 0:
+        if x.text != NULL:
+            damaged = copied_node(db, x.text + place, &n) < 0
+        else:
+            damaged = leaf_node(db, place >> OFFSET_BITS, place & ((1 << OFFSET_BITS) - 1), &n) < 0
+        if damaged:
             return INDEX_UNKNOWN
         if key_order(n.key, key, nul) == 0:
             if node_value(db, &n) < 0:
@@ -139,4 +198,5 @@ cdef int index_find(
 
 cdef void index_free(index *x) noexcept nogil:
     places_free(&x.places)
+    text_free(x)
     buf_free(&x.latest)

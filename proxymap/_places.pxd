@@ -41,6 +41,7 @@ cdef inline uint64_t places_next(const places *p, uint64_t hash, uint64_t *tried
             return slot & ((<uint64_t> 1 << PLACE_BITS) - 1)
 
 
+cdef void *memory_map(size_t size) noexcept nogil
 cdef int places_begin(places *p, uint64_t count, size_t limit) noexcept nogil
 cdef void places_clear(places *p) noexcept nogil
 cdef int places_put(places *p, uint64_t hash, uint64_t place) noexcept nogil

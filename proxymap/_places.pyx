@@ -20,13 +20,21 @@ cdef enum:
     CLEARED = 8192      # slots that are cleared in one step: some microseconds
 
 
+cdef void *memory_map(size_t size) noexcept nogil:
+    """Memory that is used all over: in huge pages, for fewer TLB misses. NULL if there is none."""
+    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == MAP_FAILED:
+        return NULL
+    madvise(memory, size, MADV_HUGEPAGE)
+    return memory
+
+
 cdef int places_begin(places *p, uint64_t count, size_t limit) noexcept nogil:
     """Be empty, with room for so many; -1 if that takes more than `limit` bytes, or without memory.
 
     Before places_put comes places_clear, until places_are_cleared.
     """
     cdef uint64_t slots = SLOTS_MIN
-    cdef void *memory
     while slots // 4 * 3 < count and slots * sizeof(uint64_t) <= limit:
         slots *= 2
     if slots * sizeof(uint64_t) > limit:
@@ -35,12 +43,9 @@ cdef int places_begin(places *p, uint64_t count, size_t limit) noexcept nogil:
     p.count = p.cleared = 0
     if p.slots == NULL or p.mask + 1 != slots:
         places_free(p)
-        memory = mmap(NULL, slots * sizeof(uint64_t), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if memory == MAP_FAILED:
+        p.slots = <uint64_t *> memory_map(slots * sizeof(uint64_t))
+        if p.slots == NULL:
             return -1
-        madvise(memory, slots * sizeof(uint64_t), MADV_HUGEPAGE)  # a slot is anywhere: fewer TLB misses
-        p.slots = <uint64_t *> memory
         p.mask = slots - 1
         p.cleared = slots
     p.most = slots // 4 * 3

@@ -22,10 +22,10 @@ from proxymap._buf cimport buf, buf_append_view, buf_clear, buf_view, view, view
 from proxymap._clock cimport wall_clock_ns
 from proxymap._lmdb cimport *
 from proxymap._lmdb_index cimport (
-    INDEX_UNKNOWN, index, index_can_tell, index_find, index_foresee, index_free, index_hash, index_is_of,
+    INDEX_UNKNOWN, index, index_bytes, index_can_tell, index_find, index_foresee, index_free, index_hash, index_is_of,
     index_tend,
 )
-from proxymap._places cimport places_bytes, places_prefetch
+from proxymap._places cimport places_prefetch
 from proxymap._lockfile cimport F_OFD_SETLK, set_lock
 from proxymap._map cimport map_close, map_cut, map_mtime_ns, map_open
 from proxymap._table cimport (
@@ -302,7 +302,7 @@ cdef class LmdbTable(Table):
 
     @property
     def index_bytes(self) -> int:
-        return 0 if self.f.index.places.slots == NULL else places_bytes(&self.f.index.places)
+        return index_bytes(&self.f.index)
 
     @property
     def index_is_whole(self) -> bool:

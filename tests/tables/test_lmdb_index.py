@@ -44,7 +44,21 @@ def delete(path: Path, keys: Iterable[bytes], lib: int = 0) -> None:
             txn.delete(key)
 
 
-def opened(path: Path, limit: int = LIMIT) -> LmdbTable:
+@pytest.fixture(scope="module", params=["copies", "places"], autouse=True)
+def room(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For copies of the records, or only for their places."""
+    global copies
+    copies = request.param == "copies"
+    yield request.param
+
+
+copies = True
+
+
+def opened(path: Path, limit: int | None = None) -> LmdbTable:
+    if limit is None:
+        table = LmdbTable(b"lmdb:t", bytes(path))
+        limit = LIMIT if copies else max(4096, 32 * table.entries)
     return LmdbTable(b"lmdb:t", bytes(path), limit)
 
 
@@ -73,6 +87,8 @@ def test_every_key_is_found_and_no_other(tmp_path: Path, lib: int) -> None:
     table = opened(tmp_path / "t")
     ask_until_indexed(table)
     assert table.index_bytes >= 8 * len(records)
+    stored = sum(len(key) + len(value) for key, value in records.items())
+    assert (table.index_bytes > stored) == copies
     for key, value in records.items():
         assert value_of(table, key) == value
         assert value_of(table, key + b"x") is None
@@ -153,7 +169,7 @@ def test_commit_of_another_shows_at_once(tmp_path: Path, lib: int) -> None:
 def test_growing_table_gets_a_larger_one(tmp_path: Path) -> None:
     path = tmp_path / "t"
     store(path, many(300))
-    table = opened(path)
+    table = opened(path, LIMIT)
     ask_until_indexed(table)
     small = table.index_bytes
     store(path, many(5000))
