@@ -22,8 +22,8 @@ from proxymap._buf cimport buf, buf_append_view, buf_clear, buf_view, view, view
 from proxymap._clock cimport wall_clock_ns
 from proxymap._lmdb cimport *
 from proxymap._lmdb_index cimport (
-    INDEX_UNKNOWN, index, index_bytes, index_can_tell, index_find, index_foresee, index_free, index_hash, index_is_of,
-    index_tend,
+    INDEX_UNKNOWN, index, index_bytes, index_can_tell, index_find, index_foresee, index_free, index_hash,
+    index_is_of, index_tend,
 )
 from proxymap._places cimport places_prefetch
 from proxymap._lockfile cimport F_OFD_SETLK, set_lock

@@ -45,11 +45,11 @@ def delete(path: Path, keys: Iterable[bytes], lib: int = 0) -> None:
 
 
 @pytest.fixture(scope="module", params=["copies", "places"], autouse=True)
-def room(request: pytest.FixtureRequest) -> Iterator[str]:
+def room(request: pytest.FixtureRequest) -> str:
     """For copies of the records, or only for their places."""
     global copies
     copies = request.param == "copies"
-    yield request.param
+    return str(request.param)
 
 
 copies = True
