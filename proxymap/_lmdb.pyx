@@ -42,7 +42,8 @@ cdef bint is_cut(lmdb *db) noexcept nogil:
     Where it was cut, it reads as zeros up to the end of that page; what is behind raises SIGBUS.
     """
     cdef size_t size = load_size(&db.m.size)
-    cdef uint64_t tail = load64(load_data(&db.m.data) + size - 8)
+    cdef uint64_t tail
+    memcpy(&tail, load_data(&db.m.data) + size - 8, 8)  # of any size: that of a damaged file is odd
     if tail == 0 or tail != db.tail:
         if map_cut(&db.m):
             return True
