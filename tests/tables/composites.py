@@ -357,7 +357,7 @@ class CompositeContract:
         keys = data.draw(st.lists(st.sampled_from([key for key in KEYS if b"\xff" not in key]), min_size=1))
         done = subprocess.run(
             ["postmap", "-q", "-", name], input=b"\n".join(keys) + b"\n", capture_output=True, timeout=60,
-            env={**os.environ, "LD_PRELOAD": ""},  # in `make asan`, the sanitizer would make an exit of its death
+            env={**os.environ, "LD_PRELOAD": ""},  # the sanitizer would turn its death into an exit
         )  # fmt: skip
         if done.returncode == -signal.SIGSEGV:
             return  # of stock's cdb, when the first value that it finds is an empty one
