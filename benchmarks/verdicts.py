@@ -105,6 +105,8 @@ def load(figures: Figures) -> Iterator[Verdict]:
 def growth(figures: Figures) -> Iterator[Verdict]:
     def grown(case: Case, other: Case, server: str) -> list[float]:
         before, after = (figures.values(one, server, "cpu_us") for one in (case, other))
+        if len(before) != len(after) and before:  # other rounds
+            before = [statistics.median(before)] * len(after)
         return ratios(after, before) if before and after else []
 
     def cpu(change: Callable[[Case], Case], cases: list[Case]) -> Candidates:
