@@ -469,3 +469,30 @@ def test_walk_goes_on_or_ends_when_its_table_is_replaced(server: ServerProcess) 
                     write_lmdb(server.dir / "m.lmdb", content(1))
                     (server.dir / "h").write_text(TEXTS["texthash"][0](1))
     assert server.alive()
+
+
+def test_lmdb_that_is_asked_much_is_cut_and_written_over(server: ServerProcess) -> None:
+    """Its index has copies of the records: none of a file that is no longer there."""
+    contents = [{b"k%d" % i: text for i in range(2000)} for text in (b"old " * 9, b"other")]
+    tables = [server.lmdb(name, content) for name, content in zip(("t", "u"), contents, strict=True)]
+    files = [Path(os.fsdecode(table.partition(b":")[2] + b".lmdb")) for table in tables]
+    wholes = [file.read_bytes() for file in files]
+    asked = list(contents[0])[::50]
+    no_answer = [(b"status", b"%d" % RETRY), (b"value", b"")]
+    server.start()
+    with server.connect() as peer:
+        for turn in range(10):
+            now, then = contents[turn % 2], contents[1 - turn % 2]
+            for key in list(now)[::7]:
+                assert peer.ask(lookup(tables[0], key)) == found(now[key])
+            os.truncate(files[0], len(wholes[0]) * turn // 10)
+            for key in asked:
+                assert peer.ask(lookup(tables[0], key)) in (
+                    found(now[key]),
+                    [(b"status", b"2"), (b"value", b"")],
+                )
+            files[0].write_bytes(wholes[1 - turn % 2])
+            wait_until(
+                lambda then=then: all(peer.ask(lookup(tables[0], key)) == found(then[key]) for key in asked),
+                "the other content",
+            )
