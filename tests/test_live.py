@@ -487,10 +487,7 @@ def test_lmdb_that_is_asked_much_is_cut_and_written_over(server: ServerProcess) 
                 assert peer.ask(lookup(tables[0], key)) == found(now[key])
             os.truncate(files[0], len(wholes[0]) * turn // 10)
             for key in asked:
-                assert peer.ask(lookup(tables[0], key)) in (
-                    found(now[key]),
-                    [(b"status", b"2"), (b"value", b"")],
-                )
+                assert peer.ask(lookup(tables[0], key)) in (found(now[key]), no_answer)
             files[0].write_bytes(wholes[1 - turn % 2])
             wait_until(
                 lambda then=then: all(peer.ask(lookup(tables[0], key)) == found(then[key]) for key in asked),
