@@ -277,7 +277,7 @@ cdef class Queue:
         cdef Job wrapped
         taken = []
         pthread_mutex_lock(&self.q.lock)
-        while self.q.first != NULL and len(taken) < limit:
+        while self.q.first != NULL and <size_t> len(taken) < limit:
             wrapped = Job.__new__(Job)
             wrapped.j = unlink_first(&self.q)
             sem_trywait(&self.q.more)

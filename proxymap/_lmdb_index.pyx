@@ -69,7 +69,7 @@ cdef void text_begin(index *x, uint64_t pages, size_t page_size) noexcept nogil:
     """Make room for all records of so many leaves, if the limit allows that."""
     cdef size_t rest = x.limit - places_bytes(&x.places)
     cdef size_t size = pages * page_size + FIRST_PLACE if pages < rest // page_size else 0
-    if size != x.text_size:
+    if size == 0 or size > x.text_size:  # a smaller one is no reason to let go of the memory
         text_free(x)
         if size:
             x.text = <char *> memory_map(size)
@@ -159,7 +159,9 @@ cdef inline const char *node_at(const index *x, lmdb *db, uint64_t place) noexce
     if x.text != NULL:
         return x.text + place
     data = pages_at(db, place >> OFFSET_BITS, 1)
-    return NULL if data == NULL or offset >= db.page_size else data + db.base + offset
+    if data == NULL or offset >= db.page_size:
+        return NULL
+    return data + db.base + offset
 
 
 cdef void index_foresee(const index *x, lmdb *db, uint64_t hash) noexcept nogil:

@@ -49,7 +49,7 @@ cdef struct service:
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
 cdef void service_free(service *s) noexcept nogil
 cdef size_t service_read(service *s, session *who, scan *seen, const char *data, size_t len) noexcept nogil
-cdef bint service_foresee(service *s, session *who) noexcept nogil
+cdef void service_foresee(service *s, session *who) noexcept nogil
 cdef int service_request(service *s, session *who, buf *out) noexcept nogil
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
 cdef void service_turn(service *s) noexcept nogil

@@ -90,23 +90,23 @@ cdef inline view without_proxy(view name) noexcept nogil:
     return name
 
 
-cdef bint service_foresee(service *s, session *who) noexcept nogil:
-    """Have the CPU fetch some of what the request that was read is about; False: that is all.
+cdef void service_foresee(service *s, session *who) noexcept nogil:
+    """Have the CPU fetch some of what the request that was read is about; the next part, each time.
 
     As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
     """
     cdef instance *i = who.found
     cdef int flags = who.request.flags
     if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
-        return False
+        return
     if who.forgotten != s.tables.forgotten:
-        return False  # it may be gone since
+        return  # it may be gone since
     if i.t == NULL or i.t.foresee == NULL:
-        return False
+        return
     if who.request.dialect == DIALECT_3_6:
         flags = i.flags
     who.glimpse.of = i.t
-    return i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
+    i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
 
 
 cdef int service_request(service *s, session *who, buf *out) noexcept nogil:
