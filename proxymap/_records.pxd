@@ -38,6 +38,7 @@ cdef struct records:
 
 cdef bint records_find(const records *r, view key, view *value) noexcept nogil
 cdef int records_put(records *r, view key, view value, bint replace) noexcept nogil
+cdef int records_reserve(records *r, size_t count, size_t size) noexcept nogil
 cdef bint records_delete(records *r, view key) noexcept nogil
 cdef bint records_after(const records *r, uint64_t *serial, view *key, view *value) noexcept nogil
 

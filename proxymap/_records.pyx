@@ -116,9 +116,8 @@ cdef int tidy_up(records *r) noexcept nogil:
     return 0
 
 
-cdef int grow(records *r) noexcept nogil:
-    """Room for half as many records more; 0, or -1 without memory."""
-    cdef size_t room = r.room + r.room // 2 + 8
+cdef int resize(records *r, size_t room) noexcept nogil:
+    """Room for so many records; 0, or -1 without memory."""
     cdef size_t count = SLOTS_MIN
     cdef record *all
     cdef slot *slots
@@ -142,13 +141,22 @@ cdef int grow(records *r) noexcept nogil:
     return 0
 
 
+cdef int records_reserve(records *r, size_t count, size_t size) noexcept nogil:
+    """Room for so many records more, of so many bytes; 0, or -1 without memory."""
+    if buf_reserve(&r.text, size) < 0:
+        return -1
+    return 0 if r.room - r.used >= count else resize(r, r.used + count)
+
+
 cdef int make_room(records *r) noexcept nogil:
     """Room for one record more; 0, or -1 without memory."""
     if r.wasted > WASTE_MIN and r.wasted > r.text.end // 2 and tidy_up(r) < 0:
         return -1
     if r.used < r.room:
         return 0
-    return tidy_up(r) if r.used - r.count > r.room // 2 else grow(r)
+    if r.used - r.count > r.room // 2:
+        return tidy_up(r)
+    return resize(r, r.room + r.room // 2 + 8)
 
 
 cdef int append(records *r, record *one, view key, view value) noexcept nogil:

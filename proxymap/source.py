@@ -26,7 +26,7 @@ class RecordError(ValueError):
 
 
 def logical_lines(
-    lines: Iterable[bytes], name: str, warn: Callable[[str], None]
+    lines: Iterable[bytes], name: str, warn: Callable[[str], None], number: int = 1
 ) -> Iterator[tuple[int, bytes]]:
     """logical_lines - join continuation lines, drop comments and empty lines
 
@@ -34,11 +34,12 @@ def logical_lines(
     alone, so a continuation keeps its leading blanks. Comments and empty lines do
     not end a logical line. As for Postfix, what follows a NUL is not there.
 
-    `lines` is a file opened in binary mode, or any lines; `name` is for the warning.
+    `lines` is a file opened in binary mode, or any lines, of which the first has `number`;
+    `name` is for the warning.
     """
     first = 0
     parts: list[bytes] = []
-    for number, line in enumerate(lines, 1):
+    for at, line in enumerate(lines, number):
         text = line.removesuffix(b"\n")
         bare = text.lstrip(BLANKS)
         if not bare or bare.startswith(b"#"):
@@ -47,7 +48,7 @@ def logical_lines(
             yield from _finish(first, parts, name, warn)
             parts = []
         if not parts:
-            first = number
+            first = at
         parts.append(text)
     if parts:
         yield from _finish(first, parts, name, warn)

@@ -13,8 +13,9 @@ import os
 from proxymap._records cimport Records, RecordsTable
 
 from proxymap._fold import is_utf8
+from proxymap._plain import PlainLines
 from proxymap.source import RecordError, base64_of_files, logical_lines, read_file, split_record
-from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
+from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE
 
 
 cdef class TexthashTable(RecordsTable):
@@ -50,9 +51,9 @@ class Source:
         self.faults += 1
         self.opening.host.warn(text)
 
-    def records(self, content, warn):
+    def records(self, content, warn, number=1):
         """(line number, key as it is written, value); warns of what is no record."""
-        for number, line in logical_lines(io.BytesIO(content), self.name, warn):
+        for number, line in logical_lines(io.BytesIO(content), self.name, warn, number):
             try:
                 if self.opening.utf8 and not is_utf8(line):
                     raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"')
@@ -79,12 +80,17 @@ def load(source) -> Records:
     opening = source.opening
     flags = opening.flags
     replace = flags & DUP_REPLACE and not flags & DUP_IGNORE
-    for number, key, value in source.records(content, source.warn):
-        if not held.put(opening.folded(key), value, replace) and not flags & (DUP_IGNORE | DUP_REPLACE):
-            text = f'{source.name}, line {number}: duplicate entry: "{os.fsdecode(key)}"'
-            if not flags & DUP_WARN:
-                raise ValueError(text)
-            source.warn(text)
+    duplicates = flags & (DUP_IGNORE | DUP_REPLACE)
+    odd = [(1, content)] if flags & RHS_IS_FILE else PlainLines(
+        content, held, fold=flags & FOLD_FIX, replace=replace, duplicates=duplicates
+    )
+    for first, lines in odd:
+        for number, key, value in source.records(lines, source.warn, first):
+            if not held.put(opening.folded(key), value, replace) and not duplicates:
+                text = f'{source.name}, line {number}: duplicate entry: "{os.fsdecode(key)}"'
+                if not flags & DUP_WARN:
+                    raise ValueError(text)
+                source.warn(text)
     return held
 
 
