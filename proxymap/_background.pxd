@@ -1,11 +1,13 @@
 # _background - long work in C that takes the CPU from nobody; inline, no GIL
 #
 # A thread of SCHED_IDLE runs only where a CPU would be idle, and leaves it at once for whoever wakes up
-# there, which no nice value achieves. It cannot come back from that without privileges, and gets next to
-# nothing on a busy host: so it is a thread of its own, it has a time limit, and its caller does the rest.
-# It must hold no lock that others wait for, the GIL least of all. Source: sched(7), sched_setscheduler(2).
+# there (of the same cgroup, since Linux 6.13), which no nice value achieves. It cannot come back from that
+# without privileges, and gets next to nothing on a busy host: so it is a thread of its own, it has a time
+# limit, and its caller does the rest. It should hold no lock that others wait for, the GIL least of all;
+# who has memory allocated before it begins spares it those of malloc and mmap.
+#
+# Source: sched(7), sched_setscheduler(2).
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from proxymap._clock cimport now_ns
@@ -41,12 +43,13 @@ cdef inline void *run_idly(void *b) noexcept nogil:
     return NULL
 
 
-cdef inline void do_idly(long_work work, void *what, uint64_t limit_ns) noexcept nogil:
-    """Have the work done, for limit_ns while others need no CPU, then by the caller."""
+cdef inline bint do_idly(long_work work, void *what, uint64_t limit_ns) noexcept nogil:
+    """Have the work done, for limit_ns while others need no CPU, then by the caller; was the time enough?"""
     cdef background job
     cdef pthread_t thread
     job.work, job.what, job.until_ns, job.finished = work, what, now_ns() + limit_ns, False
-    if pthread_create(&thread, NULL, run_idly, &job) == 0:
+    if limit_ns and pthread_create(&thread, NULL, run_idly, &job) == 0:
         pthread_join(thread, NULL)
     if not job.finished:
         work(what, 0)
+    return job.finished

@@ -23,6 +23,7 @@ cdef enum:
     SPECIAL = 2         # makes a line not plain
     TURN = 1 << 10      # lines between two looks at the clock
     LONG = 1 << 12      # lines that are worth a thread
+    SLOWEST = 1 << 25   # bytes a second
 
 cdef unsigned char kind[256]
 cdef int c
@@ -93,34 +94,45 @@ cdef int store(reader *r, view key, view value) noexcept nogil:
 
 
 cdef bint read_lines(reader *r, size_t limit, uint64_t until_ns) noexcept nogil:
-    """Read on to what is not plain, or to the end; False: `limit` lines were read, or time is up."""
+    """Read on to what is not plain, to the end, or until r.no_memory; False: `limit` lines, or time is up."""
     cdef size_t at, number, seen = 0
     cdef view key, value
-    cdef int stored = 1
-    while r.at < r.len and stored > 0:
+    cdef int stored
+    while r.at < r.len:
         if seen == limit or until_ns and seen % TURN == TURN - 1 and now_ns() > until_ns:
             return False
         seen += 1
         at, number = r.at, r.number
         stored = store(r, key, value) if next_line(r, &at, &number, &key, &value) else 0
-        if stored > 0:
-            r.at, r.number = at, number
-    r.no_memory = stored < 0
-    r.end, r.end_number = r.at, r.number
-    while stored == 0 and at < r.len:
-        r.end, r.end_number = at, number
-        stored = next_line(r, &at, &number, &key, &value)
-    if stored == 0:
-        r.end, r.end_number = at, number
+        r.no_memory = stored < 0
+        if stored <= 0:
+            break
+        r.at, r.number = at, number
     return True
 
 
 cdef bint read_all(void *what, uint64_t until_ns) noexcept nogil:
-    """The same to the end, with room for as many lines as are likely to come."""
-    cdef reader *r = <reader *> what
+    return read_lines(<reader *> what, SIZE_MAX, until_ns)
+
+
+cdef void expect_more(reader *r) noexcept nogil:
+    """Have room for as many records as are likely to come, so that nothing is allocated meanwhile.
+
+    Where there is no memory for that, they may fit all the same.
+    """
     cdef size_t rest = r.len - r.at
-    r.no_memory = records_reserve(r.into, <size_t> (<double> r.number / r.at * rest), rest) < 0
-    return r.no_memory or read_lines(r, SIZE_MAX, until_ns)
+    records_reserve(r.into, <size_t> (<double> r.into.used / r.at * rest), rest)
+
+
+cdef void find_end(reader *r) noexcept nogil:
+    """How far is it not plain? The line at r.at is not, whatever it looks like."""
+    cdef size_t at = r.at, number = r.number, lines
+    cdef view key, value
+    r.end, r.end_number = at, number
+    for lines in range(<size_t> LONG):
+        if at == r.len or next_line(r, &at, &number, &key, &value) and lines:
+            break
+        r.end, r.end_number = at, number
 
 
 cdef class PlainLines:
@@ -128,7 +140,7 @@ cdef class PlainLines:
 
     fold: keys are folded. replace: a later value of a key replaces the earlier one.
     duplicates: they are allowed; else a line with the key of another is not plain.
-    patience: seconds for which a long text is read in the background alone.
+    patience: seconds that the background has for it; by default one, and one more for each 32 MB.
     """
 
     cdef reader r
@@ -138,15 +150,14 @@ cdef class PlainLines:
 
     def __cinit__(
         self, bytes text not None, Records held not None, *,
-        bint fold=False, bint replace=False, bint duplicates=False, double patience=1.0,
+        bint fold=False, bint replace=False, bint duplicates=False, object patience=None,
     ):
         buf_init(&self.r.folded)
         self.text, self.held = text, held
-        self.r.text, self.r.len, self.r.number = text, len(text), 1
-        self.r.at = self.r.end = skip_comments(&self.r, 0, &self.r.number)
-        self.r.end_number = self.r.number
+        self.r.text, self.r.len, self.r.end_number = text, len(text), 1
+        self.r.end = skip_comments(&self.r, 0, &self.r.end_number)
         self.r.into = &held.r
-        self.patience_ns = <uint64_t> (patience * 1e9)
+        self.patience_ns = <uint64_t> (1e9 * (1 + len(text) / SLOWEST if patience is None else patience))
         self.r.fold, self.r.replace, self.r.duplicates = fold, replace, duplicates
 
     def __dealloc__(self):
@@ -161,7 +172,10 @@ cdef class PlainLines:
         r.at, r.number = r.end, r.end_number
         with nogil:
             if not read_lines(r, LONG, 0):
-                do_idly(read_all, r, self.patience_ns)
+                expect_more(r)
+                if not do_idly(read_all, r, self.patience_ns):
+                    self.patience_ns = 0
+            find_end(r)
         if r.no_memory:
             raise MemoryError
         if r.at == r.end:

@@ -78,9 +78,9 @@ cdef bint records_find(const records *r, view key, view *value) noexcept nogil:
 
 
 cdef void fill_slots(records *r) noexcept nogil:
+    """Enter all records into slots that are all zero."""
     cdef size_t i, at
     cdef uint64_t hash
-    memset(r.slots, 0, (r.mask + 1) * sizeof(slot))
     for i in range(r.used):
         if r.all[i].key_len != DELETED:
             hash = hash_view(key_of(r, &r.all[i]), r.seed)
@@ -112,6 +112,7 @@ cdef int tidy_up(records *r) noexcept nogil:
     r.text = text
     r.used = kept
     r.wasted = 0
+    memset(r.slots, 0, (r.mask + 1) * sizeof(slot))
     fill_slots(r)
     return 0
 

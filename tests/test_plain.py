@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from proxymap._plain import PlainLines
 from proxymap._records import Records, RecordsTable
+from proxymap._table import Surrogate
 from proxymap.source import RecordError, logical_lines, split_record
+from proxymap.tables import base, texthash
 
 PIECES = [*b"ab1 \t\n\n:#\r", *b'"\\\0', b"\xc3\x84", b"K v\n", b"k w\n", b"\n \n", b"# c\n", b"long 1\n"]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map(
@@ -47,6 +50,33 @@ def test_nothing_is_lost_and_nothing_read_twice(text: bytes) -> None:
     rest = Counter(expected) - Counter(told)
     assert sorted(records) == sorted(what[1:] for what in rest.elements())
     assert not any(key.endswith(b":") or not (key + value).isascii() for key, value in records)
+
+
+@given(
+    TEXTS,
+    st.sampled_from([0, base.DUP_WARN, base.DUP_IGNORE, base.DUP_REPLACE]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_texthash_is_the_same_as_without(text: bytes, duplicates: int, fold: bool, utf8: bool) -> None:
+    def loaded() -> tuple[object, list[str]]:
+        warnings: list[str] = []
+        host = base.Host(utf8=utf8, warn=warnings.append)
+        flags = duplicates | base.UTF8_REQUEST * utf8 | base.FOLD_FIX * fold
+        opening = base.Opening(flags, False, host, lambda name: Surrogate(name, b"no members"))
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(text)
+            file.flush()
+            try:
+                table = texthash.open_table(b"texthash", file.name.encode(), opening)
+            except ValueError as error:
+                return str(error).replace(file.name, ""), [line.replace(file.name, "") for line in warnings]
+            return table.sequence(), [line.replace(file.name, "") for line in warnings]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texthash, "PlainLines", lambda content, held, **how: [(1, content)])
+        expected = loaded()
+    assert loaded() == expected
 
 
 def test_what_is_plain() -> None:

@@ -51,9 +51,9 @@ class Source:
         self.faults += 1
         self.opening.host.warn(text)
 
-    def records(self, content, warn, number=1):
+    def records(self, content, warn, first=1):
         """(line number, key as it is written, value); warns of what is no record."""
-        for number, line in logical_lines(io.BytesIO(content), self.name, warn, number):
+        for number, line in logical_lines(io.BytesIO(content), self.name, warn, first):
             try:
                 if self.opening.utf8 and not is_utf8(line):
                     raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"')
