@@ -20,7 +20,7 @@ help:
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
-	@echo "make soak-live  tables of all kinds change for ten minutes under load; needs Postfix's postmap"
+	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make clean   remove all that was built"

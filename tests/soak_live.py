@@ -4,12 +4,14 @@
 
 The clients are benchmarks/load.c with -g: each value says its generation several
 times, and a client ends at the first answer that is not found, mixed, or older than
-what was complete when it asked. So what is measured here is whether anybody noticed.
+what was complete when it asked. So what is measured here is whether anybody noticed. Half an hour
+in all; half of that is for files that are cut to every length.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import mmap
 import signal
@@ -18,14 +20,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from fix_server import ROOT, ServerProcess
+from fix_server import NOT_FOUND, ROOT, ServerProcess, found, lookup, wait_until
+from oracle import reply
 
 CLIENTS = 16
 KEYS = [f"k{i}" for i in range(200)]
 ENDLESS = 100_000_000  # requests; until SIGTERM
 MILLION = 1_000_000
+RETRY = reply("lookup", "3.6", 2)
 PARTS = 10  # of a soak, each with figures at its end
 
 
@@ -125,6 +130,35 @@ def lmdb_committed(rounds: int, way: str) -> dict[str, float]:
         return {"rounds": generation, **million.end(early=False)}
 
 
+def cut_everywhere(maptype: str) -> dict[str, float]:
+    """The file is cut to each length, asked, and written whole again: RETRY or right, and soon all right."""
+    records = {b"k%d" % i: b"value%d" % i * 2 for i in range(20)}
+    worst, retried = 0.0, 0
+    with ServerProcess() as server, contextlib.ExitStack() as stack:
+        table = (server.cdb if maptype == "cdb" else server.lmdb)("t", records)
+        file = server.dir / f"t.{maptype}"
+        whole = file.read_bytes()
+        server.start()
+        peer = stack.enter_context(server.connect())
+
+        def is_right(key: bytes) -> bool:
+            answer = peer.ask(lookup(table, key))
+            expected = found(records[key]) if key in records else NOT_FOUND
+            assert answer in (expected, RETRY), (key, answer)
+            return answer == expected
+
+        for length in range(len(whole)):
+            with file.open("r+b") as opened:
+                opened.truncate(length)
+            retried += sum(not is_right(key) for key in (b"k1", b"k19", b"no key"))
+            with file.open("r+b") as opened:
+                opened.write(whole)
+            began = time.monotonic()
+            wait_until(lambda: all(is_right(key) for key in records), "right answers", 5, pause=0.001)
+            worst = max(worst, time.monotonic() - began)
+    return {"lengths": len(whole), "retried": retried, "longest_ms": round(worst * 1e3, 1)}
+
+
 def rules(generation: int) -> str:
     return f"/^k/ {value(generation)}\n"
 
@@ -209,11 +243,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="that all tables change")
     parser.add_argument("--rounds", type=int, default=1000, help="of postmap for cdb, and for lmdb")
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="cdb, lmdb, cut, or all: the tables of all kinds"
+    )
     options = parser.parse_args()
-    print("cdb", json.dumps(cdb_replaced(options.rounds)), flush=True)
-    for way in WAYS:
-        print(f"lmdb, {way}", json.dumps(lmdb_committed(options.rounds, way)), flush=True)
-    everything_changes(options.seconds)
+    for name, part in {
+        "cdb": lambda: cdb_replaced(options.rounds),
+        **{f"lmdb, {way}": partial(lmdb_committed, options.rounds, way) for way in WAYS},
+        **{f"cut, {maptype}": partial(cut_everywhere, maptype) for maptype in ("cdb", "lmdb")},
+    }.items():
+        if name.startswith(options.only):
+            print(name, json.dumps(part()), flush=True)
+    if "all".startswith(options.only):
+        everything_changes(options.seconds)
 
 
 if __name__ == "__main__":
