@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="p99 of cdb lookups while a large texthash is swapped")
     parser.add_argument("--swaps", type=int, default=10, help="for each number of clients (default: 10)")
     parser.add_argument("--lines", type=int, default=1_000_000, help="of the texthash (default: 1000000)")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8], metavar="N", help="(default: 1 8)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
     options = parser.parse_args()
     import fix_server  # in tests/, where servers.py leads to

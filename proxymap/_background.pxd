@@ -1,9 +1,9 @@
 # _background - long work in C that takes the CPU from nobody; inline, no GIL
 #
-# A thread of SCHED_IDLE runs only where a CPU would be idle, and leaves it at once for whoever wakes up
-# there (of the same cgroup, since Linux 6.13), which no nice value achieves. It cannot come back from that
-# without privileges, and gets next to nothing on a busy host: so it is a thread of its own, it has a time
-# limit, and its caller does the rest. It should hold no lock that others wait for, the GIL least of all;
+# A thread of SCHED_IDLE runs only where a CPU would be idle, and leaves it at once for whoever of its cgroup
+# wakes up there, which no nice value achieves. It cannot come back from that without privileges, and gets
+# next to nothing on a busy host: so it is a thread of its own, it has a time limit, and its caller does the
+# rest. It should hold no lock that others wait for, the GIL least of all;
 # who has memory allocated before it begins spares it those of malloc and mmap.
 #
 # Source: sched(7), sched_setscheduler(2).
