@@ -173,6 +173,7 @@ cdef inline int key_order(view stored, view key, bint nul) noexcept nogil:
 
 
 cdef int fit(lmdb *db, meta *s) noexcept nogil
+cdef uint64_t newest_in(const char *metas, size_t size) noexcept nogil
 cdef int snapshot_take(const lmdb *db, meta *s) noexcept nogil
 cdef bint snapshot_intact(const lmdb *db, const meta *s) noexcept nogil
 cdef bint went_back(const lmdb *db) noexcept nogil

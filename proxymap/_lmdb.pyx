@@ -16,6 +16,8 @@ No GIL, any thread. Source: LMDB's data format as found in files of 0.9.24,
 0.9.36 and 1.0.2; lmdb_table(5).
 """
 
+from libc.string cimport memset
+
 from proxymap._map cimport load_size, map_at, map_cut, map_grow
 from proxymap._words cimport STAT_NOKEY, STAT_OK, STAT_RETRY
 
@@ -111,6 +113,16 @@ cdef int fit(lmdb *db, meta *s) noexcept nogil:
             return FOREIGN
         return DAMAGED
     return snapshot_take(db, s)
+
+
+cdef uint64_t newest_in(const char *metas, size_t size) noexcept nogil:
+    """The transaction id of the last commit, in a copy of both meta pages; 0 if they make no sense."""
+    cdef lmdb db
+    cdef meta s
+    memset(&db, 0, sizeof(db))
+    db.m.data = metas
+    db.m.size = size
+    return s.txnid if fit(&db, &s) == FITS else 0
 
 
 # Pages and nodes
