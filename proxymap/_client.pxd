@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap._buf cimport buf
 from proxymap._codec cimport scan
-from proxymap._jobs cimport job, queue
+from proxymap._jobs cimport job
 from proxymap._service cimport service, session
 
 cdef enum:  # what an epoll event is about; the first field of whatever its data points to
@@ -27,7 +27,6 @@ cdef struct client:
     source source
     uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
     bint parked          # waits for a table or a worker: not read meanwhile
-    bint deaf            # and nothing that it does wakes the loop
     bint quiet           # while draining: has sent nothing since the latest look
     bint read            # the list at the start of what has come was read: the session has the request,
     size_t list_len      # and so many bytes it has
@@ -49,7 +48,6 @@ cdef struct client:
 cdef struct clients:
     # The connections of one loop, and what they share.
     service *service
-    queue *answers           # of the workers
     int epoll
     int timer                # timerfd; ticks each second while anyone has a deadline
     client *first

@@ -259,7 +259,6 @@ cdef void client_unready(clients *all, client *c) noexcept nogil:
         client_flush(all, c)
     elif c.parked:
         watch(all, c, 0)  # it pipelines, or is gone: look again when its answer is back
-        deafen(all, c)
     elif c.discarding:
         client_discard(all, c)
     else:
@@ -349,7 +348,7 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
             if c.list_len == 0:
                 break
         c.read = False
-        c.session.first = buf_len(&all.replies) == 0
+        c.session.alone = buf_len(&all.replies) == 0 and used + c.list_len == len and not c.more
         became = service_request(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
         if became == PARKED:
@@ -360,6 +359,8 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
         used += c.list_len
         if became == SENT:
             c.parked = True
+            if c.session.lent:
+                watch(all, c, 0)  # what comes is for the writer
             break
     return used
 
@@ -425,8 +426,6 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
 cdef void client_rest(clients *all, client *c) noexcept nogil:
     """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
     if c.parked:
-        if buf_len(&c.input) or c.more or c.events == 0:
-            deafen(all, c)
         return
     if c.discarding:
         shutdown(c.source.fd, SHUT_WR)
@@ -451,21 +450,11 @@ cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
     c.parked = c.quiet = False
     c.session.waits_for = NULL
-    if c.deaf:
-        c.deaf = False
-        all.answers.deaf -= 1
     if c.source.fd < 0:
         close(c.session.fd)
         bury(all, c)
         return False
     return True
-
-
-cdef void deafen(clients *all, client *c) noexcept nogil:
-    """No event of a parked client will show that its answer is back: the loop has to be woken for that."""
-    if not c.deaf:
-        c.deaf = True
-        all.answers.deaf += 1
 
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
@@ -487,9 +476,14 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> who.client
     buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
-    buf_consume(&all.replies, min(j.sent, buf_len(&all.replies)))  # there may be no memory for a reply
-    if unpark(all, c):
+    if not unpark(all, c):
+        return
+    if buf_len(&j.lent.rest) and input_keep(all, c, j.lent.rest.data, buf_len(&j.lent.rest)) < 0:
+        client_close(all, c)
+    elif buf_len(&all.replies):
         client_finish(all, c)
+    else:
+        client_resume(all, c)
 
 
 # Limits and deadlines

@@ -1,6 +1,6 @@
 # _codec - attribute list <-> request and reply (see _codec.pyx)
 
-from proxymap._buf cimport buf, view
+from proxymap._buf cimport buf, view, view_is, view_of
 
 cdef enum:
     # request, table, instance_flags, flags, key, value: what an update of 3.11 has, and one more
@@ -47,6 +47,13 @@ cdef struct request:
 cdef inline void list_restart(scan *s) noexcept nogil:
     """Look at a list from its first byte."""
     s.pos = s.begin = s.strings = s.start[0] = 0
+
+
+cdef inline view without_proxy(view name) noexcept nogil:
+    """The table that a request names."""
+    while name.len >= 6 and view_is(view_of(name.ptr, 6), b"proxy:", 6):
+        name = view_of(name.ptr + 6, name.len - 6)
+    return name
 
 
 cdef size_t request_read(scan *s, const char *data, size_t len, request *r, int *verdict) noexcept nogil

@@ -5,6 +5,9 @@ from libc.stdint cimport uint64_t
 from proxymap._buf cimport buf, view
 from proxymap._table cimport table
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
@@ -23,6 +26,20 @@ cpdef enum:  # what a job asks for
     JOB_DELETE = 7   # key -> status, flags
 
 
+cdef struct loan:
+    # A connection that a worker has together with a change, see _lent.
+    int fd              # -1: none
+    void *request       # struct request: what the change asks for, which gives the reply its shape
+    bint utf8           # is the table asked for UTF-8 only?
+    uint64_t until_ms   # when the loop wants it back
+    unsigned int taken  # how many requests the worker has taken from it since
+    int asked_flags     # dictionary flags of the latest, as asked
+    size_t sent         # bytes of the latest reply that were sent,
+    bint replied        # which was all of it
+    buf rest            # what was received besides
+    buf folded          # scratch
+
+
 cdef struct job:
     int kind       # JOB_*
     int flags      # dictionary flags
@@ -33,9 +50,7 @@ cdef struct job:
     uint64_t since_ms  # when it was put into a queue
     void *asker    # whom the answer is for; the loop's own business
     table *t
-    int fd         # where a worker may send the reply; -1: the loop is to send it
-    size_t sent    # bytes of the reply that a worker has sent
-    bint replied   # which was all of it
+    loan lent      # of a change: what else the worker has
     buf name       # owned copies
     buf key
     buf value
@@ -59,11 +74,14 @@ cdef struct queue:
     size_t limit     # more are refused; 0: no limit
     uint64_t lost    # how many were
     int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
-    volatile_size deaf  # who asked and would not be heard of before the loop is woken; the loop's
     bint closed
     bint eager       # its taker looks for the next job before it goes to sleep,
     int luck         # if that paid off lately
     unsigned int looks
+
+
+cdef enum:
+    EAGER_NS = 100000  # who was answered comes again within that time, or after a while
 
 
 cpdef enum:  # log levels, as syslog has them
@@ -85,6 +103,7 @@ cdef class Job:
 cdef job *job_new(int kind) noexcept nogil
 cdef void job_free(job *j) noexcept nogil
 cdef int queue_put(queue *q, job *j) noexcept nogil
-cdef bint queue_has_unheard(const queue *q) noexcept nogil
+cdef bint is_time_to_look(queue *q) noexcept nogil
+cdef void has_looked(queue *q, bint found) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

@@ -5,13 +5,6 @@ line) into a queue; a worker takes it, and puts it into the queue of answers,
 whose eventfd wakes the loop. A job owns copies of all that it names, except
 its table, which the catalog keeps open while the job is out.
 
-A worker may have sent the reply itself. Then the loop need not be woken: it
-takes the answer at the beginning of its next turn, which the client's next
-request, or its end, brings about. Only if somebody is `deaf`, so that epoll
-tells no more of him, the loop is woken all the same. The loop says so first and looks at the
-answers then; a worker puts its answer first and looks who is deaf then; so one
-of them sees the other.
-
 Any thread may use a queue; nobody holds its lock for longer than it takes to
 link a job. `queue_take` waits without the GIL, at a semaphore: a condition of
 glibc before 2.41 may miss a signal (sourceware bug 25847), and a client would
@@ -51,21 +44,10 @@ cdef extern from "<semaphore.h>" nogil:
     int sem_timedwait(sem_t *, const timespec *)
 
 
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
-
-cdef extern from *:
-    """
-    #define proxymap_fence_all() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-    """
-    void fence "proxymap_fence_all"() nogil
-
-
 cdef double FOREVER = 1e9  # seconds
 
 cdef enum:
     LINE_MAX = 2000  # bytes of a log line, where the log cuts; what clients send may be much longer
-    EAGER_NS = 100000  # who was answered comes again within that time, or after a while
     LUCK = 4         # times in vain after which looking for the next job
     RARELY = 64      # is tried each so many times only
 
@@ -75,7 +57,7 @@ cdef job *job_new(int kind) noexcept nogil:
     cdef job *j = <job *> calloc(1, sizeof(job))
     if j != NULL:
         j.kind = kind
-        j.fd = -1
+        j.lent.fd = -1
     return j
 
 
@@ -83,6 +65,8 @@ cdef void job_free(job *j) noexcept nogil:
     buf_free(&j.name)
     buf_free(&j.key)
     buf_free(&j.value)
+    buf_free(&j.lent.rest)
+    buf_free(&j.lent.folded)
     free(j)
 
 
@@ -101,12 +85,6 @@ cdef void queue_wake(queue *q) noexcept nogil:
         write(q.eventfd, &one, sizeof(one))
     else:
         sem_post(&q.more)
-
-
-cdef bint queue_has_unheard(const queue *q) noexcept nogil:
-    """Are there jobs, for somebody who is deaf? The loop asks after it has said who is."""
-    fence()
-    return q.deaf != 0 and q.held != 0
 
 
 cdef int queue_link(queue *q, job *j) noexcept nogil:
@@ -135,14 +113,17 @@ cdef bint queue_await(queue *q, size_t count, uint64_t ns) noexcept nogil:
     return q.held >= count
 
 
-cdef void be_eager(queue *q) noexcept nogil:
-    """Look for a job for a moment, if that found one lately; being woken takes tens of microseconds."""
+cdef bint is_time_to_look(queue *q) noexcept nogil:
+    """Is it worth while to look for the next job for EAGER_NS? It is if that found one lately."""
     q.looks += 1
-    if q.luck or q.looks % RARELY == 0:
-        if queue_await(q, 1, EAGER_NS):
-            q.luck = LUCK
-        elif q.luck:
-            q.luck -= 1
+    return q.luck != 0 or q.looks % RARELY == 0
+
+
+cdef void has_looked(queue *q, bint found) noexcept nogil:
+    if found:
+        q.luck = LUCK
+    elif q.luck:
+        q.luck -= 1
 
 
 cdef job *queue_take(queue *q, double wait) noexcept nogil:
@@ -153,8 +134,8 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
     if 0 < wait < FOREVER:
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += <long> wait + 1
-    elif q.eager and not over:
-        be_eager(q)
+    elif q.eager and not over and is_time_to_look(q):
+        has_looked(q, queue_await(q, 1, EAGER_NS))
     while True:
         if q.eventfd < 0:
             over = semaphore_wait(q, wait, &until) or wait <= 0
@@ -226,7 +207,7 @@ cdef class Queue:
         self.q.lost = 0
         self.q.closed = False
         self.q.eager = eager
-        self.q.deaf = self.q.luck = self.q.looks = 0
+        self.q.luck = self.q.looks = 0
         self.q.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if wakes_loop else -1
         self.eventfd = self.q.eventfd
 
@@ -295,19 +276,16 @@ cdef class Queue:
         self.put_all([wrapped])
 
     def put_all(self, list jobs not None):
-        """Hand over some, and wake the loop for all of them once, or not at all if it need not know yet."""
+        """Hand over some, and wake the loop for all of them once."""
         cdef Job wrapped
-        cdef bint wake = False
         for wrapped in jobs:
             if wrapped.j == NULL:
                 raise ValueError("this job was handed over already")
-            wake = wake or not wrapped.j.replied
             if queue_link(&self.q, wrapped.j) == 0:
                 wrapped.j = NULL
                 if self.q.eventfd < 0:
                     queue_wake(&self.q)
-        fence()
-        if self.q.eventfd >= 0 and (wake or self.q.deaf):
+        if self.q.eventfd >= 0:
             queue_wake(&self.q)
 
     def log(self, int level, bytes text not None):
@@ -333,7 +311,7 @@ cdef class Queue:
 
 
 cdef class Job:
-    """A job as Python sees it: what is asked, and where the answer goes."""
+    """A job as Python sees it: what is asked, and where the answer goes. An update or delete is a Change."""
 
     def __dealloc__(self):
         if self.j != NULL:
@@ -347,9 +325,18 @@ cdef class Job:
     def flags(self) -> int:
         return self.j.flags
 
+    @flags.setter
+    def flags(self, int flags):
+        self.j.flags = flags
+
     @property
-    def level(self) -> int:
+    def status(self) -> int:
+        """STAT_*; of a log line LEVEL_*."""
         return self.j.status
+
+    @status.setter
+    def status(self, int status):
+        self.j.status = status
 
     @property
     def name(self) -> bytes:
@@ -360,7 +347,9 @@ cdef class Job:
         return self.j.key.data[:self.j.key.end] if self.j.key.end else b""
 
     @property
-    def value(self) -> bytes:
+    def value(self) -> bytes | None:
+        if self.j.kind == JOB_DELETE:
+            return None
         return self.j.value.data[:self.j.value.end] if self.j.value.end else b""
 
     @property

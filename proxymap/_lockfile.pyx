@@ -14,8 +14,7 @@ Source: fcntl(2), F_OFD_SETLK; statx(2).
 
 import os
 
-from libc.errno cimport EACCES, EAGAIN, EINTR, ENOENT, ENOMEM, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport EACCES, EAGAIN, EINTR, ENOENT, errno
 from libc.stdio cimport SEEK_SET
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
@@ -27,17 +26,6 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int, void *, size_t, off_t)
 
 cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <fcntl.h>
-    #include <sys/stat.h>
-    """
-    struct file_status "statx":
-        uint32_t stx_dev_major, stx_dev_minor
-        uint64_t stx_ino
-        uint64_t stx_size
     int statx_file "statx"(int, const char *, int, unsigned int, file_status *) nogil
     enum: AT_FDCWD, AT_EMPTY_PATH, STATX_INO, STATX_SIZE
 
@@ -61,14 +49,6 @@ cdef int status_of(int fd, const char *path, file_status *s) noexcept nogil:
 cdef class LockFile:
     """The file at `path`, whose descriptor `fd` is now this object's; not locked yet."""
 
-    cdef readonly int fd
-    cdef bytes path
-    cdef file_status identity
-    cdef off_t left_size    # of the file, as we left it; -1: not known
-    cdef char *left         # and its first bytes
-    cdef char *now
-    cdef size_t head
-
     def __cinit__(self, str path not None, int fd):
         self.fd, self.path, self.left_size = fd, os.fsencode(path), -1
         if status_of(fd, NULL, &self.identity) < 0:
@@ -86,7 +66,7 @@ cdef class LockFile:
         self.left = NULL
         self.left_size = -1
 
-    def lock(self, *, bint wait=True, bint shared=False) -> bool:
+    cpdef bint lock(self, bint wait=True, bint shared=False) except -1:
         """False if it is not to be had at once and is not to be waited for."""
         cdef int kind = F_RDLCK if shared else F_WRLCK
         cdef bint locked = set_lock(self.fd, kind, F_OFD_SETLK)
@@ -100,7 +80,7 @@ cdef class LockFile:
                 locked = set_lock(self.fd, kind, F_OFD_SETLKW)
         return True
 
-    def unlock(self) -> None:
+    cpdef unlock(self):
         if self.fd >= 0:
             set_lock(self.fd, F_UNLCK, F_OFD_SETLK)
 
@@ -112,12 +92,12 @@ cdef class LockFile:
             raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))
         return s.stx_size
 
-    def is_current(self) -> bool:
+    cpdef bint is_current(self) except -1:
         """Is it still what the path leads to?"""
         cdef file_status s
         return self.look(&s)
 
-    cdef bint look(self, file_status *s) except *:
+    cdef bint look(self, file_status *s) except -1:
         if status_of(-1, self.path, s) == 0:
             return (s.stx_ino == self.identity.stx_ino and s.stx_dev_major == self.identity.stx_dev_major
                     and s.stx_dev_minor == self.identity.stx_dev_minor)
@@ -125,23 +105,23 @@ cdef class LockFile:
             raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))
         return False
 
-    def leave(self, size_t head) -> None:
-        """Remember size and the first `head` bytes, which every commit changes."""
+    cpdef leave(self, size_t head):
+        """Remember size and the first `head` bytes, which every commit changes; nothing, where that fails."""
+        cdef file_status s
         self.forget()
         if self.left == NULL or self.head != head:
             free(self.left)
             self.left = <char *> malloc(2 * head)
-            if self.left == NULL:
-                raise OSError(ENOMEM, os.strerror(ENOMEM))
             self.now = self.left + head
-            self.head = head
-        if pread(self.fd, self.left, head, 0) == <ssize_t> head:
-            self.left_size = self.size
+            self.head = head if self.left != NULL else 0
+        if self.head and pread(self.fd, self.left, head, 0) == <ssize_t> head:
+            if status_of(self.fd, NULL, &s) == 0:
+                self.left_size = s.stx_size
 
-    def forget(self) -> None:
+    cpdef forget(self):
         self.left_size = -1
 
-    def is_as_left(self) -> bool:
+    cpdef bint is_as_left(self) except -1:
         """Is it still what the path leads to, and has nobody written to it since `leave`?"""
         cdef file_status s
         if self.left_size < 0 or not self.look(&s) or <off_t> s.stx_size != self.left_size:

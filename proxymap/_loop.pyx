@@ -37,7 +37,7 @@ from proxymap._client cimport (
 )
 from proxymap._clock cimport now_ms, now_ns
 from proxymap._jobs cimport (
-    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_has_unheard, queue_take,
+    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take,
 )
 from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
@@ -297,8 +297,6 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
         return 0 if errno == EINTR else -1
     service_turn(&l.service)
     take_changes(l, events, n)
-    if l.done.held:
-        take_answers(l)  # whom a worker has answered may ask again by now
     for i in range(n):
         s = <source *> events[i].data.ptr
         if s.kind == SOURCE_CLIENT:
@@ -308,8 +306,6 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
         else:
             take_event(l, s)
     clients_serve(&l.all, ready, count)
-    if queue_has_unheard(l.done):
-        take_answers(l)
     clients_sweep(&l.all)
     if l.status.fd >= 0:
         status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
@@ -374,7 +370,7 @@ cdef class Loop:
         if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
             raise MemoryError
         self.configure(**settings)
-        self.l.done = self.l.all.answers = &done.q
+        self.l.done = &done.q
         self.watching = watching
         self.l.watch = &watching.w
         self.config = config
@@ -518,7 +514,7 @@ cdef class Loop:
             watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
             self.l.status.fd = -1
         self.l.all.closing = True
-        self.l.service.early = False  # who is let go has its reply from the loop
+        self.l.service.lends = False  # who is let go has its reply from the loop
         with nogil:
             clients_let_go_quiet(&self.l.all)
             while self.l.all.count and now_ms() < until_ms:

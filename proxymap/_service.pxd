@@ -25,7 +25,8 @@ cdef struct session:
     int verdict          # on it, PARSE_*
     instance *found      # whom it is for, or NULL; void if the catalog
     uint64_t forgotten   # has forgotten more than that since
-    bint first           # no other reply is to be sent before its own
+    bint alone           # nothing has come behind it, and no other reply is to be sent before its own
+    bint lent            # after SENT: the connection is the worker's (_lent) until its answer is back
     glimpse glimpse      # of what the answer will be looked for in
 
 
@@ -42,7 +43,7 @@ cdef struct service:
     uint64_t requests
     table *config        # stands for the files of the configuration; NULL: unknown
     uint64_t turn        # of the loop
-    bint early           # may a worker send a reply itself?
+    bint lends           # may a worker have a connection?
     uint64_t cursors     # numbers the sequences that workers walk
 
 

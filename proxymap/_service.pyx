@@ -3,9 +3,8 @@
 Finds the table of a request in the catalog, asks it (through the cache, where
 that is on) and appends the reply. A table that is not open yet is opened by a
 worker: the request is parked, and asked again once it is. A slow table is
-asked by a worker: the reply is made when its answer is back. A writer with
-a single change replies itself: to have the loop woken takes almost as long as
-a fast disk.
+asked by a worker: the reply is made when its answer is back. A writer is lent
+the connection of who changes something alone (_lent).
 
 What is wrong with a request or a table becomes a status here and nowhere else.
 One thread, the loop's; no GIL. Source: proxymap(8); wire.md, tables.md 1 and 2.
@@ -16,7 +15,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap._buf cimport (
-    buf, buf_append_view, buf_clear, buf_free, buf_init, buf_len, buf_view, memchr, view, view_is, view_of,
+    buf, buf_append_view, buf_clear, buf_consume, buf_free, buf_len, buf_view, memchr, view, view_of,
     view_str,
 )
 from proxymap._cache cimport cache_find, cache_store, entry, entry_value
@@ -26,12 +25,12 @@ from proxymap._catalog cimport (
 from proxymap._clock cimport now_ms
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
-    PARSE_UNKNOWN, reply_append, reply_append_bare, request_read,
+    PARSE_UNKNOWN, reply_append, reply_append_bare, request_read, without_proxy,
 )
 from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
-    JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, Job, job_free,
-    job_new, log_line, queue_put,
+    JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
+    log_line, queue_put,
 )
 from proxymap._stamp cimport same_content, stamp_at
 from proxymap._table cimport (
@@ -39,18 +38,15 @@ from proxymap._table cimport (
 )
 from proxymap._words cimport *
 
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send_bytes "send"(int, const void *, size_t, int)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT
-
 cdef enum:
     OPEN_RETRY_MS = 500   # between two attempts to open a table that cannot be opened
     CURSORS_MAX = 16      # sequences that one connection may have under way
+    LENT_MS = 100         # how long a worker may have a connection
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil:
     memset(s, 0, sizeof(service))
-    s.early = True
+    s.lends = True
     catalog_init(&s.tables, seed)
 
 
@@ -82,12 +78,6 @@ cdef size_t service_read(service *s, session *who, scan *seen, const char *data,
     who.forgotten = s.tables.forgotten
     memset(&who.glimpse, 0, sizeof(glimpse))
     return n
-
-
-cdef inline view without_proxy(view name) noexcept nogil:
-    while name.len >= 6 and view_is(view_of(name.ptr, 6), b"proxy:", 6):
-        name = view_of(name.ptr + 6, name.len - 6)
-    return name
 
 
 cdef void service_foresee(service *s, session *who) noexcept nogil:
@@ -549,8 +539,8 @@ cdef int send(
     cdef job *j
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
-        if j != NULL and s.early and who.first and j.kind != JOB_LOOKUP and j.kind != JOB_SEQUENCE:
-            j.fd = who.fd
+        who.lent = (j != NULL and s.lends and who.alone and i.t.jobs == 0 and r.kind != REQ_SEQUENCE
+                    and r.kind != REQ_LOOKUP and lend(who, i, j) == 0)
         if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
             i.jobs += 1
             i.t.jobs += 1
@@ -561,6 +551,17 @@ cdef int send(
         status = STAT_RETRY
     reply_append(out, r, status, flags, NONE, NONE)
     return SERVED
+
+
+cdef int lend(session *who, const instance *i, job *j) noexcept nogil:
+    """Give the worker the connection, too; -1 without memory."""
+    if buf_append_view(&j.name, buf_view(&i.name)) < 0:
+        return -1
+    j.lent.fd = who.fd
+    j.lent.request = &who.request
+    j.lent.utf8 = i.open_flags & DICT_FLAG_UTF8_ACTIVE
+    j.lent.until_ms = now_ms() + LENT_MS
+    return 0
 
 
 cdef job *job_for(
@@ -576,8 +577,10 @@ cdef job *job_for(
     j.t = i.t
     if r.kind == REQ_UPDATE:
         j.kind = JOB_UPDATE
+        j.status = STAT_RETRY
     elif r.kind == REQ_DELETE:
         j.kind = JOB_DELETE
+        j.status = STAT_RETRY
     elif r.kind == REQ_SEQUENCE:
         j.kind = JOB_SEQUENCE
         c = session_cursor(who, i)
@@ -603,6 +606,7 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
     cdef instance *i = who.waits_for
     cdef view value = buf_view(&j.value)
     who.waits_for = NULL
+    s.requests += j.lent.taken
     i.jobs -= 1
     job_is_back(s, j.t)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
@@ -611,27 +615,9 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
         warn_not_utf8(s, i, b': non-UTF-8 value "', value)
         j.status = STAT_CONFIG
     if who.request.dialect == DIALECT_3_6:
+        if j.lent.taken:
+            i.flags = j.lent.asked_flags
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
     reply_append(out, &who.request, j.status, j.flags, buf_view(&j.key), value)
+    buf_consume(out, min(j.lent.sent, buf_len(out)))  # there may be no memory for a reply
     return SERVED
-
-
-# On a worker's thread
-
-def reply_early(Job answered not None):
-    """Send the reply to a change, where that may be done. The loop, told as usual, sends what is left.
-
-    The connection is parked meanwhile: the loop neither reads nor writes it, nor closes its descriptor.
-    """
-    cdef job *j = answered.j
-    cdef buf reply
-    cdef ssize_t sent
-    if j.fd < 0:
-        return
-    buf_init(&reply)
-    with nogil:
-        if reply_append(&reply, &(<session *> j.asker).request, j.status, j.flags, NONE, NONE) == 0:
-            sent = send_bytes(j.fd, reply.data, buf_len(&reply), MSG_NOSIGNAL | MSG_DONTWAIT)
-            j.sent = max(sent, 0)
-            j.replied = j.sent == buf_len(&reply)
-        buf_free(&reply)

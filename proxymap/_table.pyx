@@ -298,7 +298,7 @@ cdef class Table:
     def write(self, list changes, on_disk=None):
         """Make changes (tables/base.py: Change) and have them on disk before it returns.
 
-        on_disk: may be called as soon as they are, before what else there is to do.
+        on_disk: may be called with them as soon as they are, before what else there is to do.
         """
         raise TypeError("this table has no slow updates")
 

@@ -149,7 +149,7 @@ class Log:
         """Write what comes through the queue until that is closed and empty. The body of the log thread."""
         while (job := queue.take(WINDOW)) is not None or not queue.closed:
             if job is not None:
-                self._write(job.level, job.name.decode(errors="surrogateescape"))
+                self._write(job.status, job.name.decode(errors="surrogateescape"))
             if lost := queue.take_lost():
                 self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
             self.tell_counts(time.monotonic())

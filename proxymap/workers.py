@@ -15,23 +15,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 
-from proxymap import _fold, tables
+from proxymap import _fold, _lent, tables
 from proxymap._jobs import (
     JOB_CLOSE,
     JOB_LOOKUP,
     JOB_OPEN,
-    JOB_UPDATE,
     Job,
     Queue,
     attach,
     clock_ms,
 )  # fmt: skip
-from proxymap._service import reply_early
 from proxymap._table import SLOW_WRITE, Surrogate, Table
 from proxymap._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.log import Log
-from proxymap.tables.base import UTF8_REQUEST, Change, Host
+from proxymap.tables.base import UTF8_REQUEST, Host
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
@@ -235,36 +233,23 @@ class Workers:
         crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
         jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]
         table = job.table
-        changes = [Change(j.key, j.value if j.kind == JOB_UPDATE else None, j.flags) for j in jobs]
-        told = False
-
-        def tell() -> None:
-            nonlocal told
-            told = True
-            for done, change in zip(jobs, changes, strict=True):
-                done.answered(change.status, change.flags)
-            if len(jobs) == 1:
-                reply_early(job)
-
         began = time.perf_counter_ns()
         try:
-            table.write(changes, tell)
+            _lent.make(table, jobs, crew.queue)
         except ProxymapError as error:
-            self._fail(changes, error.status)
+            self._fail(jobs, error.status)
             table.trouble = str(error)
             self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
         except BaseException as error:
-            self._fail(changes, STAT_RETRY)
+            self._fail(jobs, STAT_RETRY)
             self._complain(f"{os.fsdecode(table.type_name)} update error", error)
         crew.patience_ns = min((time.perf_counter_ns() - began) // 4, PATIENCE_NS)
         crew.expected = len(jobs) + crew.queue.held
-        if not told:
-            tell()
         self.done.put_all(jobs)
 
-    def _fail(self, changes: list[Change], status: int) -> None:
-        for change in changes:
-            change.status = status
+    def _fail(self, jobs: list[Job], status: int) -> None:
+        for job in jobs:
+            job.status = status
 
     def _complain(self, text: str, error: BaseException) -> None:
         with contextlib.suppress(Exception):

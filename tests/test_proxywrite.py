@@ -31,6 +31,7 @@ from oracle import Attributes
 FAULTS = Path(__file__).parent / "faults.c"
 EIO, ENOSPC = 5, 28
 ROUNDS = 3  # of kill -9; `make soak` has 200
+BURST = 40  # requests without pause, so that a writer keeps the connection (see _lent)
 REQUESTS = int(os.environ.get("PROXYMAP_REQUESTS", "3000"))  # compared with the stock server's answers
 
 needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
@@ -401,13 +402,17 @@ def random_requests(
     from one that was deleted (tables.md 4.7), nor from nowhere.
     """
     current: dict[int, bytes | None] = {}
-    for _ in range(count):
+    kinds = ["lookup", "lookup", "open", "update", "update", "delete", "sequence"]
+    for number in range(count):
         instance = rng.choice(instances)
         flags = instance | rng.choice([0, LOCK, LOCK, LOCK | 1 << 14])
-        kind = rng.choice(["lookup", "lookup", "update", "update", "delete", "sequence"])
+        kind = rng.choice(["update", "delete"] if number // BURST % 3 else kinds)
         key = b"k%d" % rng.randrange(40)
         key = rng.choice([key, key, key.upper(), b"\xff\xfe" + key, key + b"x" * 400])
         fields: dict[str, bytes | int] = {"flags": flags}
+        if kind == "open":
+            yield kind, fields
+            continue
         if kind == "sequence":
             fields["function"] = rng.choice([0, 1, 1, 1]) if current.get(instance) is not None else 0
             found = yield kind, fields
@@ -432,16 +437,35 @@ def test_random_requests_are_answered_as_by_the_stock_server(maptype: str) -> No
         with writing.run().connect() as ours, Peer(postfix.socket("proxywrite")) as stock:
             # Stock's instances of a Berkeley DB file have a memory each, and write over one another.
             instances = [0, 0, 0, TRY0, TRY1] if maptype == "lmdb" else [0]
-            requests = random_requests(random.Random(maptype), REQUESTS, instances)
+            rng = random.Random(maptype)
+            requests = random_requests(rng, REQUESTS, instances)
             kind, fields = next(requests)
+            burst: list[tuple[bytes, Attributes]] = []
             with contextlib.suppress(StopIteration):
                 while True:
                     expected = stock.ask(request(kind, stock_table, **fields))  # type: ignore[arg-type]
-                    reply = ours.ask(request(kind, writing.table, **fields))  # type: ignore[arg-type]
-                    assert reply == expected, (kind, fields)
-                    key = dict(reply).get(b"key") or None
+                    burst.append((request(kind, writing.table, **fields), expected))  # type: ignore[arg-type]
+                    if len(burst) == BURST:
+                        ask_in_a_row(rng, ours, burst)
+                        burst.clear()
+                    key = dict(expected).get(b"key") or None
                     kind, fields = requests.send(key)  # type: ignore[attr-defined]
+            ask_in_a_row(rng, ours, burst)
         assert writing.stored() == stored_by(postfix, stock_table)
+
+
+def ask_in_a_row(rng: random.Random, peer: Peer, burst: list[tuple[bytes, Attributes]]) -> None:
+    """Without pause, now and then several in one piece, or one in two."""
+    at = 0
+    while at < len(burst):
+        some = burst[at : at + rng.choice([1] * 20 + [2, 3])]
+        data = b"".join(asked for asked, _ in some)
+        cut = rng.randrange(len(data)) if rng.random() < 0.05 else 0
+        peer.send(data[:cut])
+        peer.send(data[cut:])
+        for asked, expected in some:
+            assert peer.reply() == expected, asked
+        at += len(some)
 
 
 def stored_by(postfix: StockPostfix, table: bytes) -> dict[bytes, bytes]:

@@ -29,7 +29,7 @@ FLOORS = [
     ["_plain"],
     ["_records", "rules", "template"],
     ["domains", "tablecf"],
-    ["_catalog", "_lmdb_index", "_lmdb_survey", "_members", "journal", "lmdb_writer", "maincf"],
+    ["_catalog", "_lent", "_lmdb_index", "_lmdb_survey", "_members", "journal", "lmdb_writer", "maincf"],
     ["tables.base"],
     ["_cache", "_codec", "_jobs", "_lmdb", "_places", "source"],
     ["_table"],

@@ -127,7 +127,8 @@ class SlowTable:
 class Change:
     """One update (value: bytes) or delete (value: None), and what has become of it.
 
-    `write` sets status (errors.STAT_*) and, where try bits are decided, flags.
+    `write` sets status (errors.STAT_*) and, where try bits are decided, flags. What a server
+    has written are jobs (_jobs.Job), which have the same four attributes.
     """
 
     def __init__(self, key: bytes, value: bytes | None, flags: int) -> None:

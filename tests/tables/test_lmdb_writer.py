@@ -342,22 +342,53 @@ def test_lock_outlives_other_descriptors_of_the_file(place: Place) -> None:
 
 
 def test_no_lock_is_left_behind(place: Place) -> None:
-    table = place.open()
-    assert can_lock(place.file)
-    update(table, b"k", b"v")
-    assert can_lock(place.file)
-    with pytest.raises(errors.TableRetry), trouble_in_transaction():
+    faults: list[OSError] = []
+    with trouble_in_transaction(lambda: raise_first(faults)):
+        table = place.open()
+        assert can_lock(place.file)
         update(table, b"k", b"v")
+        assert can_lock(place.file)
+        faults.append(OSError(5, "Input/output error"))
+        with pytest.raises(errors.TableRetry):
+            update(table, b"k", b"v")
     assert can_lock(place.file)
+
+
+def raise_first(faults: list[OSError]) -> None:
+    if faults:
+        raise faults.pop(0)
+
+
+class Between:
+    """Between the writer and LMDB: an environment or transaction whose put has trouble first."""
+
+    def __init__(self, behind: Any, trouble: Callable[[], None]) -> None:
+        self.behind, self.trouble = behind, trouble
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.behind, name)
+
+    def begin(self, **keywords: Any) -> Between:
+        return Between(self.behind.begin(**keywords), self.trouble)
+
+    def __enter__(self) -> Between:
+        self.behind.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.behind.__exit__(*error)
+
+    def put(self, key: bytes, value: bytes) -> Any:
+        self.trouble()
+        return self.behind.put(key, value)
 
 
 @contextmanager
-def trouble_in_transaction() -> Iterator[None]:
-    def fail(self: Any, txn: Any, change: Change) -> tuple[int, int]:
-        raise OSError(5, "Input/output error")
-
+def trouble_in_transaction(trouble: Callable[[], None]) -> Iterator[None]:
+    """For tables that are opened meanwhile."""
+    original = lmdb.open
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmdb_writer.Writer, "_make", fail)
+        patch.setattr(lmdb, "open", lambda *where, **how: Between(original(*where, **how), trouble))
         yield
 
 
@@ -566,20 +597,17 @@ def test_damage_that_a_lookup_meets_has_the_table_opened_anew(place: Place) -> N
 
 
 def test_damage_that_lmdb_meets_is_mended_at_once(place: Place) -> None:
-    table = place.open()
-    update(table, b"k", b"v")
     calls: list[int] = []
 
-    def make(self: Any, txn: Any, change: Change) -> tuple[int, int]:
+    def trouble() -> None:
         calls.append(1)
-        if len(calls) == 1:
+        if len(calls) == 2:
             spoil_leaves(place.file)
             raise lmdb.CorruptedError("mdb_put: MDB_CORRUPTED: Located page was wrong type")
-        return original(self, txn, change)
 
-    original = lmdb_writer.Writer._make
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmdb_writer.Writer, "_make", make)
+    with trouble_in_transaction(trouble):
+        table = place.open()
+        update(table, b"k", b"v")
         assert update(table, b"k2", b"v2")[0] == OK
     assert place.content() == {b"k2\0": b"v2\0"}
     assert len(place.aside()) == 1
@@ -605,17 +633,14 @@ def test_damage_done_by_another_writer_is_found_before_lmdb_meets_it(place: Plac
 
 def test_damage_that_only_lmdb_finds_counts_the_second_time(place: Place) -> None:
     fill(place.file, many(100))
-    table = place.open()
     inode = place.file.stat().st_ino
 
-    def make(self: Any, txn: Any, change: Change) -> tuple[int, int]:
+    def trouble() -> None:
         if place.file.stat().st_ino == inode:
             raise lmdb.CorruptedError("mdb_del: MDB_CORRUPTED: Located page was wrong type")
-        return original(self, txn, change)
 
-    original = lmdb_writer.Writer._make
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmdb_writer.Writer, "_make", make)
+    with trouble_in_transaction(trouble):
+        table = place.open()
         assert update(table, b"k", b"v")[0] == OK
     assert place.content() == {b"k\0": b"v\0"}
     (warning,) = place.warnings
@@ -658,7 +683,7 @@ def test_unreadable_disk_is_no_damage(place: Place, monkeypatch: pytest.MonkeyPa
     fill(place.file, many(2000))
 
     def damage(path: str) -> str:
-        monkeypatch.setattr("builtins.open", fail)
+        monkeypatch.setattr("io.open", fail)
         return "zeros"
 
     def fail(*arguments: Any, **keywords: Any) -> Any:

@@ -17,25 +17,25 @@ their clients need most is one that works.
 Source: lmdb_table(5), LMDB's lmdb.h; tables.md 4.2 to 4.4.
 """
 
-from __future__ import annotations
-
 import errno
+import io
 import itertools
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
 from weakref import WeakValueDictionary
 
 import lmdb
 
-from proxymap._lockfile import LockFile
+from libc.stdint cimport uint64_t
+
+from proxymap._lmdb cimport newest_in
+from proxymap._lockfile cimport LockFile
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
-from proxymap.tables.base import TRY0NULL, TRY1NULL, Change, Host, refuse_open_folder, sync_folder
+from proxymap.tables.base import TRY0NULL, TRY1NULL, refuse_open_folder, sync_folder
 
 with suppress(ImportError):
     import_module("lmdb._envid")  # lmdb.open() would load it; after chroot it cannot
@@ -53,13 +53,11 @@ DAMAGE = (
     lmdb.PageFullError,
 )
 
-Finder = Callable[[str], str | None]  # path -> what is wrong in the file; may raise OSError, ValueError
-
-_writers: WeakValueDictionary[str, Writer] = WeakValueDictionary()
+_writers = WeakValueDictionary()  # path -> Writer
 _writers_lock = threading.Lock()
 
 
-def writer_for(path: str, host: Host, damage_in: Finder) -> Writer:
+def writer_for(str path, host, damage_in) -> Writer:
     """The one writer of that file in this process, its file looked at anew. Raises OSError, ValueError.
 
     py-lmdb does not open a file twice in a process.
@@ -73,33 +71,39 @@ def writer_for(path: str, host: Host, damage_in: Finder) -> Writer:
     return writer
 
 
-class Writer:
+cdef class Writer:
     """Writes to the LMDB file at `path`; any thread may call it.
 
-    damage_in looks a file through, and says what is wrong in it, or None.
+    damage_in looks a file through (path -> what is wrong in it, or None; may raise OSError, ValueError).
     """
 
-    def __init__(self, path: str, host: Host, damage_in: Finder) -> None:
+    cdef object __weakref__
+    cdef str path
+    cdef object host, damage_in
+    cdef object _mutex
+    cdef LockFile _file    # with a descriptor of our own, or None
+    cdef object _env       # lmdb.Environment, or None
+    cdef Py_ssize_t _meta_size, _longest  # bytes: of both meta pages, and of a key at most
+    cdef list _complaints  # of LMDB about the file, during this work
+    cdef bint _told        # of a key that is too long
+
+    def __init__(self, str path, host, damage_in):
         self.path, self.host, self.damage_in = path, host, damage_in
         self._mutex = threading.Lock()
-        self._file: LockFile | None = None  # with a descriptor of our own
-        self._env: lmdb.Environment | None = None
-        self._meta_size = self._longest = 0  # bytes: of both meta pages, and of a key at most
-        self._complaints: list[str] = []  # of LMDB about the file, during this work
-        self._told = False  # of a key that is too long
+        self._complaints = []
 
     def __del__(self) -> None:
         with self._mutex:  # writer_for may find us until we are gone
             self._close()
 
-    def look(self) -> None:
+    def look(self):
         """Create the file if there is none, check it and set it aside if it is damaged.
 
         Whoever has the lock is not waited for, except by a table that is not there yet.
         """
         refuse_open_folder(self.path, self.host)
         with self._mutex:
-            if self._file:
+            if self._file is not None:
                 self._file.forget()
             try:
                 self._mending(self._look)
@@ -110,10 +114,10 @@ class Writer:
                 self._close()
                 raise ValueError(f"open database {self.path}: {error}") from error
 
-    def write(self, changes: list[Change], on_disk: Callable[[], None] | None = None) -> None:
+    def write(self, list changes not None, on_disk=None):
         """Make the changes, in order; they are on disk when this returns. TableRetry: they may be or not.
 
-        on_disk is called as soon as they are, before the lock is given up.
+        on_disk is called with them as soon as they are, before the lock is given up.
         """
         with self._mutex:
             try:
@@ -122,7 +126,7 @@ class Writer:
                 self._close()
                 raise TableRetry(str(error)) from error
 
-    def _mending(self, work: Callable[..., None], *what: Any) -> None:
+    def _mending(self, work, *what):
         """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
         self._complaints.clear()
         while len(self._complaints) < COMPLAINTS_MAX:
@@ -133,28 +137,30 @@ class Writer:
                 self._complaints.append(str(error))
         return work(*what)
 
-    def _look(self) -> None:
-        if file := self._lock_file(wait=False):
+    def _look(self):
+        cdef LockFile file = self._lock_file(False)
+        if file is not None:
             file.unlock()
 
-    def _write(self, changes: list[Change], on_disk: Callable[[], None] | None) -> None:
-        file = self._lock_file(wait=True)
-        assert file is not None
+    def _write(self, list changes, on_disk):
+        cdef LockFile file = self._lock_file(True)
+        cdef uint64_t newest
         try:
             newest = self._commit(changes)
-            if on_disk:
-                on_disk()
+            if on_disk is not None:
+                on_disk(changes)
             file.leave(self._meta_size)
-            if self._newest() != newest:
+            if newest_in(file.left, file.head) != newest:
                 file.forget()  # somebody wrote without the lock, and that is what was remembered
         finally:
             file.unlock()
 
     # The transaction
 
-    def _commit(self, changes: list[Change]) -> int:
+    cdef uint64_t _commit(self, list changes) except? 0:
         """All changes in one transaction, which is synced; with a larger map if need be. Its number."""
-        assert self._env is not None
+        cdef bint useless = True
+        cdef uint64_t number = 0
         while True:
             try:
                 with self._env.begin(write=True) as txn:
@@ -165,18 +171,15 @@ class Writer:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             except lmdb.MapResizedError:  # another process has let the file grow
                 self._env.set_mapsize(0)
-        for change, answer in zip(changes, done, strict=True):
-            change.status, change.flags = answer
-        return number if any(change.status == STAT_OK for change in changes) else number - 1  # nothing to do
+        for change, (status, flags) in zip(changes, done):
+            change.status, change.flags = status, flags
+            useless = useless and status != STAT_OK
+        return number - 1 if useless else number
 
-    def _newest(self) -> int:
-        """The number of the newest transaction, whosever it is."""
-        assert self._env is not None
-        return int(self._env.info()["last_txnid"])
-
-    def _make(self, txn: lmdb.Transaction, change: Change) -> tuple[int, int]:
+    cdef tuple _make(self, txn, change):
         """One update or delete: (status, flags afterwards). See tables.md 4.2 for the trailing NUL."""
-        key, value, flags = change.key, change.value, change.flags
+        cdef bytes key = change.key, value = change.value, nul
+        cdef int flags = change.flags
         if value is None:
             for nul, bit, other in ((b"\0", TRY1NULL, TRY0NULL), (b"", TRY0NULL, TRY1NULL)):
                 if flags & bit and self._is_key(key + nul) and txn.delete(key + nul):
@@ -194,24 +197,27 @@ class Writer:
         txn.put(key + nul, value + nul)
         return STAT_OK, flags
 
-    def _is_key(self, key: bytes) -> bool:
+    cdef bint _is_key(self, bytes key):
         return 0 < len(key) <= self._longest
 
-    def _tell_of_length(self, key: bytes) -> None:
+    cdef _tell_of_length(self, bytes key):
         if not self._told:
             self._told = True
             self.host.warn(f"{self.path}: a key of {len(key)} bytes cannot be stored in this format")
 
     # The file
 
-    def _lock_file(self, *, wait: bool) -> LockFile | None:
+    cdef LockFile _lock_file(self, bint wait):
         """The file that the path names, locked, open and sound; created if there is none.
 
         None if that would mean to wait; an empty file is always waited for.
         """
+        cdef LockFile file
         while True:
-            file = self._file = self._file or self._open_file()
-            if not file.lock(wait=wait or file.size == 0):
+            if self._file is None:
+                self._file = self._open_file()
+            file = self._file
+            if not file.lock(wait or file.size == 0):
                 return None
             try:
                 if file.is_as_left() or (file.is_current() and self._prepare(file)):
@@ -221,14 +227,14 @@ class Writer:
                 raise
             self._close()
 
-    def _open_file(self) -> LockFile:
+    cdef LockFile _open_file(self):
         mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         file = LockFile(self.path, os.open(self.path, mode, 0o600))
         if not stat.S_ISREG(os.fstat(file.fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
         return file
 
-    def _prepare(self, file: LockFile) -> bool:
+    cdef bint _prepare(self, LockFile file) except -1:
         """Have the locked file checked, where that is due, and open; False: there is another by now."""
         size = file.size
         if size and (fault := self.damage_in(self.path) or self._complaint()):
@@ -240,15 +246,15 @@ class Writer:
             self._open_environment(file, size)
         return file.is_current()  # what was opened by its name is what was locked
 
-    def _complaint(self) -> str | None:
+    cdef _complaint(self):
         """What LMDB finds damaged, after the check has found nothing."""
-        return self._complaints[-1] if len(self._complaints) == COMPLAINTS_MAX else None
+        return self._complaints[COMPLAINTS_MAX - 1] if len(self._complaints) == COMPLAINTS_MAX else None
 
-    def _open_environment(self, file: LockFile, size: int) -> None:
+    cdef _open_environment(self, LockFile file, size):
         """Open the file; one of no bytes becomes a table, or stays as it is."""
         wanted = max(int(self.host.parameter("lmdb_map_size") or MAP_SIZE), 2 * size)
         wanted = (wanted // MAP_UNIT + 1) * MAP_UNIT
-        options: dict[str, Any] = {"subdir": False, "lock": False, "map_size": wanted, "mode": 0o600}
+        options = {"subdir": False, "lock": False, "map_size": wanted, "mode": 0o600}
         if size == 0:
             options["lib_version"] = NEW_FORMAT  # an old file's own format decides
         try:
@@ -264,9 +270,9 @@ class Writer:
                 os.ftruncate(file.fd, 0)
             raise
 
-    def _set_aside(self, fault: str) -> None:
+    cdef _set_aside(self, str fault):
         """Give the damaged file another name, and say so."""
-        with open(self.path, "rb", buffering=0) as file:
+        with io.open(self.path, "rb", buffering=0) as file:
             while file.read(1 << 20):
                 pass  # an OSError: the disk is to blame, not the file
         if not self.host.replace_damaged:
@@ -283,14 +289,14 @@ class Writer:
         self._complaints.clear()
         self.host.warn(f"{self.path}: {fault}; set aside as {aside}, a new and empty table takes its place")
 
-    def _close(self) -> None:
+    cdef _close(self):
         """Let go of the file, and with it of the lock."""
         self._close_environment()
-        if self._file:
+        if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _close_environment(self) -> None:
+    cdef _close_environment(self):
         if self._env is not None:
             self._env.close()
             self._env = None

@@ -1,3 +1,0 @@
-from proxymap._jobs import Job
-
-def reply_early(answered: Job) -> None: ...
