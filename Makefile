@@ -19,7 +19,7 @@ help:
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
-	@echo "make soak    two hundred times kill -9 amid updates; needs Postfix's postmap"
+	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
@@ -82,6 +82,7 @@ fuzz: build
 
 soak: build
 	$(PY) tests/soak_writes.py
+	$(PY) tests/soak_writes.py --clients 1 --rounds 100
 
 soak-live: build build/load
 	$(PY) tests/soak_live.py

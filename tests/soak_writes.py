@@ -1,6 +1,6 @@
 """soak_writes - clients update at full speed until kill -9: `make soak`, and in small in the tests
 
-    python tests/soak_writes.py [--rounds N] [--seed N] [--type lmdb|hash|btree]
+    python tests/soak_writes.py [--rounds N] [--seed N] [--type lmdb|hash|btree] [--clients N]
 
 A client has one request under way and keys of its own. So, when the server has
 been killed, each key must be as the last reply says, or as the request that was
@@ -74,7 +74,7 @@ class Client:
         return found
 
 
-def kill_round(rng: random.Random, maptype: str = "lmdb") -> int:
+def kill_round(rng: random.Random, maptype: str = "lmdb", count: int = CLIENTS) -> int:
     """One round; returns how many changes were answered. AssertionError: one of them was lost."""
     with ServerProcess() as server:
         table = f"{maptype}:{server.dir}/w"
@@ -83,7 +83,7 @@ def kill_round(rng: random.Random, maptype: str = "lmdb") -> int:
         stored: dict[bytes, bytes] = {}
         for _ in range(2):  # the second server finds what the first has left
             server.start("-n", "proxywrite")
-            clients = [Client(server, table.encode(), i, rng) for i in range(CLIENTS)]
+            clients = [Client(server, table.encode(), i, rng) for i in range(count)]
             for client in clients:
                 client.answered = {key: stored.get(key) for key in client.keys}
                 client.thread.start()
@@ -109,11 +109,12 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options.add_argument("--type", choices=["lmdb", "hash", "btree"], default="lmdb")
+    options.add_argument("--clients", type=int, default=CLIENTS)
     given = options.parse_args()
     print(f"seed {given.seed}", flush=True)
     total = 0
     for number in range(given.rounds):
-        total += kill_round(random.Random(f"{given.seed} {number}"), given.type)
+        total += kill_round(random.Random(f"{given.seed} {number}"), given.type, given.clients)
         if sys.stdout.isatty() or number % 10 == 9:
             print(f"{number + 1} rounds, {total} changes, none lost", flush=True)
 

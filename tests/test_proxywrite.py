@@ -231,8 +231,9 @@ def test_damaged_table_is_kept_on_request(writing: Writing) -> None:
 @needs_postmap
 @pytest.mark.parametrize("maptype", ["lmdb", "hash", "btree"])
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_nothing_answered_is_lost_by_kill(maptype: str, seed: int) -> None:
-    assert soak_writes.kill_round(random.Random(seed), maptype) >= soak_writes.CLIENTS
+@pytest.mark.parametrize("clients", [1, soak_writes.CLIENTS])
+def test_nothing_answered_is_lost_by_kill(maptype: str, seed: int, clients: int) -> None:
+    assert soak_writes.kill_round(random.Random(seed), maptype, clients) >= clients
 
 
 @contextlib.contextmanager

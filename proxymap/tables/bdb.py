@@ -28,6 +28,7 @@ import fcntl
 import os
 import stat
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -238,9 +239,18 @@ class BerkeleyDB(SlowTable):
         except FileNotFoundError:
             if not self.has_updates:
                 raise
-        self._open_handle(self.path, db.DB_CREATE).close()  # libdb makes a temporary file and renames it
+        self._create()
         sync_folder(self.path)
         return os.open(self.path, how)
+
+    def _create(self) -> None:
+        """In a folder of its own at first: a file that libdb had begun when it was killed is in its way."""
+        folder, name = os.path.split(self.path)
+        with tempfile.TemporaryDirectory(prefix=f"{name}.new-", dir=folder) as new:
+            path = os.path.join(new, name)
+            self._open_handle(path, db.DB_CREATE).close()
+            with suppress(FileExistsError):  # somebody was quicker
+                os.link(path, self.path)
 
     def _try_out(self) -> None:
         """See if the file can be used; while somebody rebuilds it, leave that to the first request."""

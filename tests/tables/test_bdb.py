@@ -228,6 +228,14 @@ def test_end_at_any_write_leaves_all_changes_or_none(maptype: str, tmp_path: Pat
     assert 10 < calls < CALLS - 1
 
 
+def test_file_that_libdb_had_begun_when_it_was_killed_is_in_nobodys_way(maptype: str, tmp_path: Path) -> None:
+    (tmp_path / "__db.t.db").write_bytes(b"begun")
+    table = Asked(maptype, tmp_path / "t", writes=True)
+    assert table.reason is None
+    assert table.write((b"k", b"v")) == [(OK, TRY1)]
+    assert sorted(path.name for path in tmp_path.glob("t.db*")) == ["t.db", "t.db.journal"]
+
+
 def test_file_that_was_rebuilt_after_a_broken_update_stays_as_it_is(maptype: str, tmp_path: Path) -> None:
     path, told = tmp_path / "t", list[str]()
     records = [(b"k%d" % i, b"old") for i in range(500)]
