@@ -198,7 +198,7 @@ cdef void watch(clients *all, client *c, uint32_t events) noexcept nogil:
     e.events = events
     e.data.ptr = c
     c.events = events
-    if epoll_ctl(all.epoll, operation, c.source.fd, &e) < 0:
+    if epoll_ctl(all.epoll, operation, c.source.fd, &e) < 0 and events:
         c.events = 0
         client_close(all, c)
 
@@ -471,15 +471,17 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
 
 
 cdef void client_answered(clients *all, job *j) noexcept nogil:
-    """A worker answered a request to a slow table."""
+    """A worker answered a request to a slow table. What it has received since comes behind its reply."""
     cdef session *who = <session *> j.asker
     cdef client *c = <client *> who.client
+    cdef arrival rest
     buf_clear(&all.replies)
     service_answered(all.service, who, j, &all.replies)
     if not unpark(all, c):
         return
-    if buf_len(&j.lent.rest) and input_keep(all, c, j.lent.rest.data, buf_len(&j.lent.rest)) < 0:
-        client_close(all, c)
+    if buf_len(&j.lent.rest):
+        rest.c, rest.data, rest.len = c, j.lent.rest.data, buf_len(&j.lent.rest)
+        client_serve(all, &rest)
     elif buf_len(&all.replies):
         client_finish(all, c)
     else:

@@ -42,18 +42,23 @@ cdef enum:
 cdef view NONE = view_of(NULL, 0)
 
 
-def make(Table table not None, list changes not None, Queue waiting not None) -> None:
+def make(Table table not None, list changes not None, Queue waiting not None) -> int:
     """Have the table make the changes, which are jobs; of one with a connection, those that follow, too.
 
-    waiting: where the next changes of others are. Raises what Table.write raises, of the latest change.
+    waiting: where the next changes of others are. Returns the ns that the latest took; raises what
+    Table.write raises of it.
     """
     cdef job *j = (<Job?> changes[0]).j
     cdef bint goes_on = True
+    cdef uint64_t began, took = 0
     while goes_on:
+        began = now_ns()
         table.write(changes, reply)
+        took = now_ns() - began
         reply(changes)
         with nogil:
             goes_on = j.lent.replied and take_next(j, &waiting.q)
+    return took
 
 
 def reply(list changes not None) -> None:
@@ -79,7 +84,9 @@ cdef void send_reply(job *j) noexcept nogil:
 cdef bint take_next(job *j, queue *waiting) noexcept nogil:
     """Does the job ask for the client's next change by now? If not, it is to go back to the loop."""
     cdef bint taken
-    if (j.status != STAT_OK and j.status != STAT_NOKEY) or not is_time_to_look(waiting):
+    if (j.status != STAT_OK and j.status != STAT_NOKEY) or now_ms() >= j.lent.until_ms:
+        return False
+    if not is_time_to_look(waiting):
         return False
     taken = receive(j, waiting) and read(j)
     has_looked(waiting, taken or waiting.held)
@@ -99,7 +106,7 @@ cdef bint receive(job *j, queue *waiting) noexcept nogil:
             break
         sched_yield()
     j.lent.rest.end = max(n, 0)
-    return n > 0 and now_ms() < j.lent.until_ms
+    return n > 0
 
 
 cdef bint read(job *j) noexcept nogil:

@@ -116,13 +116,13 @@ cdef int fit(lmdb *db, meta *s) noexcept nogil:
 
 
 cdef uint64_t newest_in(const char *metas, size_t size) noexcept nogil:
-    """The transaction id of the last commit, in a copy of both meta pages; 0 if they make no sense."""
+    """The transaction id of the last commit, in a copy of both meta pages; NO_PAGE if they make no sense."""
     cdef lmdb db
     cdef meta s
     memset(&db, 0, sizeof(db))
     db.m.data = metas
     db.m.size = size
-    return s.txnid if fit(&db, &s) == FITS else 0
+    return s.txnid if fit(&db, &s) == FITS else NO_PAGE
 
 
 # Pages and nodes

@@ -114,6 +114,7 @@ cdef struct loop:
     source changes        # inotify
     watch *watch
     queue *done
+    size_t answered       # jobs that were there before this turn looked for changes of files
     int luck              # how often waiting eagerly may still be in vain
     unsigned int looks
     int ended             # END_*: run is to return
@@ -167,9 +168,10 @@ cdef void accept_clients(loop *l, source *listener) noexcept nogil:
 
 
 cdef void take_answers(loop *l) noexcept nogil:
-    """Hand the workers' answers to those who wait for them."""
+    """Hand the workers' answers to those who wait for them; what has come in this turn, in the next one."""
     cdef job *j
-    while True:
+    cdef size_t _
+    for _ in range(l.answered):
         j = queue_take(l.done, 0)
         if j == NULL:
             return
@@ -296,6 +298,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if n < 0:
         return 0 if errno == EINTR else -1
     service_turn(&l.service)
+    l.answered = l.done.held
     take_changes(l, events, n)
     for i in range(n):
         s = <source *> events[i].data.ptr

@@ -532,16 +532,19 @@ cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
 cdef int send(
     service *s, session *who, instance *i, const request *r, int flags, buf *out
 ) noexcept nogil:
-    """Have a worker do what r asks. The views of r are void afterwards."""
+    """Have a worker do what r asks, or RETRY if there is none. The views of r are void afterwards."""
     cdef view key = r.key
-    cdef queue *to = <queue *> (i.t.changes if r.kind == REQ_UPDATE or r.kind == REQ_DELETE else i.t.asks)
+    cdef bint change = r.kind == REQ_UPDATE or r.kind == REQ_DELETE
+    cdef queue *to = <queue *> (i.t.changes if change else i.t.asks)
     cdef int status = check_request(s, i, r, flags, &key)
     cdef job *j
+    if to == NULL and not change:
+        to = s.asks
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
-        who.lent = (j != NULL and s.lends and who.alone and i.t.jobs == 0 and r.kind != REQ_SEQUENCE
-                    and r.kind != REQ_LOOKUP and lend(who, i, j) == 0)
-        if j != NULL and queue_put(to if to != NULL else s.asks, j) == 0:
+        who.lent = (change and j != NULL and s.lends and who.alone and i.t.jobs == 0
+                    and lend(who, i, j) == 0)
+        if j != NULL and to != NULL and queue_put(to, j) == 0:
             i.jobs += 1
             i.t.jobs += 1
             who.waits_for = i
@@ -604,7 +607,9 @@ cdef job *job_for(
 cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil:
     """Append the reply to the request that j answers."""
     cdef instance *i = who.waits_for
-    cdef view value = buf_view(&j.value)
+    cdef view key = buf_view(&j.key), value = buf_view(&j.value)
+    if j.kind == JOB_UPDATE or j.kind == JOB_DELETE:
+        key = value = NONE
     who.waits_for = NULL
     s.requests += j.lent.taken
     i.jobs -= 1
@@ -618,6 +623,6 @@ cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept n
         if j.lent.taken:
             i.flags = j.lent.asked_flags
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
-    reply_append(out, &who.request, j.status, j.flags, buf_view(&j.key), value)
+    reply_append(out, &who.request, j.status, j.flags, key, value)
     buf_consume(out, min(j.lent.sent, buf_len(out)))  # there may be no memory for a reply
     return SERVED

@@ -233,9 +233,9 @@ class Workers:
         crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
         jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]
         table = job.table
-        began = time.perf_counter_ns()
         try:
-            _lent.make(table, jobs, crew.queue)
+            took = _lent.make(table, jobs, crew.queue)
+            crew.patience_ns = min(took // 4, PATIENCE_NS)
         except ProxymapError as error:
             self._fail(jobs, error.status)
             table.trouble = str(error)
@@ -243,7 +243,6 @@ class Workers:
         except BaseException as error:
             self._fail(jobs, STAT_RETRY)
             self._complain(f"{os.fsdecode(table.type_name)} update error", error)
-        crew.patience_ns = min((time.perf_counter_ns() - began) // 4, PATIENCE_NS)
         crew.expected = len(jobs) + crew.queue.held
         self.done.put_all(jobs)
 

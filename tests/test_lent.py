@@ -117,6 +117,23 @@ def test_keys_are_folded_and_checked_as_ever(server: Writing) -> None:
     server.wait_log("non-UTF-8 value")
 
 
+def test_what_was_received_needs_no_buffer(server: Writing) -> None:
+    """All buffers are full of what others have begun to send, and will not end."""
+    server.stop()
+    server.own["buffer_size_limit"] = "1048576"
+    server.start("-n", "proxywrite")
+    data = update(server.table, b"k", b"v")
+    with server.warm() as peer, contextlib.ExitStack() as others:
+        for _ in range(30):
+            other = others.enter_context(server.connect())
+            other.send(data[:-4] + b"x" * 60_000)
+        peer.ask(lookup(server.table, b"k", flags=12))
+        for i in range(500):
+            assert status(peer.ask(update(server.table, b"k", b"%d" % i))) == OK
+            if i % 2:
+                assert dict(peer.ask(lookup(server.table, b"k", flags=12)))[b"value"] == b"%d" % i
+
+
 def descriptors(server: Writing) -> int:
     return len(os.listdir(f"/proc/{server.pid}/fd"))
 

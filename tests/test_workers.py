@@ -534,6 +534,18 @@ def test_crew_goes_on_with_the_threads_it_has_when_there_can_be_no_more(
         monkeypatch.undo()
 
 
+def test_update_is_retry_where_no_writer_can_be_had(
+    writer: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer.connect() as peer:
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        assert peer.ask(request("update", b"slow:t", key=b"k", value=b"v")) == [(b"status", b"2")]
+        assert peer.ask(request("delete", b"slow:t", key=b"k")) == [(b"status", b"2")]
+        monkeypatch.undo()
+        assert peer.ask(slow(b"a")) == value_of(b"a")  # by the one that all tables share
+    assert not gate.written
+
+
 def no_more_threads(thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
