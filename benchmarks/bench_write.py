@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -21,8 +22,8 @@ KEYS = 10_000  # the tables begin with that many entries, both with the same fil
 TRIAL = 200  # updates, to find out how many take `seconds`
 
 
-def file_of(table: str) -> str:
-    return table.removeprefix("lmdb:") + ".lmdb"
+def file_of(table: str) -> Path:
+    return Path(table.removeprefix("lmdb:") + ".lmdb")
 
 
 def main() -> None:
@@ -36,11 +37,13 @@ def main() -> None:
         keys.writelines(f"user{i}@example.com\n" for i in range(KEYS))
         keys.flush()
         log("filling")
-        server, filled = servers.get("stock") or servers["proxymap"]
+        server, filled = servers["proxymap"]
         load(server, filled, Path(keys.name), 64, 2 * KEYS, updates=True)
         for _, table in servers.values():
-            if table != filled:  # where free pages lie in a file makes a difference
+            if table != filled:  # where free pages lie in a file makes a difference, and lasts
                 shutil.copy(file_of(filled), file_of(table))
+                owner = file_of(table).parent.stat()
+                os.chown(file_of(table), owner.st_uid, owner.st_gid)
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
             for clients in CLIENTS:
