@@ -3,6 +3,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from posix.types cimport off_t
 
+from proxymap._map cimport mapped
+
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -25,13 +27,12 @@ cdef bint set_lock(int fd, int kind, int how) noexcept nogil
 
 
 cdef class LockFile:
-    cdef readonly int fd
+    cdef mapped file        # its descriptor, and its first bytes as they are now
     cdef bytes path
     cdef file_status identity
     cdef off_t left_size    # of the file, as we left it; -1: not known
     cdef char *left         # and its first bytes,
     cdef size_t head        # so many
-    cdef char *now          # what they are now
 
     cpdef bint lock(self, bint wait=*, bint shared=*) except -1
     cpdef unlock(self)

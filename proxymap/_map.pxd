@@ -40,6 +40,7 @@ cdef inline const char *map_at(const mapped *m, uint64_t offset, uint64_t size) 
 
 
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil
+cdef int map_data(mapped *m, size_t length) noexcept nogil
 cdef int map_grow(mapped *m) noexcept nogil
 cdef bint map_cut(const mapped *m) noexcept nogil
 cdef uint64_t map_mtime_ns(const mapped *m) noexcept nogil

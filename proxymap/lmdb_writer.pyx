@@ -106,7 +106,7 @@ cdef class Writer:
             if self._file is not None:
                 self._file.forget()
             try:
-                self._mending(self._look)
+                self._mending(None, None)
             except OSError as error:
                 self._close()
                 raise OSError(error.errno, error.strerror, error.filename or self.path) from error
@@ -121,30 +121,31 @@ cdef class Writer:
         """
         with self._mutex:
             try:
-                self._mending(self._write, changes, on_disk)
+                self._mending(changes, on_disk)
             except (OSError, ValueError, lmdb.Error) as error:
                 self._close()
                 raise TableRetry(str(error)) from error
 
-    def _mending(self, work, *what):
-        """Do the work. If LMDB finds damage, the file is checked; if it does so again, it is right anyway."""
+    cdef _mending(self, list changes, on_disk):
+        """_make_all. If LMDB finds damage, the file is checked; if it does so again, it is right."""
         self._complaints.clear()
-        while len(self._complaints) < COMPLAINTS_MAX:
+        while True:
             try:
-                return work(*what)
+                return self._make_all(changes, on_disk)
             except DAMAGE as error:
+                if len(self._complaints) == COMPLAINTS_MAX:
+                    raise
                 self._close()
                 self._complaints.append(str(error))
-        return work(*what)
 
-    def _look(self):
-        cdef LockFile file = self._lock_file(False)
-        if file is not None:
-            file.unlock()
-
-    def _write(self, list changes, on_disk):
-        cdef LockFile file = self._lock_file(True)
+    cdef _make_all(self, list changes, on_disk):
+        """With None for changes: only look whether the file is sound, and wait for no lock."""
+        cdef LockFile file = self._lock_file(changes is not None)
         cdef uint64_t newest
+        if changes is None:
+            if file is not None:
+                file.unlock()
+            return
         try:
             newest = self._commit(changes)
             if on_disk is not None:
@@ -163,9 +164,14 @@ cdef class Writer:
         cdef uint64_t number = 0
         while True:
             try:
-                with self._env.begin(write=True) as txn:
+                txn = self._env.begin(write=True)
+                try:
                     done = [self._make(txn, change) for change in changes]
                     number = txn.id()
+                except BaseException:
+                    txn.abort()
+                    raise
+                txn.commit()
                 break
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
