@@ -105,5 +105,6 @@ cdef void job_free(job *j) noexcept nogil
 cdef int queue_put(queue *q, job *j) noexcept nogil
 cdef bint is_time_to_look(queue *q) noexcept nogil
 cdef void has_looked(queue *q, bint found) noexcept nogil
+cdef void queue_wake(queue *q) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

@@ -37,7 +37,7 @@ from proxymap._client cimport (
 )
 from proxymap._clock cimport now_ms, now_ns
 from proxymap._jobs cimport (
-    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take,
+    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
 )
 from proxymap._service cimport service, service_free, service_init, service_look, service_turn
 from proxymap._status cimport channel, status_init, status_is_changing, status_watch
@@ -195,6 +195,8 @@ cdef void take_event(loop *l, source *s) noexcept nogil:
     elif s.kind == SOURCE_ANSWERS:
         read(s.fd, &count, sizeof(count))
         take_answers(l)
+        if l.done.held:
+            queue_wake(l.done)  # what has come since: the word of it may have been read, too
     elif s.kind == SOURCE_TIMER:
         take_tick(l)
     elif s.kind == SOURCE_IDLE:
