@@ -377,6 +377,29 @@ def test_text_table_follows_its_file_and_refuses_a_faulty_one(server: ServerProc
         wait_until(lambda: text.served(generation + 1), "the file that was rewritten")  # noqa: B023
 
 
+def test_texts_that_change_at_the_same_time_are_all_followed(server: ServerProcess) -> None:
+    """The loop looks at files while the openers' answers come in."""
+    files = [server.dir / f"t{i}" for i in range(4)]
+    names = [f"cidr:{file}".encode() for file in files]
+    for file in files:
+        file.write_text("10.0.0.0/8 0\n")
+    server.approve(*names)
+    server.start()
+    with server.connect() as peer:
+        for generation in range(1, 151):
+            expected = [found(b"%d" % generation)] * len(names)
+            for file in files:
+                new = file.with_suffix(".new")
+                new.write_text(f"10.0.0.0/8 {generation}\n")
+                new.rename(file)
+                time.sleep(0.0005 * (generation % 7 if generation % 3 == 0 else 0))
+            wait_until(
+                lambda: [peer.ask(lookup(name, b"10.1.1.1")) for name in names] == expected,  # noqa: B023
+                "all new files",
+                pause=0.002,
+            )
+
+
 @pytest.mark.parametrize("maptype", TEXTS)
 @pytest.mark.parametrize("new", [False, True])
 def test_text_file_that_is_being_written_is_not_served(maptype: str, new: bool) -> None:
