@@ -61,6 +61,7 @@ cdef class LockFile:
         map_close(&self.file)
         free(self.left)
         self.left = NULL
+        self.head = 0
         self.left_size = -1
 
     @property
@@ -111,16 +112,18 @@ cdef class LockFile:
     cpdef leave(self, size_t head):
         """Remember size and the first `head` bytes, which every commit changes; nothing, where that fails.
 
-        head: the same each time. The bytes are mapped: to read them costs a hundredth of a commit.
+        The bytes are mapped: to read them costs a hundredth of a commit.
         """
         cdef file_status s
         self.forget()
-        if self.left == NULL:
+        if self.head != head:  # a file that was emptied may have other pages now
+            self.head = 0
+            free(self.left)
             self.left = <char *> malloc(head)
-            self.head = head if self.left != NULL else 0
-        if self.file.region == NULL and map_data(&self.file, head) < 0:
-            return
-        if self.head and status_of(self.file.fd, NULL, &s) == 0 and s.stx_size >= head:
+            if self.left == NULL or map_data(&self.file, head) < 0:
+                return
+            self.head = head
+        if status_of(self.file.fd, NULL, &s) == 0 and s.stx_size >= head:
             memcpy(self.left, self.file.data, head)
             self.left_size = s.stx_size
 

@@ -108,6 +108,24 @@ def test_file_that_is_shorter_than_its_head_is_never_as_left(file: LockFile, pat
     assert not file.is_as_left()
 
 
+@pytest.mark.parametrize("sizes", [(HEAD, 4 * HEAD), (4 * HEAD, HEAD)], ids=["larger", "smaller"])
+def test_head_of_another_size_is_known_as_well(file: LockFile, path: Path, sizes: tuple[int, int]) -> None:
+    """As when a table was emptied and begun again with other pages."""
+    for size in sizes:
+        path.write_bytes(b"%d" % size * size)
+        file.leave(size)
+        assert file.is_as_left()
+        with path.open("r+b") as other:
+            other.seek(size - 1)
+            other.write(b"x")
+        assert not file.is_as_left()
+        with path.open("r+b") as other:
+            other.seek(size)
+            other.write(b"x")  # behind the head
+        file.leave(size)
+        assert file.is_as_left()
+
+
 def test_file_that_was_replaced_is_not_current(file: LockFile, path: Path) -> None:
     file.leave(HEAD)
     path.rename(path.with_suffix(".old"))
