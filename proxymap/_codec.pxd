@@ -1,6 +1,9 @@
 # _codec - attribute list <-> request and reply (see _codec.pyx)
 
 from proxymap._buf cimport buf, view, view_is, view_of
+from proxymap._words cimport (
+    DIALECT_3_6, DICT_FLAG_DUP_REPLACE, DICT_FLAG_SYNC_UPDATE, DICT_FLAGS_REQUEST, REQ_DELETE, REQ_UPDATE,
+)
 
 cdef enum:
     # request, table, instance_flags, flags, key, value: what an update of 3.11 has, and one more
@@ -47,6 +50,18 @@ cdef struct request:
 cdef inline void list_restart(scan *s) noexcept nogil:
     """Look at a list from its first byte."""
     s.pos = s.begin = s.strings = s.start[0] = 0
+
+
+cdef inline int request_flags(const request *r, int before) noexcept nogil:
+    """The dictionary flags to serve r with. before: the table's, of which a request of 3.6 sets some."""
+    cdef int flags = r.flags
+    if r.dialect == DIALECT_3_6:
+        flags = (before & ~DICT_FLAGS_REQUEST) | (flags & DICT_FLAGS_REQUEST)
+    if r.kind == REQ_UPDATE:
+        flags |= DICT_FLAG_DUP_REPLACE | DICT_FLAG_SYNC_UPDATE
+    elif r.kind == REQ_DELETE:
+        flags |= DICT_FLAG_SYNC_UPDATE
+    return flags
 
 
 cdef inline view without_proxy(view name) noexcept nogil:

@@ -21,7 +21,8 @@ from proxymap._buf cimport (
 )
 from proxymap._clock cimport now_ms, now_ns
 from proxymap._codec cimport (
-    FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_read, scan, without_proxy,
+    FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_flags, request_read, scan,
+    without_proxy,
 )
 from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
@@ -127,12 +128,10 @@ cdef bint read(job *j) noexcept nogil:
     return take_change(j, &r)
 
 
-cdef bint take_change(job *j, request *r) noexcept nogil:
+cdef bint take_change(job *j, const request *r) noexcept nogil:
+    """Have the job ask for it. What is not UTF-8, and so is told in the log, is the loop's."""
     cdef view key = r.key
-    cdef int flags = r.flags
-    if r.dialect == DIALECT_3_6:
-        flags = (j.flags & ~DICT_FLAGS_REQUEST) | (flags & DICT_FLAGS_REQUEST)
-    flags |= DICT_FLAG_SYNC_UPDATE | (DICT_FLAG_DUP_REPLACE if r.kind == REQ_UPDATE else 0)
+    cdef int flags = request_flags(r, j.flags)
     buf_clear(&j.lent.folded)
     if table_fold(j.t, j.lent.utf8, flags, &key, &j.lent.folded) != STAT_OK or (
         j.lent.utf8 and r.kind == REQ_UPDATE and not utf8_valid(r.value)

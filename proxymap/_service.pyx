@@ -25,7 +25,8 @@ from proxymap._catalog cimport (
 from proxymap._clock cimport now_ms
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
-    PARSE_UNKNOWN, reply_append, reply_append_bare, request_read, without_proxy,
+    PARSE_UNKNOWN, reply_append, reply_append_bare, request_flags, request_read,
+    without_proxy,
 )
 from proxymap._fold cimport utf8_valid
 from proxymap._jobs cimport (
@@ -332,15 +333,9 @@ cdef instance *service_opened(service *s, job *j) noexcept nogil:
 cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
     """A lookup, update, delete or sequence on an open table."""
     cdef view key = NONE, value = NONE
-    cdef int flags = r.flags
+    cdef int flags = request_flags(r, i.flags)
     cdef size_t before = buf_len(out)
     cdef int status
-    if r.dialect == DIALECT_3_6:
-        flags = i.flags = (i.flags & ~DICT_FLAGS_REQUEST) | (r.flags & DICT_FLAGS_REQUEST)
-    if r.kind == REQ_UPDATE:
-        flags |= DICT_FLAG_DUP_REPLACE | DICT_FLAG_SYNC_UPDATE
-    elif r.kind == REQ_DELETE:
-        flags |= DICT_FLAG_SYNC_UPDATE
     i.lookups += r.kind == REQ_LOOKUP
     if i.t.reason != NULL:
         status = unavailable(s, i, r, flags)
