@@ -202,6 +202,7 @@ def test_others_have_their_turn(server: Writing) -> None:
                 assert status(peer.reply()) == OK
                 assert dict(peer.reply())[b"value"] == ours
             assert len(done) - before < 1000
+            wait_until(lambda: len(done) > before, "another change")  # noqa: B023
         assert set(done) == {OK}
 
 
