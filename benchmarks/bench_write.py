@@ -47,7 +47,8 @@ def main() -> None:
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
             for clients in CLIENTS:
-                for name, (server, table) in servers.items():
+                turns = list(servers.items())
+                for name, (server, table) in reversed(turns) if number % 2 else turns:
                     speed = load(server, table, Path(keys.name), clients, TRIAL, updates=True)["per_second"]
                     count = max(TRIAL, int(speed * options.seconds))
                     measured = load(server, table, Path(keys.name), clients, count, updates=True)
