@@ -41,7 +41,7 @@ METRICS = (
     "others",
 )
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
-INSTANCES = 3  # of the floor and of ours, in turn: a process may be lucky with where its memory lies
+INSTANCES = 8  # of the floor and of ours, in turn: a process may be lucky with where its memory lies
 WARM_TABLE = 2.5  # seconds of each table before the first figure: its file is mapped and in memory
 BETWEEN = 0.1  # seconds that a figure costs beside
 
