@@ -57,7 +57,7 @@ build/floor: benchmarks/floor.c
 bench: build build/load build/floor
 	sh contrib/install-postfix
 	$(BIN) $(PY) benchmarks/bench.py $(BENCH_ARGS)
-	$(BIN) $(PY) benchmarks/bench.py $(BENCH_ARGS) --update --part load --sizes 1000000 --clients 8 32 5000 --rounds 24 --warm-up 0.6
+	$(BIN) $(PY) benchmarks/bench.py $(BENCH_ARGS) --update --part load --sizes 1000000 --clients 8 32 5000 --rounds 24
 	rm -f benchmarks/results/micro.json
 	$(PY) benchmarks/bench_micro.py --fast --output benchmarks/results/micro.json
 
