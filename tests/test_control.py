@@ -114,9 +114,9 @@ def test_socket_of_a_killed_process_is_removed(server: ServerProcess, proxymapct
     server.stop(signal.SIGKILL)
     assert proxymapctl(server, "tables") == ctl.EX_UNAVAILABLE
     assert "no running server has a control socket there" in proxymapctl.err
-    stale = control_path(server)
+    stale, old = control_path(server), os.stat(server.path).st_ino
     server.start(wait=False)
-    wait_until(lambda: os.path.exists(control_path(server)), "the control socket")
+    wait_until(lambda: os.stat(server.path).st_ino != old, "a socket of its own")
     with server.connect() as peer:
         assert peer.ask(lookup(table, b"k")) == found(b"v")
     assert list(proxymapctl.tables(server)) == [table.decode()]
