@@ -90,7 +90,7 @@ soak-live: build build/load
 differential: build
 	sh contrib/install-postfix
 	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py
-	PROXYMAP_REQUESTS=$${PROXYMAP_REQUESTS:-100000} $(PY) -m pytest -q tests/test_proxywrite.py -k random_requests
+	PROXYMAP_REQUESTS=$${PROXYMAP_REQUESTS:-100000} $(PY) -m pytest -q tests/server/test_proxywrite.py -k random_requests
 
 dist: $(VENV)/ready
 	$(PY) -m build --quiet --outdir dist .

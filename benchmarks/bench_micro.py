@@ -21,9 +21,10 @@ from typing import Any
 import pyperf
 import servers
 
-from proxymap import _cache, _catalog, _codec
-from proxymap._table import Reader
+from proxymap import _codec
+from proxymap.server import _cache, _catalog
 from proxymap.tables import open_table
+from proxymap.tables._table import Reader
 from proxymap.tables.base import Host
 
 ENTRIES = int(os.environ.get("PROXYMAP_MICRO_ENTRIES", 1_000_000))  # fewer for a test

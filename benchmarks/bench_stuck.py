@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pm-bench-") as name, fix_server.ServerProcess() as server:
         library = Path(name) / "slow_users.so"
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/slow_users.c", "-ldl"], check=True
+            ["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/server/slow_users.c", "-ldl"], check=True
         )
         table = server.cdb("t", {b"user%d" % i: b"box%d" % i for i in range(100_000)})
         keys = Path(name) / "keys"

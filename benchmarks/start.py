@@ -48,7 +48,7 @@ def measure(rounds: int, did: Callable[[str], None]) -> dict[str, list[float]]:
 @contextlib.contextmanager
 def configured() -> Iterator[Path]:
     """A folder with main.cf and the table cdb:FOLDER/t, open to mail_owner."""
-    from proxymap.build import build
+    from proxymap.ctl.build import build
 
     with tempfile.TemporaryDirectory(prefix="pm-bench-", dir="/tmp") as name:
         folder = Path(name)

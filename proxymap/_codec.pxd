@@ -1,6 +1,6 @@
 # _codec - attribute list <-> request and reply (see _codec.pyx)
 
-from proxymap._buf cimport buf, view, view_is, view_of
+from proxymap.base._buf cimport buf, view, view_is, view_of
 from proxymap._words cimport (
     DIALECT_3_6, DICT_FLAG_DUP_REPLACE, DICT_FLAG_SYNC_UPDATE, DICT_FLAGS_REQUEST, REQ_DELETE, REQ_UPDATE,
 )

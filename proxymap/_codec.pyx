@@ -10,7 +10,7 @@ I/O, no tables, no allocation but the growth of that buf; any thread.
 Source: the wire protocol of Postfix 3.6 to 3.12 as observed, proxymap(8).
 """
 
-from proxymap._buf cimport (
+from proxymap.base._buf cimport (
     buf, buf_append, buf_free, buf_init, buf_reserve, memchr, memcmp, memcpy, view, view_is, view_of,
 )
 from proxymap._words cimport *

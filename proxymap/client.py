@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar
 
-from .errors import BY_STATUS, STAT_NOKEY, STAT_OK, ProtocolError
+from proxymap.errors import BY_STATUS, STAT_NOKEY, STAT_OK, ProtocolError
 
 if TYPE_CHECKING:
     import asyncio  # else imported by who uses it: it would double the start of proxymapctl

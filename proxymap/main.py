@@ -13,12 +13,12 @@ import threading
 import time
 from functools import partial
 
-from proxymap import master, standalone
-from proxymap._jobs import LEVEL_FATAL
+from proxymap.config.settings import Settings, load
 from proxymap.errors import ConfigError
-from proxymap.log import Log, Sink, to_postlog, to_stderr, to_syslog
-from proxymap.master import Start
-from proxymap.settings import Settings, load
+from proxymap.server import master, standalone
+from proxymap.server._jobs import LEVEL_FATAL
+from proxymap.server.log import Log, Sink, to_postlog, to_stderr, to_syslog
+from proxymap.server.master import Start
 
 USAGE = """\
 usage: proxymap --listen unix:PATH [options]

@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 STOCK_DAEMONS = "/usr/lib/postfix/sbin"
 MASTER = """\
 postlog   unix-dgram n - n - 1 postlogd
@@ -183,3 +185,18 @@ def stock_postfix() -> Iterator[StockPostfix]:
         pytest.skip(reason)
     with StockPostfix() as postfix:
         yield postfix
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[str]:
+    """Our executable, as master.cf's command column names it."""
+    folder = Path(tempfile.mkdtemp(prefix="pm-bin-", dir="/tmp"))
+    folder.chmod(0o755)
+    program = folder / "proxymap"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from proxymap.main import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    yield os.path.relpath(program, daemon_directory())
+    shutil.rmtree(folder)

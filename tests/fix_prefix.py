@@ -74,7 +74,7 @@ class Prefix:
         unneeded = shutil.ignore_patterns("__pycache__", "*.pyx", "*.pxd", "*.c")
         shutil.copytree(PACKAGE, self.package, ignore=unneeded)
         compileall.compile_dir(self.package, quiet=1)
-        for name, module in (("proxymap", "main"), ("proxymapctl", "ctl")):
+        for name, module in (("proxymap", "main"), ("proxymapctl", "ctl.main")):
             path = self.dir / "bin" / name
             path.write_text(SCRIPT.format(python=self.python, module=module))
             path.chmod(0o755)

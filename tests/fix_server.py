@@ -304,3 +304,10 @@ def write_lmdb(path: Path, records: Mapping[bytes, bytes]) -> None:
 def peers(server: ServerProcess, count: int) -> Iterator[list[Peer]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(server.connect()) for _ in range(count)]
+
+
+def can_lock(file: Path, kind: str = "EX") -> bool:
+    """Could another process, as Postfix does it?"""
+    script = f"import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_{kind} | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", script, str(file)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0

@@ -41,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).parent / "tables"))
 import lmdb
 from contract import MASK32, NOKEY, OK, RETRY, cdb_image, lmdb_image
 
-from proxymap._table import Table
-from proxymap.tables.cdb import CdbTable
-from proxymap.tables.lmdb import LmdbTable
+from proxymap.tables._table import Table
+from proxymap.tables.indexed.cdb import CdbTable
+from proxymap.tables.indexed.lmdb import LmdbTable
 
 CASE_LIMIT = 30  # seconds; a case takes well under a millisecond
 Span: TypeAlias = tuple[int, int]

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_postfix import StockPostfix, unavailable
-from test_master import command  # noqa: F401
+from fix_postfix import (
+    StockPostfix,
+    unavailable,
+)
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -136,7 +138,7 @@ LETTER = "Subject: test\r\n\r\nHello.\r\n."
 class Mail(StockPostfix):
     """A Postfix that takes mail on two sockets and discards it."""
 
-    def __init__(self, command: str, **main: str) -> None:  # noqa: F811
+    def __init__(self, command: str, **main: str) -> None:
         super().__init__({**MAIN, **main}, MASTER.format(command=command))
         try:
             self._make_queue()
@@ -247,7 +249,7 @@ class Pair(NamedTuple):
 
 
 @contextlib.contextmanager
-def pair(command: str, **main: str) -> Iterator[Pair]:  # noqa: F811
+def pair(command: str, **main: str) -> Iterator[Pair]:
     """Both started; they differ in nothing but the program that answers for proxy: tables."""
     with contextlib.ExitStack() as stack:
         made = []
@@ -259,7 +261,7 @@ def pair(command: str, **main: str) -> Iterator[Pair]:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def both(command: str) -> Iterator[Pair]:  # noqa: F811
+def both(command: str) -> Iterator[Pair]:
     with pair(command) as made:
         yield made
 
@@ -496,7 +498,7 @@ def test_table_that_is_built_anew_counts(both: Pair) -> None:
             )
 
 
-def test_table_that_is_missing_defers_as_with_the_stock_server(command: str) -> None:  # noqa: F811
+def test_table_that_is_missing_defers_as_with_the_stock_server(command: str) -> None:
     with pair(command, relay_recipient_maps="proxy:cdb:$tables/absent proxy:lmdb:$tables/gone") as (
         stock,
         ours,
@@ -509,7 +511,7 @@ def test_table_that_is_missing_defers_as_with_the_stock_server(command: str) -> 
         assert ours.troubles() == stock.troubles()
 
 
-def test_accounts_of_the_host_are_recipients_as_with_the_stock_server(command: str) -> None:  # noqa: F811
+def test_accounts_of_the_host_are_recipients_as_with_the_stock_server(command: str) -> None:
     maps = "proxy:unix:passwd.byname $alias_maps"
     with pair(command, local_recipient_maps=maps) as (stock, ours):
         lines = rcpt(
@@ -522,7 +524,7 @@ def test_accounts_of_the_host_are_recipients_as_with_the_stock_server(command: s
 
 
 @pytest.mark.skipif(SMTP_SOURCE is None, reason="there is no smtp-source")
-def test_two_thousand_messages_in_twenty_sessions(command: str) -> None:  # noqa: F811
+def test_two_thousand_messages_in_twenty_sessions(command: str) -> None:
     """Each to another address, so that no client has the answer already; every second one is an alias."""
     with pair(command) as both:
         for mail in both:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from proxymap import ctl, main
-from proxymap.settings import PARAMETERS
+from proxymap import main
+from proxymap.config.settings import PARAMETERS
+from proxymap.ctl import main as ctl
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5"]

@@ -17,8 +17,8 @@ from importlib import import_module
 from weakref import WeakValueDictionary, finalize
 
 from proxymap import errors
-from proxymap._table import CHANGED_SPOILED, Slow, Surrogate, Table
-from proxymap.source import Stamp, stamp_at
+from proxymap.config.source import Stamp, stamp_at
+from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import (
     ALL_FLAGS,
     DUP_IGNORE,
@@ -50,24 +50,26 @@ class TableType:
 TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
 
 TABLE_TYPES = {
-    "btree": TableType("bdb", suffix=b".db", writable=True),
-    "cdb": TableType("cdb", suffix=b".cdb"),
-    "cidr": TableType("cidr", suffix=b"", flags=RHS_IS_FILE),
-    "environ": TableType("environ", writable=True),
-    "fail": TableType("fail", writable=True),
-    "hash": TableType("bdb", suffix=b".db", writable=True),
-    "inline": TableType("inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
-    "internal": TableType("internal", writable=True, flags=ALL_FLAGS),
-    "lmdb": TableType("lmdb", suffix=b".lmdb", writable=True),
-    "pcre": TableType("pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
-    "pipemap": TableType("pipemap", flags=ALL_FLAGS),  # its members keep the flags that they are opened with
-    "randmap": TableType("randmap", flags=RHS_IS_FILE),
-    "regexp": TableType("regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
-    "sqlite": TableType("sqlite"),
-    "static": TableType("static", writable=True, flags=RHS_IS_FILE),
-    "texthash": TableType("texthash", suffix=b"", flags=TEXTHASH_FLAGS),
-    "unionmap": TableType("unionmap", flags=ALL_FLAGS),
-    "unix": TableType("unix"),
+    "btree": TableType("indexed.bdb", suffix=b".db", writable=True),
+    "cdb": TableType("indexed.cdb", suffix=b".cdb"),
+    "cidr": TableType("rules.cidr", suffix=b"", flags=RHS_IS_FILE),
+    "environ": TableType("memory.environ", writable=True),
+    "fail": TableType("memory.fail", writable=True),
+    "hash": TableType("indexed.bdb", suffix=b".db", writable=True),
+    "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
+    "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
+    "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True),
+    "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "pipemap": TableType(
+        "composite.pipemap", flags=ALL_FLAGS
+    ),  # its members keep the flags that they are opened with
+    "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
+    "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "sqlite": TableType("databases.sqlite"),
+    "static": TableType("memory.static", writable=True, flags=RHS_IS_FILE),
+    "texthash": TableType("memory.texthash", suffix=b"", flags=TEXTHASH_FLAGS),
+    "unionmap": TableType("composite.unionmap", flags=ALL_FLAGS),
+    "unix": TableType("databases.unix"),
 }
 
 # Why a type whose file is built is not written to.
@@ -88,7 +90,7 @@ def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
     text = " ".join(os.fsdecode(name) + ":" for name in names)
     for name, maptype in TABLE_TYPES.items():
         if name + ":" in text:
-            writer = ["proxymap.lmdb_writer"] if writes and name == "lmdb" else []
+            writer = ["proxymap.tables.indexed.lmdb_writer"] if writes and name == "lmdb" else []
             for module in (f"proxymap.tables.{maptype.module}", *writer):
                 with contextlib.suppress(ImportError):  # a library is missing, which open_table will say
                     import_module(module)

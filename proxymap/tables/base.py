@@ -13,13 +13,13 @@ import pwd
 import stat
 from collections.abc import Callable
 
-from proxymap._fold import fold
-from proxymap.source import Stamp, stamp_at
+from proxymap.base._fold import fold
+from proxymap.config.source import Stamp, stamp_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from proxymap._table import Table
-    from proxymap._watch import Watch
+    from proxymap.base._watch import Watch
+    from proxymap.tables._table import Table
 
 # Dictionary flags that a Python table type deals with; all of them are in _words.pxd.
 TRY0NULL, TRY1NULL = 1 << 2, 1 << 3  # keys without a trailing NUL, keys with one

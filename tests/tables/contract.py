@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from proxymap._table import Table
+from proxymap.tables._table import Table
 
 OK, NOKEY, RETRY = 0, 1, 2
 TRY0, TRY1 = 4, 8  # dictionary flags: keys without trailing NUL, keys with it

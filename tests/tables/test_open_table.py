@@ -14,9 +14,9 @@ import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
 
 from proxymap import tables
-from proxymap._table import Slow, Surrogate, Table
-from proxymap._watch import Watch
+from proxymap.base._watch import Watch
 from proxymap.tables import GONE, TABLE_TYPES, base, open_table
+from proxymap.tables._table import Slow, Surrogate, Table
 
 PATTERN = 1 << 5
 LIMIT = 30.0  # seconds; for a machine that is very busy
@@ -190,7 +190,7 @@ def test_generation_of_a_file_that_never_changes_in_place(tmp_path: Path) -> Non
 @pytest.mark.parametrize("maptype", ["hash", "btree"])
 def test_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, maptype: str) -> None:
     monkeypatch.setitem(sys.modules, "berkeleydb", None)
-    monkeypatch.delitem(sys.modules, "proxymap.tables.bdb", raising=False)
+    monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb", raising=False)
     table = open_table(f"{maptype}:/t".encode())
     assert is_surrogate(table, "berkeleydb", "pip install proxymap[bdb]", "lmdb or cdb")
 

@@ -1,0 +1,73 @@
+"""approval - proxy_read_maps and proxy_write_maps -> the set of approved type:name
+
+Only `proxy:type:name` approves, byte for byte what a client may ask for. The rest
+of a list is there for others and is ignored.
+
+Source: proxymap(8); the syntax as proxymap of 3.7.11 reads it, for `/file` and
+smtpd_restriction_classes as that of 3.11 and later.
+"""
+
+from proxymap.config.maincf import ERRORS, TEXT, MainCf, Warn
+from proxymap.config.settings import Settings
+from proxymap.config.source import logical_lines, split_list, unbraced
+
+FILES_SINCE = (3, 11)  # `/file` items and smtpd_restriction_classes are read since this version
+
+
+def approve(settings: Settings, main_cf: MainCf, write: bool, warn: Warn) -> frozenset[bytes]:
+    """approve - the tables that the service may open: for reading, or (write) for changing too"""
+    names = ["proxy_write_maps" if write else "proxy_read_maps"]
+    extended = settings.version >= FILES_SINCE
+    if extended and not write:
+        names += main_cf.get("smtpd_restriction_classes").replace(",", " ").split()
+    return frozenset().union(*(approved_tables(main_cf.get(name), name, extended, warn) for name in names))
+
+
+def approved_tables(value: str, name: str, extended: bool, warn: Warn) -> frozenset[bytes]:
+    """approved_tables - expanded value of the parameter `name` -> type:name of each item it approves
+
+    extended: read the files that `/file` items name.
+    """
+    scan = _Scan(extended, warn)
+    scan.list(value.encode(TEXT, ERRORS), f"bad {name} parameter value")
+    return frozenset(scan.found)
+
+
+class _Scan:
+    """One walk over a list and all that it refers to."""
+
+    def __init__(self, extended: bool, warn: Warn) -> None:
+        self.extended, self.warn = extended, warn
+        self.found: set[bytes] = set()
+        self.files: set[bytes] = set()  # seen: a file may name itself
+
+    def list(self, value: bytes, complaint: str) -> None:
+        for item in split_list(value):
+            try:
+                self.item(item, complaint)
+            except ValueError as trouble:
+                self.warn(f"{complaint}: {trouble}")
+
+    def item(self, item: bytes, complaint: str) -> None:
+        if item.startswith(b"{"):
+            item = next(split_list(unbraced(item)), b"")
+        if item.startswith((b"unionmap:", b"pipemap:")):
+            members = item.partition(b":")[2]
+            if members.startswith(b"{"):
+                self.list(unbraced(members), complaint)
+        elif item.startswith(b"proxy:"):
+            while item.startswith(b"proxy:"):
+                item = item.removeprefix(b"proxy:")
+            if b":" in item:
+                self.found.add(item)
+        elif item.startswith(b"/") and self.extended and item not in self.files:
+            self.files.add(item)
+            self.file(item.decode(TEXT, ERRORS))
+
+    def file(self, path: str) -> None:
+        try:
+            with open(path, "rb") as lines:
+                for number, line in logical_lines(lines, path, self.warn):
+                    self.list(line, f"bad syntax in {path}, line {number}, content")
+        except OSError as trouble:
+            self.warn(f"open {path}: {trouble.strerror}")

@@ -1,0 +1,312 @@
+"""maincf - main.cf, -o and proxymap.cf as plain strings
+
+A value is text in UTF-8; bytes that are not survive as surrogates
+(TEXT, ERRORS: use them to get the bytes back). Whatever cannot be used is a
+ConfigError that names file, line and parameter.
+
+Source: postconf(5); checked against postconf and proxymap of 3.7.11.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from proxymap.config.source import BLANKS, logical_lines
+from proxymap.errors import ConfigError
+
+TEXT, ERRORS = "utf-8", "surrogateescape"
+BLANK = BLANKS.decode()
+NESTING_LIMIT = 100  # values within values; more is taken for a loop, as Postfix does
+NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+OPERATOR_CHARS = "<>=!?+-*/~&|%"
+USUAL_DIRECTORY = "/usr/sbin"  # of postconf; master(8) gives us no PATH
+
+# What the values of interest refer to, for a host without Postfix. 3.7 and 3.12 agree.
+FALLBACKS = {
+    "compatibility_level": "0",
+    "local_recipient_maps": "proxy:unix:passwd.byname $alias_maps",
+    "virtual_alias_maps": "$virtual_maps",
+    "virtual_alias_domains": "$virtual_alias_maps",
+    "virtual_mailbox_domains": "$virtual_mailbox_maps",
+}
+
+Warn = Callable[[str], None]
+
+
+class MainCf:
+    """The parameters of one process: main.cf, overridden by -o, completed by defaults."""
+
+    def __init__(
+        self,
+        config_directory: str,
+        overrides: Iterable[str] = (),
+        known: Mapping[str, str] | None = None,
+        defaults: Mapping[str, str] | None = None,
+        warn: Warn = lambda text: None,
+    ) -> None:
+        """Read main.cf, which must exist.
+
+        overrides: the arguments of -o, "name=value", the last wins.
+        known: what the daemon itself knows (process_name ...); nothing overrides it.
+        defaults: for a host where postconf cannot be asked.
+        """
+        self.path = os.path.join(config_directory, "main.cf")
+        self.raw, self._lines = read_parameters(self.path, warn)
+        self._config_directory = config_directory
+        self._defaults: Mapping[str, str] | None = None
+        self._own_defaults = {**FALLBACKS, **(defaults or {})}
+        for override in overrides:
+            name, value = split_parameter(override, f'option "-o {override}"')
+            self.raw[name] = value
+            self._lines[name] = f'option "-o {override}"'
+        for name, value in {"config_directory": config_directory, **(known or {})}.items():
+            self.raw[name] = value
+            self._lines.pop(name, None)
+
+    def get(self, name: str) -> str:
+        """get - the expanded value; empty if nobody knows the name"""
+        return self._value(name, 0)
+
+    def where(self, name: str) -> str:
+        """where - file and line of the value, for error messages"""
+        return self._lines.get(name) or f"{self.path}, default value"
+
+    def _value(self, name: str, depth: int) -> str:
+        try:
+            return _Expansion(self._unexpanded, self._value, depth).text(self._unexpanded(name))
+        except _Malformed as trouble:
+            raise ConfigError(f"{self.where(name)}: parameter {name}: {trouble}") from None
+
+    def _unexpanded(self, name: str) -> str:
+        value = self.raw.get(name)
+        if value is None:
+            if self._defaults is None:
+                self._defaults = self._own_defaults  # while the path of postconf is expanded
+                self._defaults = {**self._own_defaults, **self._ask_postconf()}
+            value = self._defaults.get(name, "")
+        return value
+
+    def _ask_postconf(self) -> dict[str, str]:
+        """The defaults as built into the Postfix of this host; empty if there is none."""
+        directories = [*os.environ.get("PATH", "").split(":"), USUAL_DIRECTORY]
+        if "command_directory" in self.raw:
+            directories.insert(0, self.get("command_directory"))
+        for directory in directories:
+            program = os.path.join(directory, "postconf")
+            if os.path.isabs(program) and os.access(program, os.X_OK):
+                try:
+                    output = _output_of(program, {"MAIL_CONFIG": self._config_directory, "LANG": "C"})
+                except OSError:
+                    continue
+                pairs = (line.partition(" =") for line in output.split("\n"))
+                return {name: value.strip(BLANK) for name, equals, value in pairs if equals}
+        return {}
+
+
+def read_parameters(
+    path: str, warn: Warn, known: Collection[str] | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """read_parameters - a file of `name = value` -> values, and "file, line N" for each name
+
+    The last entry of a name wins. With `known`, other names are refused.
+    """
+    values: dict[str, str] = {}
+    lines: dict[str, str] = {}
+    try:
+        with open(path, "rb") as file:
+            for number, line in logical_lines(file, path, warn):
+                place = f"{path}, line {number}"
+                name, value = split_parameter(line.decode(TEXT, ERRORS), place)
+                if known is not None and name not in known:
+                    raise ConfigError(f"{place}: unknown parameter {name}{_nearest(name, known)}")
+                if values.get(name, value) != value:
+                    warn(f"{place}: overriding earlier entry: {name}={values[name]}")
+                values[name] = value
+                lines[name] = place
+    except OSError as trouble:
+        raise ConfigError(f"open {path}: {trouble.strerror}") from trouble
+    return values, lines
+
+
+def split_parameter(text: str, place: str) -> tuple[str, str]:
+    """split_parameter - "name = value" -> (name, value), both trimmed; the value may be empty"""
+    name, equals, value = text.partition("=")
+    name = name.strip(BLANK)
+    if not equals or any(blank in name for blank in BLANK):
+        raise ConfigError(f"{place}: missing '=' after attribute name: \"{text}\"; expected name = value")
+    if not name:
+        raise ConfigError(f'{place}: missing attribute name: "{text}"; expected name = value')
+    return name, value.strip(BLANK)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1, 0)
+    return f"; the nearest known name is {near[0]}" if near else ""
+
+
+def _output_of(program: str, environment: dict[str, str]) -> str:
+    """What `program -d` prints. By hand, since subprocess alone takes longer to import than it runs."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe, open(os.devnull, "r+b", 0) as null:
+        moves = (null.fileno(), 0), (writing, 1), (null.fileno(), 2)
+        actions = [(os.POSIX_SPAWN_DUP2, *move) for move in moves]
+        try:
+            child = os.posix_spawn(program, [program, "-d"], environment, file_actions=actions)
+        finally:
+            os.close(writing)
+        output = pipe.read()
+        os.waitpid(child, 0)
+    return output.decode(TEXT, ERRORS)
+
+
+class _Malformed(Exception):
+    """A value that does not follow the syntax of `$name`; the text says where."""
+
+
+class _Expansion:
+    """Replaces $name, ${name}, $(name), ${name?text}, ${{a} == {b} ? {c} : {d}} ... in one value.
+
+    raw(name) is a value as it stands: `?` and `:` ask whether *that* is empty, so a value of
+    `$nothing` counts as text. value(name, depth) is expanded. What is not chosen is not looked at.
+    """
+
+    def __init__(self, raw: Callable[[str], str], value: Callable[[str, int], str], depth: int) -> None:
+        self.raw, self.value, self.depth = raw, value, depth
+
+    def text(self, text: str) -> str:
+        if self.depth > NESTING_LIMIT and text:
+            raise _Malformed(f'$name nested more than {NESTING_LIMIT} deep (a loop?) at "{text}"')
+        done: list[str] = []
+        at = 0
+        while (dollar := text.find("$", at)) >= 0:
+            done.append(text[at:dollar])
+            after = text[dollar + 1 : dollar + 2]
+            if after == "$":
+                at = dollar + 2
+                done.append("$")
+            elif after and after in "{(":
+                at = _closing(text, dollar + 1)
+                done.append(self.braced(text[dollar + 2 : at - 1]))
+            else:
+                name = _leading(text, dollar + 1, NAME_CHARS)
+                if not name:
+                    raise _Malformed(f'no name after "$" in "{text}"; a plain dollar is "$$"')
+                at = dollar + 1 + len(name)
+                done.append(self.value(name, self.depth + 1))
+        done.append(text[at:])
+        return "".join(done)
+
+    def inner(self, text: str) -> str:
+        return _Expansion(self.raw, self.value, self.depth + 1).text(text)
+
+    def braced(self, content: str) -> str:
+        """What stands between ${ and }; a name of blanks alone is nobody's."""
+        body = content.lstrip(BLANK)
+        if body.startswith("{"):
+            truth, rest = self.relation(body)
+            return self.choice(truth, rest) if rest else ("true" if truth else "")
+        name = _leading(body, 0, NAME_CHARS)
+        rest = body[len(name) :].lstrip(BLANK)
+        if not content or (rest and rest[0] not in "?:"):
+            raise _Malformed(f'expected a name, then the end or "?" or ":", in "{content}"')
+        return self.choice(bool(self.raw(name)), rest) if rest else self.value(name, self.depth + 1)
+
+    def choice(self, truth: bool, rest: str) -> str:
+        """`?yes`, `?{yes}:no` or `:no`; text in braces may have blanks around them."""
+        yes = no = ""
+        if rest[0] == "?":
+            yes, rest = _alternative(rest[1:])
+        if rest:
+            if rest[0] != ":":
+                raise _Malformed(f'":" expected at "{rest}"')
+            no, rest = _alternative(rest[1:])
+        if rest:
+            raise _Malformed(f'unexpected text "{rest}" after "}}"')
+        return self.inner(yes if truth else no)
+
+    def relation(self, body: str) -> tuple[bool, str]:
+        """`{left} operator {right} rest` -> (does it hold, rest)"""
+        left, rest = _group(body)
+        sign = _leading(rest, 0, OPERATOR_CHARS)
+        suffix = _leading(rest, len(sign), NAME_CHARS)
+        after = rest[len(sign) + len(suffix) :].lstrip(BLANK)
+        if sign not in HOLDS or suffix not in ("", "level"):
+            raise _Malformed(f'one of {" ".join(HOLDS)} (or with "level") expected at "{rest}"')
+        if not after.startswith("{"):
+            raise _Malformed(f'"{{text}}" expected after "{sign}{suffix}" at "{after}"')
+        right, rest = _group(after)
+        return _order(self.inner(left), self.inner(right), bool(suffix)) in HOLDS[sign], rest
+
+
+# Operator -> the orders (-1 less, 0 equal, 1 greater) for which it holds.
+HOLDS = {"==": (0,), "!=": (-1, 1), "<": (-1,), "<=": (-1, 0), ">=": (0, 1), ">": (1,)}
+
+
+def _order(left: str, right: str, level: bool) -> int:
+    """Levels are compared by component, digits as numbers, all else byte by byte."""
+    if level:
+        a, b = _level(left), _level(right)
+        return (a > b) - (a < b)
+    if _is_digits(left) and _is_digits(right):
+        i, j = _number(left), _number(right)
+        return (i > j) - (i < j)
+    s, t = left.encode(TEXT, ERRORS), right.encode(TEXT, ERRORS)
+    return (s > t) - (s < t)
+
+
+def _level(text: str) -> list[int]:
+    """`3.10` -> [3, 10, 0]; each component as strtol(3) has it, with Postfix's bounds."""
+    parts = text.split(".")
+    digits = [part.lstrip(BLANK).removeprefix("+") for part in parts]
+    if len(parts) > 3 or not all(map(_is_digits, digits)):
+        raise _Malformed(f'malformed compatibility level "{text}", expected for example 3.6')
+    numbers = [*map(_number, digits), 0, 0][:3]
+    if numbers[0] > 8796093022207 or max(numbers[1:]) > 1023:
+        raise _Malformed(f'compatibility level "{text}" is out of range')
+    return numbers
+
+
+def _is_digits(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(digits: str) -> int:
+    if len(digits.lstrip("0")) > 18:
+        raise _Malformed(f'number "{digits}" is too large')
+    return int(digits)
+
+
+def _leading(text: str, start: int, chars: Collection[str]) -> str:
+    """The run of `chars` that begins at `start`."""
+    end = start
+    while end < len(text) and text[end] in chars:
+        end += 1
+    return text[start:end]
+
+
+def _closing(text: str, start: int) -> int:
+    """The index behind the bracket that closes the one at `start`; only its own kind counts."""
+    opening = text[start]
+    closing = "}" if opening == "{" else ")"
+    level = 0
+    for at in range(start, len(text)):
+        if text[at] == opening:
+            level += 1
+        elif text[at] == closing:
+            level -= 1
+            if not level:
+                return at + 1
+    raise _Malformed(f'"{closing}" missing after "{text[start:]}"')
+
+
+def _group(text: str) -> tuple[str, str]:
+    """`{content} rest` -> (content, rest)"""
+    end = _closing(text, 0)
+    return text[1 : end - 1], text[end:].lstrip(BLANK)
+
+
+def _alternative(text: str) -> tuple[str, str]:
+    """`{text} rest`, or without braces: all of it as it stands."""
+    bare = text.lstrip(BLANK)
+    return _group(bare) if bare.startswith("{") else (text, "")

@@ -1,0 +1,283 @@
+"""settings - the parameters of the daemon, typed: one field per parameter
+
+main.cf's parameters have Postfix's names, defaults and limits; those of proxymap.cf
+(in config_directory, may be absent) are ours. `-o name=value` overrides either.
+Time is in seconds, size in bytes.
+
+Source: postconf(5); limits as proxymap of 3.7.11 enforces them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from proxymap.config.maincf import MainCf, Warn, read_parameters, split_parameter
+from proxymap.errors import ConfigError
+
+# typing and dataclasses would take 13 ms to import, more than all the rest of start-up here.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+INT_MAX = 2147483647
+LONG_MAX = 9223372036854775807
+
+# syslog(3): the index is the facility's number.
+FACILITIES = (
+    *("kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"),
+    *("", "", "", ""),
+    *("local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"),
+)
+
+# What Postfix 3.12 reads proxy:type:name from, where no Postfix says otherwise; 3.7 knows all but
+# those from smtpd_reject_filter_maps on. A name that is not set is empty.
+READ_MAPS = """
+    $local_recipient_maps $mydestination $virtual_alias_maps $virtual_alias_domains $virtual_mailbox_maps
+    $virtual_mailbox_domains $relay_recipient_maps $relay_domains $canonical_maps $sender_canonical_maps
+    $recipient_canonical_maps $relocated_maps $transport_maps $mynetworks $smtpd_sender_login_maps
+    $sender_bcc_maps $recipient_bcc_maps $smtp_generic_maps $lmtp_generic_maps $alias_maps
+    $smtpd_client_restrictions $smtpd_helo_restrictions $smtpd_sender_restrictions $smtpd_relay_restrictions
+    $smtpd_recipient_restrictions $address_verify_sender_dependent_default_transport_maps
+    $address_verify_sender_dependent_relayhost_maps $address_verify_transport_maps $fallback_transport_maps
+    $lmtp_discard_lhlo_keyword_address_maps $lmtp_pix_workaround_maps $lmtp_sasl_password_maps
+    $lmtp_tls_policy_maps $mailbox_command_maps $mailbox_transport_maps
+    $postscreen_discard_ehlo_keyword_address_maps $rbl_reply_maps $sender_dependent_default_transport_maps
+    $sender_dependent_relayhost_maps $smtp_discard_ehlo_keyword_address_maps $smtp_pix_workaround_maps
+    $smtp_sasl_password_maps $smtp_tls_policy_maps $smtpd_discard_ehlo_keyword_address_maps $smtpd_milter_maps
+    $virtual_gid_maps $virtual_uid_maps $local_login_sender_maps $postscreen_reject_footer_maps
+    $smtpd_reject_footer_maps $tls_server_sni_maps $tlsproxy_client_policy_maps
+    $default_delivery_status_filter $lmtp_delivery_status_filter $lmtp_dns_reply_filter $lmtp_reply_filter
+    $local_delivery_status_filter $pipe_delivery_status_filter $postscreen_command_filter
+    $smtp_delivery_status_filter $smtp_dns_reply_filter $smtp_reply_filter $smtpd_command_filter
+    $smtpd_dns_reply_filter $virtual_delivery_status_filter $body_checks $header_checks $lmtp_body_checks
+    $lmtp_header_checks $lmtp_mime_header_checks $lmtp_nested_header_checks $milter_header_checks
+    $mime_header_checks $nested_header_checks $smtp_body_checks $smtp_header_checks $smtp_mime_header_checks
+    $smtp_nested_header_checks $smtpd_reject_filter_maps $debug_peer_list $smtpd_etrn_restrictions
+    $fast_flush_domains $authorized_flush_users $lmtp_connection_cache_destinations
+    $local_header_rewrite_clients $masquerade_exceptions $postscreen_access_list
+    $postscreen_allowlist_interfaces $postscreen_forbidden_commands $qmqpd_authorized_clients
+    $authorized_mailq_users $smtp_connection_cache_destinations $smtpd_log_access_permit_actions
+    $smtpd_forbidden_commands $smtpd_client_event_limit_exceptions $smtpd_sasl_exceptions_networks
+    $smtpd_sasl_mechanism_filter $smtp_requiretls_policy $smtp_sasl_mechanism_filter $authorized_submit_users
+    $smtpd_authorized_verp_clients $smtpd_authorized_xclient_hosts $smtpd_authorized_xforward_hosts
+    $lmtp_tls_loglevel_maps $postscreen_tls_loglevel_maps $smtp_tls_loglevel_maps $smtpd_tls_loglevel_maps
+"""
+WRITE_MAPS = "$smtp_sasl_auth_cache_name $lmtp_sasl_auth_cache_name $address_verify_map $postscreen_cache_map"
+
+
+# How a value is read: each gives the typed value, or a ValueError that says what was expected.
+
+
+def text(value: str) -> str:
+    return value
+
+
+def word(value: str) -> str:
+    if not value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Items between commas and blanks; perhaps none."""
+    return tuple(value.replace(",", " ").split())
+
+
+def boolean(value: str) -> bool:
+    if value.lower() not in ("yes", "no"):
+        raise ValueError("yes or no")
+    return value.lower() == "yes"
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def convert(value: str) -> str:
+        if not value or value not in choices:
+            raise ValueError("one of " + " ".join(filter(None, choices)))
+        return value
+
+    return convert
+
+
+def version(value: str) -> str:
+    """Such as 3.7.11, 3.12-20260821, 3.10-RC1."""
+    if not all(map(_is_digits, value.partition("-")[0].split(".")[:2])) or "." not in value:
+        raise ValueError("a version of Postfix such as 3.7.11")
+    return value
+
+
+def integer(low: int, high: int = INT_MAX) -> Callable[[str], int]:
+    return _number(low, high, {"": 1}, "a number")
+
+
+def size(low: int) -> Callable[[str], int]:
+    """Bytes; K, M and G are powers of 1024."""
+    return _number(low, LONG_MAX, {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}, "bytes (or 64K, 1M, 1G)")
+
+
+def seconds(low: int) -> Callable[[str], int]:
+    """Time; Postfix ignores what follows the unit (`10ss`), and so do we."""
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    return _number(low, INT_MAX, units, "a time such as 10, 10s, 5m, 2h, 1d, 1w", ignore_rest=True)
+
+
+def _number(
+    low: int, high: int, units: dict[str, int], kind: str, ignore_rest: bool = False
+) -> Callable[[str], int]:
+    expected = f"{kind}, at least {low}" + (f", at most {high}" if high < LONG_MAX else "")
+
+    def convert(value: str) -> int:
+        sign = value[:1] if value[:1] in ("+", "-") else ""
+        end = len(sign)
+        while value[end : end + 1] and value[end] in "0123456789":
+            end += 1
+        digits, unit, rest = value[len(sign) : end], value[end : end + 1], value[end + 1 :]
+        if not digits or len(digits) > 20 or unit not in units or (rest and not ignore_rest):
+            raise ValueError(expected)
+        number = int(sign + digits) * units[unit]
+        if not low <= number <= high:
+            raise ValueError(expected)
+        return number
+
+    return convert
+
+
+def _is_digits(value: str) -> bool:
+    return value.isascii() and value.isdigit()
+
+
+class Param:
+    """What is known of one parameter; `name` is the field's."""
+
+    name: str
+
+    def __init__(self, file: str, default: str, convert: Callable[[str], object], unit: str) -> None:
+        self.file, self.default, self.convert, self.unit = file, default, convert, unit
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        PARAMETERS[name] = self
+
+
+PARAMETERS: dict[str, Param] = {}  # all of them, in the order below
+
+
+def main(default: str, convert: Callable[[str], T], unit: str = "") -> T:
+    """A field from main.cf; the default counts only where Postfix is not installed."""
+    return Param("main.cf", default, convert, unit)  # type: ignore[return-value]
+
+
+def own(default: str, convert: Callable[[str], T], unit: str = "") -> T:
+    """A field from proxymap.cf."""
+    return Param("proxymap.cf", default, convert, unit)  # type: ignore[return-value]
+
+
+class Settings:
+    """The configuration of one process. It does not change."""
+
+    config_directory = main("/etc/postfix", word)
+    queue_directory = main("/var/spool/postfix", word)
+    data_directory = main("/var/lib/postfix", word)
+    mail_owner = main("postfix", word, "user")
+    mail_version = main("3.11", version)  # of the clients: decides on greeting and approval
+    myhostname = main(os.uname().nodename, word)
+    smtputf8_enable = main("${{$compatibility_level} <level {1} ? {no} : {yes}}", boolean)
+
+    syslog_name = main("${multi_instance_name?{$multi_instance_name}:{postfix}}", word)
+    syslog_facility = main("mail", one_of(*FACILITIES))
+    maillog_file = main("", text)
+    maillog_file_prefixes = main("/var, /dev/stdout", words)
+    postlog_service_name = main("postlog", word)
+
+    ipc_timeout = main("3600s", seconds(1), "seconds")
+    daemon_timeout = main("18000s", seconds(1), "seconds")
+    max_idle = main("100s", seconds(1), "seconds")
+    max_use = main("100", integer(1), "clients")
+
+    proxymap_service_name = main("proxymap", word)
+    proxywrite_service_name = main("proxywrite", word)
+    proxy_read_maps = main(READ_MAPS, text)
+    proxy_write_maps = main(WRITE_MAPS, text)
+    daemon_table_open_error_is_fatal = main("no", boolean)
+    lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
+
+    cache_size = own("64M", size(0), "bytes, 0 = no cache")
+    cache_maptypes = own("pcre regexp", words, "table types")  # measured: benchmarks/bench_cache.py
+    greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
+    request_size_limit = own("1M", size(1024), "bytes of one attribute list")
+    buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
+    worker_count = own("4", integer(1, 1000), "threads for each slow table")
+    lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
+    lmdb_index_size = own("256M", size(0), "bytes for each table, 0 = no index")
+    lmdb_replace_damaged = own("yes", boolean)
+    drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
+
+    def __init__(self, **values: object) -> None:
+        if values.keys() != PARAMETERS.keys():
+            raise TypeError(f"missing or unknown: {sorted(values.keys() ^ PARAMETERS.keys())}")
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Settings do not change")
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """mail_version as (major, minor)."""
+        major, minor = self.mail_version.partition("-")[0].split(".")[:2]
+        return int(major), int(minor)
+
+    @property
+    def greets(self) -> bool:
+        """The server speaks first: Postfix 3.6 and later."""
+        return self.version >= (3, 6) if self.greeting == "auto" else self.greeting == "yes"
+
+
+def load(
+    config_directory: str,
+    overrides: Iterable[str] = (),
+    service_name: str = "proxymap",
+    process_name: str = "proxymap",
+    warn: Warn = lambda text: None,
+) -> tuple[Settings, MainCf]:
+    """load - read all configuration; raises ConfigError
+
+    overrides: the arguments of -o. MainCf is for what is not in Settings: the text
+    of smtpd_restriction_classes, and NAME_param of tables without a file.
+    """
+    overrides = list(overrides)
+    known = {"process_name": process_name, "service_name": service_name, "process_id": str(os.getpid())}
+    defaults = {name: param.default for name, param in PARAMETERS.items() if param.file == "main.cf"}
+    main_cf = MainCf(config_directory, overrides, known, defaults, warn)
+    values, places = _own_values(config_directory, overrides, warn)
+    settings = {}
+    for name, param in PARAMETERS.items():
+        value = main_cf.get(name) if param.file == "main.cf" else values.get(name, param.default)
+        try:
+            settings[name] = param.convert(value)
+        except ValueError as expected:
+            place = f"{places.get(name) or main_cf.where(name)}: parameter {name}"
+            raise ConfigError(f'{place}: bad value "{value}", expected {expected}') from None
+    return Settings(**settings), main_cf
+
+
+def _own_values(
+    config_directory: str, overrides: Iterable[str], warn: Warn
+) -> tuple[dict[str, str], dict[str, str]]:
+    """proxymap.cf and -o -> values, and where each stands."""
+    known = [name for name, param in PARAMETERS.items() if param.file == "proxymap.cf"]
+    path = os.path.join(config_directory, "proxymap.cf")
+    values: dict[str, str] = {}
+    places: dict[str, str] = {}
+    if os.path.exists(path):
+        values, places = read_parameters(path, warn, known)
+    for override in overrides:
+        place = f'option "-o {override}"'
+        name, value = split_parameter(override, place)
+        if name in known:
+            values[name], places[name] = value, place
+    return values, places

@@ -1,0 +1,422 @@
+"""check - everything that the configuration can get wrong, found without a running server
+
+CHECKS is the list: each is one small function that is given a Host and yields
+Faults. A warning is a fault that mail survives.
+
+Tables are opened by a child process that has become mail_owner, in
+queue_directory, as the daemon opens them; without root they are opened as who
+we are, and a warning says so.
+
+Source: proxymap(8), master(5), postconf(5), "proxymap" in local(8) and virtual(8); master.md 1.6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from proxymap.config.approval import approve, approved_tables
+from proxymap.config.maincf import MainCf
+from proxymap.config.settings import WRITE_MAPS, Settings, load
+from proxymap.config.source import split_braced
+from proxymap.ctl.mastercf import (
+    SERVICES,
+    STOCK,
+    Entry,
+    entry_of,
+    is_ours,
+    path_of,
+    program_of,
+    read_entries,
+    traps,
+)
+from proxymap.ctl.safety import Fault, account_of, as_user, faults_of_program, first_closed
+from proxymap.errors import ConfigError
+from proxymap.tables import GONE, TABLE_TYPES, load_types, open_table
+from proxymap.tables.base import folder_fault
+
+LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
+WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
+INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
+COMPOSITE = ("unionmap", "pipemap")  # made of other tables, which are opened with them
+
+# The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
+POSTFIX_TYPES = (
+    *("btree", "cdb", "cidr", "debug", "environ", "fail", "hash", "inline", "internal", "ldap", "lmdb"),
+    *("memcache", "mongodb", "mysql", "pcre", "pgsql", "pipemap", "randmap", "regexp", "socketmap"),
+    *("sqlite", "static", "tcp", "texthash", "unionmap", "unix"),
+)
+
+# The delivery agents open these tables themselves, whatever stands before the name, and user ids,
+# commands and the like must not come from proxymap: nobody else has a use for them.
+SENSITIVE = {
+    "virtual_uid_maps": "virtual(8)",
+    "virtual_gid_maps": "virtual(8)",
+    "mailbox_command_maps": "local(8)",
+}
+# These too, but smtpd(8) asks for the same tables, and may ask proxymap.
+SHARED = {"virtual_mailbox_maps": "virtual(8)", "alias_maps": "local(8)"}
+
+
+class Service(NamedTuple):
+    """proxymap or proxywrite, as its process would be configured."""
+
+    name: str
+    entry: Entry | None
+    settings: Settings
+    main_cf: MainCf
+    tables: tuple[str, ...]  # approved
+
+
+class Host(NamedTuple):
+    """All that is checked. `main_cf` is without master.cf's -o."""
+
+    settings: Settings
+    main_cf: MainCf
+    entries: list[Entry]
+    services: dict[str, Service]
+    daemon_directory: str
+    complaints: tuple[str, ...]  # what reading it has warned of
+
+
+class Use(NamedTuple):
+    """A place that names a proxy: table."""
+
+    where: str
+    parameter: str
+    table: str
+
+
+def check(config_directory: str) -> list[Fault]:
+    """check - all faults and warnings; what cannot be read at all is the only one"""
+    try:
+        host = read_host(os.path.abspath(config_directory))
+    except ConfigError as trouble:
+        return [_unusable(trouble)]
+    faults = []
+    for one in CHECKS:
+        try:
+            faults += list(one(host))
+        except ConfigError as trouble:
+            faults.append(_unusable(trouble))
+    return list(dict.fromkeys(faults))
+
+
+def _unusable(trouble: ConfigError) -> Fault:
+    where, _, what = str(trouble).partition(": ")
+    return Fault(where, what or "cannot be used", "put that right, then check again")
+
+
+def as_json(fault: Fault) -> dict[str, Any]:
+    """as_json - one object for one fault"""
+    level = "warning" if fault.warning else "fault"
+    return {"level": level, "where": fault.where, "what": fault.what, "remedy": fault.remedy}
+
+
+def read_host(directory: str) -> Host:
+    """read_host - main.cf, proxymap.cf and master.cf; ConfigError for what the daemon would die of"""
+    complaints: dict[str, None] = {}
+
+    def warn(text: str) -> None:
+        complaints[text] = None
+
+    settings, main_cf = load(directory, warn=warn)
+    entries = read_entries(directory, warn)
+    services = {name: _service(directory, name, entry_of(entries, name), warn) for name in SERVICES}
+    return Host(settings, main_cf, entries, services, main_cf.get("daemon_directory"), tuple(complaints))
+
+
+def _service(directory: str, name: str, entry: Entry | None, warn: Callable[[str], None]) -> Service:
+    settings, main_cf = load(directory, entry.overrides if entry else (), name, warn=warn)
+    approved = approve(settings, main_cf, name == "proxywrite", warn)
+    tables = sorted(table.decode("utf-8", "surrogateescape") for table in approved)
+    return Service(name, entry, settings, main_cf, tuple(tables))
+
+
+# Files
+
+
+def _complaints(host: Host) -> Iterator[Fault]:
+    """What readers warned of: double entries, blanks, braces that do not fit."""
+    for complaint in host.complaints:
+        where, _, what = complaint.partition(": ")
+        yield Fault(where, what or complaint, "Postfix reads on, perhaps not as meant", warning=True)
+
+
+def _who_checks(host: Host) -> Iterator[Fault]:
+    account_of(host.settings.mail_owner)
+    if os.geteuid() != 0:
+        what = f"tables and folders were tried as this user, not as {host.settings.mail_owner}"
+        yield Fault("proxymapctl", what, "run this as root", warning=True)
+
+
+def _folders(host: Host) -> Iterator[Fault]:
+    """The sockets' folder, for clients that are chrooted or not."""
+    queue, owner = host.settings.queue_directory, host.settings.mail_owner
+    private = os.path.join(queue, "private")
+    if not os.path.isdir(queue):
+        yield Fault(
+            host.main_cf.where("queue_directory"), f"no folder {queue}", "create it, or correct the name"
+        )
+    elif not os.path.isdir(private):
+        yield Fault(private, "no such folder", 'run "postfix check", which makes it')
+    elif closed := as_user(owner, lambda: first_closed(private, os.R_OK | os.X_OK)):
+        yield Fault(
+            closed, f"{owner} may not enter it, so no client reaches {private}", "correct owner and mode"
+        )
+
+
+# master.cf
+
+
+def _entries(host: Host) -> Iterator[Fault]:
+    """Missing and double entries."""
+    seen: dict[str, Entry] = {}
+    for entry in host.entries:
+        if entry.name in seen:
+            what = (
+                f"second entry for {entry.name}, the first is on {seen[entry.name].where}; the last one wins"
+            )
+            yield Fault(entry.where, what, "remove all but one")
+        seen[entry.name] = entry
+    for name in SERVICES:
+        if f"{name}/unix" not in seen:
+            path = path_of(host.settings.config_directory)
+            yield Fault(path, f"no entry {name}/unix", 'run "postfix upgrade-configuration"')
+
+
+def _columns(host: Host) -> Iterator[Fault]:
+    """Process limit and chroot."""
+    for entry in _served(host):
+        if entry.service == "proxywrite" and entry.process_limit != "1":
+            what = f"process limit {entry.process_limit}: several writers at a time damage tables"
+            yield Fault(entry.where, what, "postconf -F proxywrite/unix/process_limit=1")
+        if entry.chroot == "y":
+            what = f"{entry.service} is chrooted, and opens only tables below {host.settings.queue_directory}"
+            yield Fault(entry.where, what, f"postconf -F {entry.name}/chroot=n", warning=True)
+
+
+def _commands(host: Host) -> Iterator[Fault]:
+    """What master would run, and whether it may."""
+    for entry in _served(host):
+        yield from traps(entry.where, entry.command)
+        program = program_of(entry.command, host.daemon_directory)
+        if not host.daemon_directory or entry.command.startswith("/"):
+            continue
+        if not os.access(program, os.X_OK):
+            what = f"{os.path.normpath(program)} is not there, or not executable"
+            yield Fault(entry.where, what, "proxymapctl disable, or install it again")
+        elif entry.command != STOCK and is_ours(program):
+            yield from faults_of_program(program, host.settings.mail_owner)
+
+
+def _served(host: Host) -> Iterator[Entry]:
+    for service in host.services.values():
+        if service.entry is not None:
+            yield service.entry
+
+
+# Who names proxy: tables
+
+
+def uses(host: Host) -> Iterator[Use]:
+    """uses - every proxy: table that main.cf or a -o of master.cf names, but for the two lists, and where"""
+    yield from _uses_in(host.main_cf, _names_of_uses(host.main_cf))
+    for entry in host.entries:
+        names = [override.partition("=")[0].strip() for override in entry.overrides]
+        if names:
+            directory = host.settings.config_directory
+            main_cf = MainCf(directory, entry.overrides, {"service_name": entry.service})
+            for use in _uses_in(main_cf, names):
+                yield use._replace(where=f"{entry.where}, -o {use.parameter}")
+
+
+def _names_of_uses(main_cf: MainCf) -> list[str]:
+    """Parameters to look at. What others refer to is seen there; by itself it may be a part of a name."""
+    names = dict.fromkeys([*main_cf.raw, "local_recipient_maps"])  # its default has a proxy: in it
+    text = " ".join(value for name, value in main_cf.raw.items() if name not in LISTS.values())
+    referred = set(re.findall(r"\$[{(]?(\w+)", text))
+    return [name for name in names if name not in LISTS.values() and name not in referred]
+
+
+def _uses_in(main_cf: MainCf, names: list[str]) -> Iterator[Use]:
+    for name in names:
+        for table in sorted(approved_tables(main_cf.get(name), name, False, lambda text: None)):
+            yield Use(main_cf.where(name), name, table.decode("utf-8", "surrogateescape"))
+
+
+def _approval(host: Host) -> Iterator[Fault]:
+    """proxy: tables that the service would refuse."""
+    for use in uses(host):
+        service = host.services["proxywrite" if use.parameter in WRITTEN else "proxymap"]
+        if use.table not in service.tables and use.parameter not in SENSITIVE:
+            parameter = LISTS[service.name]
+            what = f"{use.parameter} has proxy:{use.table}, which {parameter} does not approve"
+            yield Fault(use.where, what, f"add proxy:{use.table} to {parameter} in main.cf")
+
+
+def _sensitive(host: Host) -> Iterator[Fault]:
+    """Parameters whose tables must not be proxied."""
+    for name, daemon in (SENSITIVE | SHARED).items():
+        for table in sorted(approved_tables(host.main_cf.get(name), name, False, lambda text: None)):
+            shown = table.decode("utf-8", "surrogateescape")
+            where, what = host.main_cf.where(name), f"{name}: {daemon} ignores the proxy: before {shown}"
+            if name in SENSITIVE:
+                yield Fault(where, f"{what}; such a table must not be proxied", 'take "proxy:" away')
+            else:
+                what = f"{what} and opens the table itself; smtpd(8) does ask proxymap"
+                yield Fault(where, what, f"see that {daemon} can open it", warning=True)
+
+
+# Tables
+
+
+def _tables(host: Host) -> Iterator[Fault]:
+    """Does each approved table open?"""
+    places = {part: f"{use.where}, {use.parameter}" for use in uses(host) for part in _parts(use.table)}
+    for service in host.services.values():
+        default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
+        tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
+        served = [table for table in tables if table.partition(":")[0] in TABLE_TYPES]
+        load_types(served)  # mail_owner may not be allowed to
+        reasons = as_user(host.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
+        for table in tables:
+            where = places.get(table, default)
+            if table not in served:
+                yield _of_type(where, table)
+            elif reason := reasons[table]:
+                yield _unopened(where, table, host.settings, *reason)
+            else:
+                yield from _old(where, table, host.settings.queue_directory)
+
+
+def _written(host: Host) -> Iterator[Fault]:
+    """Tables for updates that are not where Postfix keeps what it writes."""
+    service = host.services["proxywrite"]
+    data = os.path.realpath(service.main_cf.get("data_directory"))
+    where = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
+    for table in service.tables:
+        known = TABLE_TYPES.get(table.partition(":")[0])
+        if known is None or not known.writable or not known.suffix:
+            continue
+        file = os.path.realpath(os.path.join(service.settings.queue_directory, _file_of(table)))
+        if os.path.commonpath([data, file]) != data:
+            what = f"{table}: {file} is written to, but is not in data_directory ({data})"
+            yield Fault(where, what, f"keep it in {data}", warning=True)
+
+
+def _parts(table: str) -> list[str]:
+    """The tables that a composite is made of, or the table itself."""
+    maptype, _, name = table.partition(":")
+    if maptype in COMPOSITE:
+        with contextlib.suppress(ValueError):
+            members = [os.fsdecode(member) for member in split_braced(os.fsencode(name))]
+            if members and all(":" in member for member in members):
+                return [part for member in members for part in _parts(_without_proxy(member))]
+    return [table]
+
+
+def _without_proxy(table: str) -> str:
+    while table.startswith("proxy:"):
+        table = table.removeprefix("proxy:")
+    return table
+
+
+def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | None] | None]:
+    """As mail_owner: why each table does not open, and the path that is closed to it; None: it opens."""
+    with contextlib.suppress(OSError):  # told by _folders
+        os.chdir(service.settings.queue_directory)
+    found: dict[str, tuple[str, str | None] | None] = {}
+    for table in tables:
+        reason = _reason(service, table)
+        found[table] = None if reason is None else (reason, first_closed(_file_of(table)))
+    return found
+
+
+def _reason(service: Service, table: str) -> str | None:
+    """Why it does not open. Looking must not create or mend a table, so none is opened for updates."""
+    writes = service.name == "proxywrite"
+    if writes and TABLE_TYPES[table.partition(":")[0]].writable:
+        path = os.path.realpath(_file_of(table))
+        try:
+            if fault := folder_fault(path):
+                return f"{fault}, and updates are refused"
+        except OSError as error:
+            return f"open database {path}: {error.strerror}"
+        if not os.path.lexists(path):
+            return None  # it is created when it is needed
+        if not os.access(path, os.R_OK | os.W_OK):
+            return f"open database {path}: Permission denied"
+        writes = False
+    reason = open_table(table.encode("utf-8", "surrogateescape"), writes=writes).reason
+    return None if reason is None else reason.decode("utf-8", "surrogateescape")
+
+
+def _file_of(table: str) -> str:
+    maptype, _, name = table.partition(":")
+    return name + os.fsdecode(TABLE_TYPES[maptype].suffix or b"") if maptype in TABLE_TYPES else name
+
+
+def _of_type(where: str, table: str) -> Fault:
+    maptype = table.partition(":")[0]
+    if maptype in GONE:
+        return Fault(where, f"{table}: Postfix has no type {maptype} any more", f"use {GONE[maptype]}")
+    if maptype in POSTFIX_TYPES:
+        what = f"{table}: type {maptype} is not served yet: the clients will get RETRY, and mail is deferred"
+        return Fault(where, what, 'take "proxy:" away, use cdb or lmdb, or keep Postfix\'s own server')
+    return Fault(
+        where, f"{table}: unknown table type {maptype}", f"use one of {' '.join(sorted(TABLE_TYPES))}"
+    )
+
+
+def _unopened(where: str, table: str, settings: Settings, reason: str, closed: str | None) -> Fault:
+    """The cause behind a reason, as far as files tell."""
+    maptype = table.partition(":")[0]
+    name = os.path.join(settings.queue_directory, table.partition(":")[2])
+    file = os.path.join(settings.queue_directory, _file_of(table))
+    if "O_RDONLY" in reason:
+        return Fault(where, f"{table}: type {maptype} cannot be updated", "use lmdb in proxy_write_maps")
+    if reason.endswith("updates are refused"):
+        return Fault(where, f"{table}: {reason}", "keep it in data_directory")
+    if maptype in INDEXED and not os.path.lexists(file):
+        if os.path.exists(name):
+            return Fault(where, f"{table}: {file} was never built from {name}", f"postmap {table}")
+        return Fault(where, f"{table}: there is no {file}, nor {name} to build it from", "correct the name")
+    if closed is not None and reason.endswith(os.strerror(errno.EACCES)):
+        what = (
+            f"{table}: {settings.mail_owner} may not {'enter' if os.path.isdir(closed) else 'read'} {closed}"
+        )
+        return Fault(where, what, f"chmod o+{'x' if os.path.isdir(closed) else 'r'} {closed}")
+    if "pip install" in reason:
+        return Fault(where, f"{table}: {reason}", "install it")
+    return Fault(where, f"{table}: {reason}", f"postmap {table}" if maptype in INDEXED else "correct it")
+
+
+def _old(where: str, table: str, queue_directory: str) -> Iterator[Fault]:
+    """Was the source changed after the table was built?"""
+    source = os.path.join(queue_directory, table.partition(":")[2])
+    built = os.path.join(queue_directory, _file_of(table))
+    try:
+        older = source != built and os.stat(built).st_mtime < os.stat(source).st_mtime
+    except OSError:
+        return
+    if older:
+        yield Fault(where, f"{table}: {built} is older than {source}", f"postmap {table}", warning=True)
+
+
+CHECKS: list[Callable[[Host], Iterator[Fault]]] = [
+    _complaints,
+    _who_checks,
+    _folders,
+    _entries,
+    _columns,
+    _commands,
+    _approval,
+    _sensitive,
+    _tables,
+    _written,
+]

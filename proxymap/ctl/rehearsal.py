@@ -1,0 +1,99 @@
+"""rehearsal - start the daemon once as master(8) would, but on a socket of ours
+
+A daemon that does not start makes master hold the service back for
+service_throttle_time, a minute in which no mail passes, and putting master.cf
+back does not end it. So that is found out before.
+
+Source: master.md 1.1 to 1.4: arguments, environment and descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+
+from proxymap.config.settings import Settings
+from proxymap.ctl.mastercf import STOCK, Entry
+from proxymap.ctl.safety import Fault
+
+GREETING = b"protocol\0proxymap_protocol\0\0"
+START_LIMIT = 15.0  # seconds until it greets
+SILENT_LIMIT = 2.0  # seconds that it has to live, where servers do not greet (before Postfix 3.6)
+STATUS_FD, LISTEN_FD = 5, 6  # where master's children have them
+FIRST_FREE = 10  # of our own descriptors: clear of the two
+
+
+def rehearse(program: str, entry: Entry, settings: Settings) -> Iterator[Fault]:
+    """rehearse - why `program` does not start as the service of `entry`; nothing if it does"""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+        path = os.path.join(folder, "s")
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+            listener.bind(path)
+            listener.listen()
+            listener.setblocking(False)
+            try:
+                child = stack.enter_context(_child(program, entry, settings, listener, log.fileno()))
+            except OSError as trouble:
+                yield Fault(program, f"cannot be started: {trouble.strerror}", "install proxymap again")
+                return
+            works = _greets(path, child, settings.greets)
+        if not works:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["no word of why"]
+            what = f"does not work as {entry.service}: {lines[-1]}"
+            yield Fault(program, what, "put that right; master.cf was not changed")
+
+
+@contextlib.contextmanager
+def _child(
+    program: str, entry: Entry, settings: Settings, listener: socket.socket, log: int
+) -> Iterator[int]:
+    """The daemon as a child of ours, for a while."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.ExitStack() as stack:
+        high = [fcntl.fcntl(s.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for s in (theirs, listener)]
+        for fd in high:
+            stack.callback(os.close, fd)
+        actions = [
+            (os.POSIX_SPAWN_DUP2, log, 2),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, high[0], STATUS_FD),
+            (os.POSIX_SPAWN_DUP2, high[1], LISTEN_FD),
+        ]
+        environment = {"MAIL_CONFIG": settings.config_directory, "LANG": "C", "GENERATION": "0"}
+        child = os.posix_spawn(program, _arguments(program, entry), environment, file_actions=actions)
+        try:
+            yield child
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _arguments(program: str, entry: Entry) -> list[str]:
+    """As master builds them, and -V: what goes to the mail log is shown to us too."""
+    name = [] if entry.service == STOCK else ["-n", entry.service]
+    chroot = ["-c"] if entry.chroot == "y" else []
+    return [program, *name, "-t", "unix", "-u", *chroot, "-V", *entry.arguments]
+
+
+def _greets(path: str, child: int, greets: bool) -> bool:
+    """Does the child take a connection, and say what a server says first?"""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        ended = os.pidfd_open(child)
+        try:
+            limit = START_LIMIT if greets else SILENT_LIMIT
+            ready, _, _ = select.select([connection.fileno(), ended], [], [], limit)
+        finally:
+            os.close(ended)
+        if not greets:
+            return not ready
+        connection.setblocking(False)
+        return connection.fileno() in ready and connection.recv(len(GREETING)) == GREETING

@@ -1,0 +1,248 @@
+"""_cache - bounded hash cache of lookup results
+
+Stands in front of any table: (owner, key) -> value or "no key". The owner is
+a number for one open table and its try bits; the key is folded already. An
+entry counts for one generation of its table, so a hit is never stale.
+
+Bounded in bytes, slots included. Eviction is SIEVE: entries stand in order of
+insertion; a hit marks its entry and moves nothing; the hand walks from the
+oldest to the newest, spares what is marked (once) and evicts the first that is
+not. Absent keys have a quarter of the room for themselves. The hash is seeded:
+keys come from strangers.
+
+One thread, the loop's. A hit allocates nothing; the view that it gives is good
+until the next cache_store.
+
+Source: Zhang et al., SIEVE is Simpler than LRU, NSDI 2024.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+
+from proxymap.base._buf cimport view, view_of
+from proxymap.base._hash cimport K1, hash_view, mum
+from proxymap._words cimport *
+
+cdef enum:
+    BYTES_PER_SLOT = 256  # about an entry of a mail table, so that chains stay short
+    MALLOC_COST = 16      # what malloc adds to an entry
+    VALUE_SHARE = 16      # a larger part of the room than this is for no single entry
+
+
+cdef int cache_init(cache *c, size_t bytes, uint64_t seed) noexcept nogil:
+    """Room for so many bytes in all; 0, or -1 without memory."""
+    cdef uint64_t slots = 64
+    while slots * BYTES_PER_SLOT < bytes:
+        slots *= 2
+    c.slots = <entry **> calloc(slots, sizeof(entry *))
+    if c.slots == NULL:
+        return -1
+    c.mask = slots - 1
+    c.seed = seed
+    bytes -= min(bytes, slots * sizeof(entry *))
+    sieve_init(&c.absent, bytes // 4)
+    sieve_init(&c.found, bytes - bytes // 4)
+    c.hits = c.misses = c.evicted = 0
+    return 0
+
+
+cdef void sieve_init(sieve *s, size_t limit) noexcept nogil:
+    s.newest = s.oldest = s.hand = NULL
+    s.bytes = 0
+    s.limit = limit
+
+
+cdef void cache_free(cache *c) noexcept nogil:
+    cache_clear(c)
+    free(c.slots)
+    c.slots = NULL
+
+
+cdef inline uint64_t entry_hash(const cache *c, uint64_t owner, view key) noexcept nogil:
+    return hash_view(key, c.seed ^ mum(owner, K1))
+
+
+cdef inline size_t entry_cost(size_t key_len, size_t value_len) noexcept nogil:
+    return sizeof(entry) + key_len + value_len + MALLOC_COST
+
+
+cdef view entry_value(const entry *e) noexcept nogil:
+    return view_of(e.bytes + e.key_len, e.value_len)
+
+
+cdef inline sieve *sieve_of(cache *c, int status) noexcept nogil:
+    return &c.found if status == STAT_OK else &c.absent
+
+
+cdef inline entry *slot_find(const cache *c, uint64_t hash, uint64_t owner, view key) noexcept nogil:
+    cdef entry *e = c.slots[hash & c.mask]
+    while e != NULL:
+        if e.hash == hash and e.owner == owner and e.key_len == key.len:
+            if memcmp(e.bytes, key.ptr, key.len) == 0:
+                return e
+        e = e.chain
+    return NULL
+
+
+cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) noexcept nogil:
+    """The answer to key that counts for that generation, or NULL."""
+    cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
+    if e == NULL or e.generation != generation:
+        c.misses += 1
+        return NULL
+    c.hits += 1
+    e.visited = 1
+    return e
+
+
+cdef void cache_store(
+    cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value
+) noexcept nogil:
+    """Remember an answer in place of the one before. Without memory or room nothing is stored."""
+    cdef uint64_t hash = entry_hash(c, owner, key)
+    cdef size_t cost = entry_cost(key.len, value.len)
+    cdef sieve *s = sieve_of(c, status)
+    cdef entry *e = slot_find(c, hash, owner, key)
+    if e != NULL:
+        entry_drop(c, sieve_of(c, e.status), e)
+    if cost > s.limit // VALUE_SHARE:
+        return
+    while s.bytes + cost > s.limit:
+        sieve_evict(c, s)
+    e = <entry *> malloc(sizeof(entry) + key.len + value.len)
+    if e == NULL:
+        return
+    e.hash = hash
+    e.owner = owner
+    e.generation = generation
+    e.key_len = <uint32_t> key.len
+    e.value_len = <uint32_t> value.len
+    e.status = <unsigned char> status
+    e.cleared = cleared
+    e.visited = 0
+    memcpy(e.bytes, key.ptr, key.len)
+    if value.len:
+        memcpy(e.bytes + key.len, value.ptr, value.len)
+    e.chain = c.slots[hash & c.mask]
+    c.slots[hash & c.mask] = e
+    e.newer = NULL
+    e.older = s.newest
+    if s.newest != NULL:
+        s.newest.newer = e
+    else:
+        s.oldest = e
+    s.newest = e
+    s.bytes += cost
+
+
+cdef void cache_forget(cache *c, uint64_t owner, view key) noexcept nogil:
+    """Drop the answer to key, if there is one."""
+    cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
+    if e != NULL:
+        entry_drop(c, sieve_of(c, e.status), e)
+
+
+cdef void cache_clear(cache *c) noexcept nogil:
+    while c.found.oldest != NULL:
+        entry_drop(c, &c.found, c.found.oldest)
+    while c.absent.oldest != NULL:
+        entry_drop(c, &c.absent, c.absent.oldest)
+
+
+cdef void sieve_evict(cache *c, sieve *s) noexcept nogil:
+    """Evict one entry. There is one."""
+    cdef entry *e = s.hand if s.hand != NULL else s.oldest
+    while e.visited:
+        e.visited = 0
+        e = e.newer if e.newer != NULL else s.oldest
+    s.hand = e
+    entry_drop(c, s, e)
+    c.evicted += 1
+
+
+cdef void entry_drop(cache *c, sieve *s, entry *e) noexcept nogil:
+    cdef entry **link = &c.slots[e.hash & c.mask]
+    while link[0] != e:
+        link = &link[0].chain
+    link[0] = e.chain
+    if s.hand == e:
+        s.hand = e.newer
+    if e.newer != NULL:
+        e.newer.older = e.older
+    else:
+        s.newest = e.older
+    if e.older != NULL:
+        e.older.newer = e.newer
+    else:
+        s.oldest = e.newer
+    s.bytes -= entry_cost(e.key_len, e.value_len)
+    free(e)
+
+
+cdef class Cache:
+    """A cache of its own, for tests and benchmarks."""
+
+    cdef cache c
+
+    def __cinit__(self, size_t size, uint64_t seed=0):
+        if cache_init(&self.c, size, seed) < 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.c.slots != NULL:
+            cache_free(&self.c)
+
+    def find(self, uint64_t owner, uint64_t generation, bytes key not None):
+        """(status, cleared, value) or None."""
+        cdef entry *e = cache_find(&self.c, owner, generation, view_of(key, len(key)))
+        if e == NULL:
+            return None
+        return e.status, e.cleared, (<const char *> e.bytes)[e.key_len:e.key_len + e.value_len]
+
+    def store(
+        self, uint64_t owner, uint64_t generation, bytes key not None, int status, bytes value=b"",
+        int cleared=0
+    ):
+        cdef view text = view_of(value, len(value))
+        cache_store(&self.c, owner, generation, view_of(key, len(key)), status, cleared, text)
+
+    @property
+    def counters(self):
+        return {"hits": self.c.hits, "misses": self.c.misses, "evicted": self.c.evicted,
+                "bytes": self.c.found.bytes + self.c.absent.bytes + (self.c.mask + 1) * sizeof(entry *),
+                "found_bytes": self.c.found.bytes, "absent_bytes": self.c.absent.bytes}
+
+    def find_loop(self, list keys not None, long rounds) -> int:
+        """Look all keys up again and again, for benchmarks; returns how often one was there."""
+        cdef view *wanted = views_of(keys)
+        cdef size_t i, n = len(keys)
+        cdef long _, there = 0
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    there += cache_find(&self.c, 1, 1, wanted[i]) != NULL
+        free(wanted)
+        return there
+
+    def store_loop(self, list keys not None, bytes value not None, long rounds):
+        """Store all keys with that value again and again, for benchmarks."""
+        cdef view *wanted = views_of(keys)
+        cdef view text = view_of(value, len(value))
+        cdef size_t i, n = len(keys)
+        cdef long _
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    cache_store(&self.c, 1, 1, wanted[i], STAT_OK, 0, text)
+        free(wanted)
+
+
+cdef view *views_of(list keys) except NULL:
+    """They borrow: good while keys is held."""
+    cdef view *views = <view *> calloc(len(keys) + 1, sizeof(view))
+    if views == NULL:
+        raise MemoryError
+    for i, key in enumerate(keys):
+        views[i] = view_of(<bytes> key, len(<bytes> key))
+    return views

@@ -1,0 +1,63 @@
+# _catalog - (type:name, instance flags) -> open table (see _catalog.pyx)
+
+from libc.stdint cimport uint64_t
+
+from proxymap.base._buf cimport buf, view
+from proxymap.tables._table cimport table
+
+cdef struct instance:
+    # A table as one kind of client sees it: same name, same dialect, same instance flags.
+    instance *chain     # next in the same slot
+    uint64_t hash
+    buf name            # type:name
+    int dialect
+    int inst_flags
+    int given_flags     # all flags of the request that named it first: it is opened with these
+    int open_flags      # the flags of the freshly opened table
+    int flags           # the dictionary's flag word as the latest request left it (3.6)
+    table *t            # NULL until it was opened once
+    uint64_t id         # another one for each table that t has been
+    uint64_t cache_id   # the same for the cache, and another one after each flush
+    bint refused        # the name is not approved any more
+    uint64_t lookups    # asked of it, and the answers that came from the cache
+    uint64_t hits
+    uint64_t errors     # answers of RETRY and CONFIG
+    uint64_t opened_ms  # when t came
+    bint opening        # a worker is at it, and requests wait
+    bint renewing       # a worker is at it, and requests are answered by the old table
+    bint again          # something happened to the files meanwhile
+    bint complained     # the log knows that a request of it cannot be done
+    uint64_t retry_ms   # when opening again may be tried
+    uint64_t looked     # the turn in which a polled table was looked at
+    unsigned long used  # when it was last asked for, in requests
+    void *waiters       # connections that wait until it is open
+    unsigned int jobs   # requests that workers have; their replies need it
+
+
+cdef struct approved:
+    approved *chain
+    uint64_t hash
+    buf name
+
+
+cdef struct catalog:
+    instance *slots[1024]
+    approved *approved[1024]
+    unsigned int count
+    uint64_t seed
+    uint64_t last_id
+    uint64_t forgotten   # instances that made room so far
+    unsigned long clock  # requests so far
+    instance *latest     # that was found
+
+
+cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil
+cdef void catalog_free(catalog *c) noexcept nogil
+cdef int catalog_approve(catalog *c, view name) noexcept nogil
+cdef void catalog_approve_none(catalog *c) noexcept nogil
+cdef void catalog_recheck(catalog *c) noexcept nogil
+cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil
+cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil
+cdef instance *catalog_add(
+    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired) noexcept nogil
+cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil

@@ -1,0 +1,210 @@
+"""_catalog - (type:name, instance flags) -> open table, and the names that are approved
+
+An instance is a table as one kind of client sees it; several instances may
+share one open table, since flags are no part of a table. Which instances there
+are is up to the clients, so their number is bounded: the one longest unused
+makes room. Each instance holds one reference to its table; a table that it
+gives up is handed to the caller, who has it closed where the GIL is.
+
+One thread, the loop's. Source: tables.md 2.2 to 2.5 (sharing, flags).
+"""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_of
+from proxymap.base._hash cimport hash_view
+from proxymap.tables._table cimport CHANGED_SPOILED, table, table_flags
+from proxymap._words cimport *
+
+cdef enum:
+    SLOTS = 1024
+    INSTANCES_MAX = 4096  # a few flag words for each of some hundred approved tables
+
+
+cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil:
+    memset(c, 0, sizeof(catalog))
+    c.seed = seed
+
+
+cdef void catalog_free(catalog *c) noexcept nogil:
+    """Free the catalog; the tables were given up before."""
+    cdef instance *i
+    cdef int slot
+    for slot in range(SLOTS):
+        while c.slots[slot] != NULL:
+            i = c.slots[slot]
+            c.slots[slot] = i.chain
+            buf_free(&i.name)
+            free(i)
+    catalog_approve_none(c)
+
+
+cdef void catalog_approve_none(catalog *c) noexcept nogil:
+    cdef approved *a
+    cdef int slot
+    for slot in range(SLOTS):
+        while c.approved[slot] != NULL:
+            a = c.approved[slot]
+            c.approved[slot] = a.chain
+            buf_free(&a.name)
+            free(a)
+
+
+cdef int catalog_approve(catalog *c, view name) noexcept nogil:
+    """Approve type:name; 0, or -1 without memory."""
+    cdef approved *a
+    if catalog_is_approved(c, name):
+        return 0
+    a = <approved *> calloc(1, sizeof(approved))
+    if a == NULL:
+        return -1
+    if buf_append_view(&a.name, name) < 0:
+        free(a)
+        return -1
+    a.hash = hash_view(name, c.seed)
+    a.chain = c.approved[a.hash % SLOTS]
+    c.approved[a.hash % SLOTS] = a
+    return 0
+
+
+cdef void catalog_recheck(catalog *c) noexcept nogil:
+    """After new approvals: which instances may be served?"""
+    cdef instance *i
+    cdef int slot
+    for slot in range(SLOTS):
+        i = c.slots[slot]
+        while i != NULL:
+            i.refused = not catalog_is_approved(c, buf_view(&i.name))
+            i = i.chain
+
+
+cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil:
+    cdef uint64_t hash = hash_view(name, c.seed)
+    cdef approved *a = c.approved[hash % SLOTS]
+    while a != NULL and not (a.hash == hash and view_equal(buf_view(&a.name), name)):
+        a = a.chain
+    return a != NULL
+
+
+cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil:
+    """The instance, or NULL if no request has named it yet."""
+    cdef instance *i = c.latest
+    cdef uint64_t hash
+    if i == NULL or not is_called(i, name, dialect, inst_flags):
+        hash = hash_view(name, c.seed)
+        i = c.slots[hash % SLOTS]
+        while i != NULL and not (i.hash == hash and is_called(i, name, dialect, inst_flags)):
+            i = i.chain
+        if i == NULL:
+            return NULL
+        c.latest = i
+    c.clock += 1
+    i.used = c.clock
+    return i
+
+
+cdef inline bint is_called(const instance *i, view name, int dialect, int inst_flags) noexcept nogil:
+    return i.inst_flags == inst_flags and i.dialect == dialect and view_equal(buf_view(&i.name), name)
+
+
+cdef table *make_room(catalog *c) noexcept nogil:
+    """Forget the instance longest unused; returns its table."""
+    cdef instance *oldest = NULL
+    cdef instance *i
+    cdef instance **link
+    cdef table *t
+    cdef int slot
+    for slot in range(SLOTS):
+        i = c.slots[slot]
+        while i != NULL:
+            if not i.opening and not i.renewing and i.waiters == NULL and not i.jobs:
+                if oldest == NULL or i.used < oldest.used:
+                    oldest = i
+            i = i.chain
+    if oldest == NULL:
+        return NULL
+    link = &c.slots[oldest.hash % SLOTS]
+    while link[0] != oldest:
+        link = &link[0].chain
+    link[0] = oldest.chain
+    c.count -= 1
+    c.forgotten += 1
+    c.latest = NULL
+    t = oldest.t
+    buf_free(&oldest.name)
+    free(oldest)
+    return t
+
+
+cdef instance *catalog_add(
+    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired
+) noexcept nogil:
+    """A new instance, not open yet, or NULL without memory. retired: a table that made room, or NULL."""
+    cdef instance *i
+    retired[0] = NULL
+    if c.count >= INSTANCES_MAX:
+        retired[0] = make_room(c)
+    i = <instance *> calloc(1, sizeof(instance))
+    if i == NULL:
+        return NULL
+    if buf_append_view(&i.name, name) < 0:
+        free(i)
+        return NULL
+    i.dialect = dialect
+    i.inst_flags = inst_flags
+    i.given_flags = flags
+    i.hash = hash_view(name, c.seed)
+    i.chain = c.slots[i.hash % SLOTS]
+    c.slots[i.hash % SLOTS] = i
+    c.clock += 1
+    i.used = c.clock
+    c.count += 1
+    return i
+
+
+cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil:
+    """Let t be the instance's table; returns the one that it replaces, or NULL.
+
+    A table that cannot be opened any more does not replace one that still can
+    be trusted: then t itself is returned.
+    """
+    cdef table *old = i.t
+    i.opening = i.renewing = False
+    if t.reason != NULL and old != NULL and old.reason == NULL:
+        if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
+            return t
+    i.t = t
+    i.open_flags = table_flags(t, i.given_flags, utf8_layer)
+    if t.reason != NULL and i.dialect == DIALECT_3_11:
+        i.open_flags |= DICT_FLAG_SURROGATE
+    if old == NULL or old.reason != NULL:
+        i.flags = i.open_flags
+    c.last_id += 1
+    i.id = i.cache_id = c.last_id
+    return old
+
+
+def approval_loop(list approved not None, list asked not None, long rounds) -> int:
+    """Ask again and again whether names are approved, for benchmarks; returns how often one was."""
+    cdef catalog c
+    cdef size_t i, n = len(asked)
+    cdef long _, found = 0
+    cdef view *names = <view *> calloc(n + 1, sizeof(view))
+    if names == NULL:
+        raise MemoryError
+    catalog_init(&c, 1)
+    try:
+        for name in approved:
+            if catalog_approve(&c, view_of(<bytes> name, len(<bytes> name))) < 0:
+                raise MemoryError
+        for i in range(n):
+            names[i] = view_of(<bytes> asked[i], len(<bytes> asked[i]))
+        with nogil:
+            for _ in range(rounds):
+                for i in range(n):
+                    found += catalog_is_approved(&c, names[i])
+        return found
+    finally:
+        catalog_free(&c)
+        free(names)

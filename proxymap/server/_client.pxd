@@ -1,0 +1,80 @@
+# _client - one connection: bytes in, requests in order, bytes out, deadlines (see _client.pyx)
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from proxymap.base._buf cimport buf
+from proxymap._codec cimport scan
+from proxymap.server._jobs cimport job
+from proxymap.server._service cimport service, session
+
+cdef enum:  # what an epoll event is about; the first field of whatever its data points to
+    SOURCE_LISTENER = 1
+    SOURCE_ANSWERS = 2   # the eventfd of the workers' answers
+    SOURCE_WAKE = 3      # a signal, or the shell wants the loop to return
+    SOURCE_TIMER = 4
+    SOURCE_CLIENT = 5
+    SOURCE_IDLE = 6      # the timer of max_idle
+    SOURCE_STATUS = 7    # the status channel to master
+    SOURCE_WATCH = 8     # inotify: something happened to watched files
+
+
+cdef struct source:
+    int kind
+    int fd
+
+
+cdef struct client:
+    source source
+    uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
+    bint parked          # waits for a table or a worker: not read meanwhile
+    bint quiet           # while draining: has sent nothing since the latest look
+    bint read            # the list at the start of what has come was read: the session has the request,
+    size_t list_len      # and so many bytes it has
+    bint more            # there are probably more bytes, or their end
+    bint discarding      # it has been told BAD; what it still sends is thrown away
+    scan seen            # how far the list at the start of `input` was looked at
+    buf input            # what is not served yet; empty between requests
+    buf output           # what the socket did not take
+    session session
+    client *waiter       # next one that waits for the same table
+    client *previous     # all clients
+    client *next
+    client *timed_prev   # those that have a deadline
+    client *timed_next
+    bint timed
+    uint64_t deadline_ms
+
+
+cdef struct clients:
+    # The connections of one loop, and what they share.
+    service *service
+    int epoll
+    int timer                # timerfd; ticks each second while anyone has a deadline
+    client *first
+    client *first_timed
+    client *dead             # closed in this turn; freed at its end
+    size_t count
+    uint64_t closed          # connections that have ended
+    size_t let_go            # how many were, while draining
+    size_t buffered          # bytes that all inputs and outputs together have allocated
+    size_t request_size_limit
+    size_t buffer_size_limit
+    uint64_t ipc_timeout_ms
+    bint closing             # draining: who got a reply is let go while it is still unread
+    bint greeting            # does the server speak first? (not for Postfix up to 3.5)
+    char *received           # scratches for all reads; a client keeps only what is not served
+    buf replies              # one scratch for all replies
+
+
+cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil
+cdef void clients_free(clients *all) noexcept nogil
+cdef int client_new(clients *all, int fd) noexcept nogil
+cdef void client_noticed(client *c, uint32_t events) noexcept nogil
+cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil
+cdef void client_answered(clients *all, job *j) noexcept nogil
+cdef void clients_opened(clients *all, job *j) noexcept nogil
+cdef void clients_tick(clients *all) noexcept nogil
+cdef void clients_sweep(clients *all) noexcept nogil
+cdef size_t clients_waiting(const clients *all) noexcept nogil
+cdef void clients_let_go_quiet(clients *all) noexcept nogil
+cdef void clients_hang_up(clients *all) noexcept nogil

@@ -1,0 +1,110 @@
+# _jobs - queues between the loop and the threads that may run Python (see _jobs.pyx)
+
+from libc.stdint cimport uint64_t
+
+from proxymap.base._buf cimport buf, view
+from proxymap.tables._table cimport table
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef extern from "<semaphore.h>" nogil:
+    ctypedef struct sem_t:
+        pass
+
+cpdef enum:  # what a job asks for
+    JOB_OPEN = 1     # open the table called name with flags -> table
+    JOB_CLOSE = 2    # let go of table; no answer
+    JOB_LOG = 3      # log the text in name at level status; no answer
+    JOB_LOOKUP = 4   # ask a table that takes long: key -> status, flags, value
+    JOB_SEQUENCE = 5  # the same: cursor, first -> status, key, value
+    JOB_UPDATE = 6   # key, value -> status, flags
+    JOB_DELETE = 7   # key -> status, flags
+
+
+cdef struct loan:
+    # A connection that a worker has together with a change, see _lent.
+    int fd              # -1: none
+    void *request       # struct request: what the change asks for, which gives the reply its shape
+    bint utf8           # is the table asked for UTF-8 only?
+    uint64_t until_ms   # when the loop wants it back
+    unsigned int taken  # how many requests the worker has taken from it since
+    int asked_flags     # dictionary flags of the latest, as asked
+    size_t sent         # bytes of the latest reply that were sent,
+    bint replied        # which was all of it
+    buf rest            # what was received besides
+    buf folded          # scratch
+
+
+cdef struct job:
+    int kind       # JOB_*
+    int flags      # dictionary flags
+    int status     # answer: STAT_*; of a log line: LEVEL_*
+    uint64_t cursor    # of a sequence: the number of who walks
+    bint first         # of a sequence
+    bint settle        # of an open: the file was being written to; wait until it is quiet
+    uint64_t since_ms  # when it was put into a queue
+    void *asker    # whom the answer is for; the loop's own business
+    table *t
+    loan lent      # of a change: what else the worker has
+    buf name       # owned copies
+    buf key
+    buf value
+    job *next
+
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    typedef volatile size_t proxymap_volatile_size;
+    """
+    ctypedef size_t volatile_size "proxymap_volatile_size"
+
+
+cdef struct queue:
+    pthread_mutex_t lock
+    sem_t more       # of those that wait for a job
+    job *first
+    job **last
+    volatile_size held
+    size_t limit     # more are refused; 0: no limit
+    uint64_t lost    # how many were
+    int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
+    bint closed
+    bint eager       # its taker looks for the next job before it goes to sleep,
+    int luck         # if that paid off lately
+    unsigned int looks
+
+
+cdef enum:
+    EAGER_NS = 100000  # who was answered comes again within that time, or after a while
+
+
+cpdef enum:  # log levels, as syslog has them
+    LEVEL_FATAL = 2
+    LEVEL_ERROR = 3
+    LEVEL_WARNING = 4
+    LEVEL_INFO = 6
+
+
+cdef class Queue:
+    cdef queue q
+    cdef readonly int eventfd
+
+
+cdef class Job:
+    cdef job *j
+
+
+cdef job *job_new(int kind) noexcept nogil
+cdef void job_free(job *j) noexcept nogil
+cdef int queue_put(queue *q, job *j) noexcept nogil
+cdef bint is_time_to_look(queue *q) noexcept nogil
+cdef void has_looked(queue *q, bint found) noexcept nogil
+cdef void queue_wake(queue *q) noexcept nogil
+cdef job *queue_take(queue *q, double wait) noexcept nogil
+cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

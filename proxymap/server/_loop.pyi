@@ -1,0 +1,51 @@
+from collections.abc import Iterable
+from typing import Any
+
+from proxymap.base._watch import Watch
+from proxymap.server._jobs import Queue
+from proxymap.tables._table import Table
+
+END_WOKEN: int
+END_MASTER: int
+END_IDLE: int
+END_USED: int
+
+class Loop:
+    def __init__(
+        self,
+        listeners: list[int],
+        todo: Queue,
+        asks: Queue,
+        done: Queue,
+        log: Queue,
+        watching: Watch,
+        wake_fd: int,
+        *,
+        config: Table | None = None,
+        writes: bool = False,
+        status_fd: int = -1,
+        generation: int = 0,
+        max_use: int = 0,
+        max_idle: int = 0,
+        **settings: Any,
+    ) -> None: ...
+    def configure(
+        self,
+        *,
+        approved: Iterable[bytes],
+        utf8_layer: bool = True,
+        greeting: bool = True,
+        cache_size: int = 0,
+        request_size_limit: int = ...,
+        buffer_size_limit: int = ...,
+        ipc_timeout: float = 3600,
+    ) -> None: ...
+    def run(self) -> int: ...
+    def add_client(self, fd: int) -> None: ...
+    @property
+    def progress(self) -> tuple[int, bool]: ...
+    def stop_accepting(self) -> None: ...
+    def drain(self, seconds: float) -> int: ...
+    def tables(self) -> list[dict[str, Any]]: ...
+    def flush(self, name: bytes | None = None, key: bytes | None = None) -> int: ...
+    def counters(self) -> dict[str, int]: ...

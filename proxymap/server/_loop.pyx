@@ -1,0 +1,582 @@
+"""_loop - epoll, accept, timers: drives clients; holds the loop's one `with nogil`
+
+`run` serves until something needs the shell: a signal, or `wake`. Between two
+returns the loop thread never takes the GIL, so no Python thread can delay a
+reply. What needs Python goes to the workers as a job; the eventfd of the
+answers wakes the loop.
+
+One turn: wait, take the events, answer, free what was closed. The wait is
+shared by all that are ready; there is no other call per request than a recv
+and a send. Before the loop sleeps it looks once more for a moment, if that has
+paid off lately (wait_eagerly): that is so with one or two busy clients.
+
+As a child of master(8) the loop also watches the status channel, whose end is
+the word to leave, tells master when it is overloaded (_status), counts
+connections for max_use, and times max_idle while there are none.
+
+Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2), multi_server(3).
+"""
+
+import os
+
+from cpython.ref cimport Py_DECREF
+from libc.errno cimport ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.unistd cimport close, read
+
+from proxymap.base._buf cimport view_of, view_str, view
+from proxymap.server._cache cimport cache, cache_clear, cache_forget, cache_free, cache_init
+from proxymap.server._catalog cimport catalog_approve, catalog_approve_none, catalog_recheck, instance
+from proxymap.server._client cimport (
+    SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
+    SOURCE_WATCH, client, client_answered, client_new, client_noticed, clients, clients_free, clients_hang_up,
+    clients_let_go_quiet, clients_waiting, clients_init, clients_opened, clients_serve, clients_sweep,
+    clients_tick, source,
+)
+from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.server._jobs cimport (
+    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
+)
+from proxymap.server._service cimport service, service_free, service_init, service_look, service_turn
+from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
+from proxymap.tables._table cimport Table
+from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct sockaddr:
+        pass
+    int accept4(int, sockaddr *, unsigned int *, int)
+    enum: SOCK_NONBLOCK, SOCK_CLOEXEC
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLL_CLOEXEC
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event *)
+    int epoll_wait(int, epoll_event *, int, int)
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    struct timespec:
+        long tv_sec
+    struct itimerspec:
+        timespec it_value
+    int timerfd_settime(int, int, const itimerspec *, itimerspec *)
+    enum: TFD_NONBLOCK, TFD_CLOEXEC
+    int timerfd_create(int, int)
+
+cdef extern from "<time.h>" nogil:
+    enum: CLOCK_MONOTONIC
+
+cdef enum:
+    EVENTS = 256       # taken in one turn
+    ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
+    QUIET_MS = 100     # a client that asks nothing for so long is idle
+    PATIENCE_MS = 800  # at the end, with those who ask without pause
+    LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
+    PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
+    EAGER_NS = 50000   # a client that was answered asks again within that time, or after a while
+    LUCK = 4           # times in vain after which waiting eagerly
+    RARELY = 64        # is tried each so many turns only
+    BUSY_EVENTS = 64   # ready in one turn: whoever comes now waits some hundred microseconds
+
+cpdef enum:  # why run returned
+    END_WOKEN = 1   # the wake descriptor is readable
+    END_MASTER = 2  # the status channel is at its end: reload, stop, or master is gone
+    END_IDLE = 3    # no client for max_idle
+    END_USED = 4    # max_use connections have ended, and none is left
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    typedef volatile uint64_t proxymap_turns;
+    """
+    ctypedef uint64_t volatile_u64 "proxymap_turns"
+
+
+cdef struct loop:
+    int epoll
+    clients all
+    service service
+    cache results
+    source *listeners
+    int listener_count
+    bint accepting        # the listeners are watched
+    uint64_t resume_ms    # when they will be again, after a pause
+    source answers
+    source wake
+    source timer
+    source changes        # inotify
+    watch *watch
+    queue *done
+    size_t answered       # jobs that were there before this turn looked for changes of files
+    int luck              # how often waiting eagerly may still be in vain
+    unsigned int looks
+    int ended             # END_*: run is to return
+    # As a child of master:
+    source status_end     # fd -1: no master
+    channel status        # what it is told
+    source idle           # timer of max_idle
+    uint64_t max_use      # 0: no limit
+    uint64_t max_idle     # seconds; 0: no limit
+    bint idling           # no client is connected, and the loop has seen to it
+    # For the watchdog, which another thread reads:
+    volatile_u64 turns
+    volatile_u64 waiting
+
+
+cdef int watch_source(loop *l, source *s, int operation) noexcept nogil:
+    """0, or -1 with errno; to watch what is watched already is no failure."""
+    cdef epoll_event e
+    e.events = EPOLLIN
+    e.data.ptr = s
+    return 0 if epoll_ctl(l.epoll, operation, s.fd, &e) == 0 or errno == EEXIST else -1
+
+
+cdef void set_accepting(loop *l, bint accepting) noexcept nogil:
+    """Watch the listeners, or do not. Where the kernel has no room for them, try again after a pause."""
+    cdef int i
+    cdef bint failed = False
+    if l.accepting != accepting:
+        for i in range(l.listener_count):
+            if watch_source(l, &l.listeners[i], EPOLL_CTL_ADD if accepting else EPOLL_CTL_DEL) < 0:
+                failed = accepting
+        l.accepting = accepting and not failed
+        l.resume_ms = now_ms() + PAUSE_MS
+
+
+cdef void accept_clients(loop *l, source *listener) noexcept nogil:
+    """Take those that wait. Out of descriptors: say so, and pause, since the listener stays readable."""
+    cdef int fd, _
+    cdef view text
+    for _ in range(ACCEPTS):
+        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            client_new(&l.all, fd)
+        elif errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+            text = view_str(b"accept connection: out of file descriptors or memory; pausing")
+            log_line(l.service.log, LEVEL_ERROR, &text, 1)
+            set_accepting(l, False)
+            return
+        elif errno != EINTR and errno != ECONNABORTED:
+            return
+
+
+cdef void take_answers(loop *l) noexcept nogil:
+    """Hand the workers' answers to those who wait for them; what has come in this turn, in the next one."""
+    cdef job *j
+    cdef size_t _
+    for _ in range(l.answered):
+        j = queue_take(l.done, 0)
+        if j == NULL:
+            return
+        if j.kind == JOB_OPEN:
+            clients_opened(&l.all, j)
+        else:
+            client_answered(&l.all, j)
+        job_free(j)
+
+
+cdef void take_tick(loop *l) noexcept nogil:
+    cdef uint64_t count
+    read(l.timer.fd, &count, sizeof(count))
+    clients_tick(&l.all)
+
+
+cdef void take_event(loop *l, source *s) noexcept nogil:
+    cdef uint64_t count
+    if s.kind == SOURCE_LISTENER:
+        accept_clients(l, s)
+    elif s.kind == SOURCE_ANSWERS:
+        read(s.fd, &count, sizeof(count))
+        take_answers(l)
+        if l.done.held:
+            queue_wake(l.done)  # what has come since: the word of it may have been read, too
+    elif s.kind == SOURCE_TIMER:
+        take_tick(l)
+    elif s.kind == SOURCE_IDLE:
+        l.ended = END_IDLE
+    elif s.kind == SOURCE_STATUS:
+        l.ended = END_MASTER
+    elif s.kind == SOURCE_WATCH:
+        pass  # taken before all others
+    else:
+        l.ended = END_WOKEN
+
+
+# The life of a child of master
+
+cdef void set_idle_timer(loop *l, uint64_t seconds) noexcept nogil:
+    cdef itimerspec when
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long> seconds
+    timerfd_settime(l.idle.fd, 0, &when, NULL)
+
+
+cdef void watch_use(loop *l) noexcept nogil:
+    """max_idle counts while no client is connected; max_use is obeyed when none is."""
+    if l.all.count and l.idling:
+        l.idling = False
+        set_idle_timer(l, 0)
+    elif l.all.count == 0 and not l.idling:
+        l.idling = True
+        if l.max_use and l.all.closed >= l.max_use:
+            l.ended = END_USED
+        else:
+            set_idle_timer(l, l.max_idle)
+
+
+cdef void give_up_tables(loop *l):
+    """Drop the references that the catalog holds. With the GIL, at the end of the loop's life."""
+    cdef instance *i
+    cdef size_t slot
+    for slot in range(sizeof(l.service.tables.slots) // sizeof(instance *)):
+        i = l.service.tables.slots[slot]
+        while i != NULL:
+            if i.t != NULL and i.t.jobs == 0:  # a worker that hangs may still use it
+                Py_DECREF(<object> i.t.owner)
+                i.t = NULL
+            i = i.chain
+
+
+cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
+    """Before all else, so that a request that came after a change gets the new content."""
+    cdef bint ready = n == EVENTS  # a full turn may have left the watch out
+    cdef bint concerned = False
+    cdef int i
+    for i in range(n):
+        ready |= events[i].data.ptr == &l.changes
+    if ready and watch_take(l.watch):
+        concerned = True
+    if watch_was_taken(l.watch):  # asked last: whoever was quicker has said so first
+        concerned = True
+    if concerned:
+        service_look(&l.service)
+
+
+cdef int wait_eagerly(loop *l, epoll_event *events) noexcept nogil:
+    """The events of the next moment, if waiting for that long found some lately; -1 with errno.
+
+    To be woken takes tens of microseconds, and as much CPU time as looking so long.
+    """
+    cdef uint64_t until
+    cdef int n
+    l.looks += 1
+    if l.luck == 0 and l.looks % RARELY:
+        return 0
+    n = epoll_wait(l.epoll, events, EVENTS, 0)
+    if n:
+        return n
+    until = now_ns() + EAGER_NS
+    while n == 0 and now_ns() < until:
+        n = epoll_wait(l.epoll, events, EVENTS, 0)
+    if n:
+        l.luck = LUCK
+    elif l.luck:
+        l.luck -= 1
+    return n
+
+
+cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
+    """One turn; 0, or -1 with errno if epoll itself fails."""
+    cdef epoll_event events[EVENTS]
+    cdef client *ready[EVENTS]
+    cdef source *s
+    cdef bint paused = not l.accepting and l.listener_count
+    cdef int i, n, count = 0
+    if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
+        timeout_ms = PAUSE_MS
+    l.waiting = 1
+    n = wait_eagerly(l, events)
+    if n == 0:
+        n = epoll_wait(l.epoll, events, EVENTS, timeout_ms)
+    l.waiting = 0
+    l.turns += 1
+    if n < 0:
+        return 0 if errno == EINTR else -1
+    service_turn(&l.service)
+    l.answered = l.done.held
+    take_changes(l, events, n)
+    for i in range(n):
+        s = <source *> events[i].data.ptr
+        if s.kind == SOURCE_CLIENT:
+            ready[count] = <client *> s
+            client_noticed(ready[count], events[i].events)
+            count += 1
+        else:
+            take_event(l, s)
+    clients_serve(&l.all, ready, count)
+    clients_sweep(&l.all)
+    if l.status.fd >= 0:
+        status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
+    if paused and now_ms() >= l.resume_ms:
+        set_accepting(l, True)
+    return 0
+
+
+cdef dict describe(instance *i, uint64_t now):
+    """An instance for the administrator; with the GIL."""
+    name = i.name.data[i.name.start:i.name.end]
+    known = {
+        "table": os.fsdecode(name), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
+        "approved": not i.refused, "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
+    }
+    if i.t == NULL:
+        return {**known, "state": "being opened"}
+    table = <Table> i.t.owner
+    return {
+        **known, "state": "open" if i.t.reason == NULL else "unavailable", "generation": i.id,
+        "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
+        "entries": table.entries, "bytes": table.size, "index_bytes": table.index_bytes,
+        "slow": i.t.lookup == NULL, "cached": i.t.cached, "trouble": table.trouble or None,
+    }
+
+
+cdef class Loop:
+    """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
+
+    todo, asks: the queues to the workers, for tables to open and for lookups; done: from
+    them; log: to the logger. watching: what they watch files with. config: stands for the
+    files of the configuration.
+    wake_fd: readable when `run` is to return. settings: see `configure`.
+    status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
+    """
+
+    cdef loop l
+    cdef Queue todo, asks, done, log
+    cdef Watch watching
+    cdef Table config
+    cdef uint64_t seed
+    cdef size_t cache_size
+
+    def __cinit__(
+        self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
+        Queue log not None, Watch watching not None, int wake_fd, *,
+        Table config=None, bint writes=False, int status_fd=-1, unsigned int generation=0,
+        uint64_t max_use=0, uint64_t max_idle=0, **settings
+    ):
+        self.seed = int.from_bytes(os.urandom(8), "little")
+        self.todo, self.asks, self.done, self.log = todo, asks, done, log
+        self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
+        self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        self.l.idle.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        if self.l.epoll < 0 or self.l.timer.fd < 0 or self.l.idle.fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        service_init(&self.l.service, self.seed)
+        self.l.service.todo = &todo.q
+        self.l.service.asks = &asks.q
+        self.l.service.log = &log.q
+        self.l.service.writes = writes
+        if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
+            raise MemoryError
+        self.configure(**settings)
+        self.l.done = &done.q
+        self.watching = watching
+        self.l.watch = &watching.w
+        self.config = config
+        if config is not None:
+            self.l.service.config = &self.config.t
+        status_init(&self.l.status, status_fd, os.getpid(), generation)
+        self.l.max_use = max_use
+        self.l.max_idle = max_idle
+        self.watch_sources(listeners, done.eventfd, wake_fd)
+
+    def configure(
+        self, *, approved, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
+        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
+    ):
+        """Obey these settings from now on; bytes and seconds. Not while `run` is under way.
+
+        approved: the names of the tables that may be served. What is open stays open.
+        """
+        catalog_approve_none(&self.l.service.tables)
+        for name in approved:
+            if catalog_approve(&self.l.service.tables, view_of(name, len(name))) < 0:
+                raise MemoryError
+        catalog_recheck(&self.l.service.tables)
+        self.l.service.utf8_layer = utf8_layer
+        self.l.all.greeting = greeting
+        self.l.all.request_size_limit = request_size_limit
+        self.l.all.buffer_size_limit = buffer_size_limit
+        self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
+        if cache_size != self.cache_size:
+            self.l.service.results = NULL
+            if self.l.results.slots != NULL:
+                cache_free(&self.l.results)
+            if cache_size:
+                if cache_init(&self.l.results, cache_size, self.seed ^ 1) < 0:
+                    raise MemoryError
+                self.l.service.results = &self.l.results
+            self.cache_size = cache_size
+
+    def watch_sources(self, list listeners, int answers_fd, int wake_fd):
+        cdef int i
+        self.l.listeners = <source *> calloc(len(listeners) + 1, sizeof(source))
+        if self.l.listeners == NULL:
+            raise MemoryError
+        self.l.listener_count = len(listeners)
+        for i in range(self.l.listener_count):
+            self.l.listeners[i].kind = SOURCE_LISTENER
+            self.l.listeners[i].fd = listeners[i]
+        self.l.answers.kind = SOURCE_ANSWERS
+        self.l.answers.fd = answers_fd
+        self.l.wake.kind = SOURCE_WAKE
+        self.l.wake.fd = wake_fd
+        self.l.timer.kind = SOURCE_TIMER
+        watch_source(&self.l, &self.l.answers, EPOLL_CTL_ADD)
+        watch_source(&self.l, &self.l.wake, EPOLL_CTL_ADD)
+        watch_source(&self.l, &self.l.timer, EPOLL_CTL_ADD)
+        self.l.changes.kind = SOURCE_WATCH
+        self.l.changes.fd = self.watching.fd
+        if self.l.changes.fd >= 0:
+            watch_source(&self.l, &self.l.changes, EPOLL_CTL_ADD)
+        self.l.idle.kind = SOURCE_IDLE
+        watch_source(&self.l, &self.l.idle, EPOLL_CTL_ADD)
+        self.l.status_end.kind = SOURCE_STATUS
+        self.l.status_end.fd = self.l.status.fd
+        if self.l.status.fd >= 0:
+            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_ADD)
+        set_accepting(&self.l, True)
+
+    def __dealloc__(self):
+        if self.l.all.received != NULL:
+            clients_free(&self.l.all)
+        if self.l.listeners != NULL:
+            give_up_tables(&self.l)
+            service_free(&self.l.service)
+        if self.l.results.slots != NULL:
+            cache_free(&self.l.results)
+        free(self.l.listeners)
+        if self.l.epoll > 0:
+            close(self.l.epoll)
+        if self.l.timer.fd > 0:
+            close(self.l.timer.fd)
+        if self.l.idle.fd > 0:
+            close(self.l.idle.fd)
+
+    def run(self) -> int:
+        """Serve until something needs the shell; returns what, END_*. OSError if the loop cannot go on."""
+        cdef int failed = 0
+        self.l.ended = 0
+        with nogil:
+            watch_use(&self.l)
+            while not failed and not self.l.ended:
+                failed = serve_turn(&self.l, -1)
+                watch_use(&self.l)
+        if failed:
+            raise OSError(errno, os.strerror(errno))
+        return self.l.ended
+
+    def add_client(self, int fd):
+        """Serve a connection that was accepted elsewhere, without greeting it; the loop closes fd."""
+        cdef bint greeting = self.l.all.greeting
+        self.l.all.greeting = False
+        client_new(&self.l.all, fd)
+        self.l.all.greeting = greeting
+
+    @property
+    def progress(self):
+        """(turns so far, is it waiting for events?), for a watchdog in another thread."""
+        return self.l.turns, bool(self.l.waiting)
+
+    def accept_all(self):
+        """Take all that wait to be accepted by now."""
+        cdef int i
+        cdef size_t before
+        for i in range(self.l.listener_count):
+            before = self.l.all.count
+            accept_clients(&self.l, &self.l.listeners[i])
+            while self.l.all.count > before:
+                before = self.l.all.count
+                accept_clients(&self.l, &self.l.listeners[i])
+
+    def stop_accepting(self):
+        set_accepting(&self.l, False)
+        self.l.listener_count = 0
+
+    def drain(self, double seconds) -> int:
+        """Answer what has arrived and let everyone go; returns how many were left when time was up.
+
+        Without master that includes who waits to be accepted; master's next child
+        accepts those that wait now. Clients that wait for a table or a worker may take
+        all the time there is; who still asks without pause is let go before that.
+        """
+        cdef uint64_t start_ms = now_ms()
+        cdef uint64_t until_ms = start_ms + <uint64_t> (seconds * 1000)
+        cdef uint64_t look_ms = start_ms + QUIET_MS
+        cdef uint64_t linger_ms = 0
+        cdef size_t before
+        if self.l.status.fd < 0:
+            self.accept_all()
+        self.stop_accepting()
+        watch_source(&self.l, &self.l.wake, EPOLL_CTL_DEL)  # they stay readable, and would end each turn
+        if self.l.status.fd >= 0:
+            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
+            self.l.status.fd = -1
+        self.l.all.closing = True
+        self.l.service.lends = False  # who is let go has its reply from the loop
+        with nogil:
+            clients_let_go_quiet(&self.l.all)
+            while self.l.all.count and now_ms() < until_ms:
+                before = self.l.all.let_go
+                serve_turn(&self.l, 10)
+                if now_ms() >= start_ms + PATIENCE_MS:
+                    clients_hang_up(&self.l.all)
+                elif now_ms() >= look_ms:
+                    clients_let_go_quiet(&self.l.all)
+                    look_ms = now_ms() + QUIET_MS
+                if self.l.all.let_go != before:
+                    linger_ms = now_ms() + LINGER_MS
+                elif clients_waiting(&self.l.all) == 0 and now_ms() >= linger_ms:
+                    break
+        return clients_waiting(&self.l.all)
+
+    def tables(self) -> list:
+        """What is known of each instance of a table. Not while `run` is under way."""
+        cdef instance *i
+        cdef size_t slot
+        found = []
+        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
+            i = self.l.service.tables.slots[slot]
+            while i != NULL:
+                found.append(describe(i, now_ms()))
+                i = i.chain
+        return found
+
+    def flush(self, bytes name=None, bytes key=None) -> int:
+        """Empty the cache, or forget a table's answers, or those to one key; how many tables were hit?"""
+        cdef instance *i
+        cdef size_t slot
+        cdef uint64_t bits
+        count = 0
+        if name is None and self.l.service.results != NULL:
+            cache_clear(self.l.service.results)
+        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
+            i = self.l.service.tables.slots[slot]
+            while i != NULL:
+                if name is None or i.name.data[i.name.start:i.name.end] == name:
+                    count += 1
+                    if key is None:
+                        self.l.service.tables.last_id += 1
+                        i.cache_id = self.l.service.tables.last_id
+                    elif self.l.service.results != NULL:  # with either try bit, both, or none
+                        for bits in range(4):
+                            cache_forget(&self.l.results, i.cache_id << 2 | bits, view_of(key, len(key)))
+                i = i.chain
+        return count
+
+    def counters(self) -> dict:
+        """What has been served so far, and what is held."""
+        return {
+            "requests": self.l.service.requests,
+            "clients": self.l.all.count,
+            "buffered_bytes": self.l.all.buffered,
+            "instances": self.l.service.tables.count,
+            "cache_hits": self.l.results.hits,
+            "cache_misses": self.l.results.misses,
+        }

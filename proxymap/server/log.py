@@ -1,0 +1,156 @@
+"""log - Postfix's log form: where lines go, what they look like, how often
+
+A line is `[level: ]text`, without control characters, at most 2000 bytes. It
+goes to stderr, to syslog, or to postlogd (main.cf: maillog_file). While the
+server runs, every thread's lines go through one queue, which the log thread
+empties (`run`): a destination that is slow or full delays nobody else. A line
+that comes again within WINDOW seconds is counted, and the count is told after.
+
+Source: syslog_name(5), postlogd(8); master.md 5.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from proxymap.server._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
+
+PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
+TEXT_MAX = 2000  # bytes, as Postfix cuts
+WINDOW = 10.0  # seconds in which the same line is not written twice
+REMEMBERED = 256  # lines in that window; more are written as they come
+
+STDERR = 2
+
+Sink = Callable[[int, str], None]
+
+
+def clean(text: str) -> str:
+    """One line of printable text: what is not becomes "?", and what is too long is cut."""
+    line = "".join(c if c.isprintable() else "?" for c in text)
+    return line.encode()[:TEXT_MAX].decode(errors="ignore")
+
+
+def to_stderr(ident: str) -> Sink:
+    """A line that stderr does not take at once, since nobody reads it, is lost."""
+
+    def write(level: int, line: str) -> None:
+        try:
+            if select.select([], [STDERR], [], 0)[1]:
+                os.write(STDERR, f"{ident}[{os.getpid()}]: {line}\n".encode())
+        except (OSError, ValueError):
+            pass  # closed
+
+    return write
+
+
+def to_syslog(ident: str, facility: str) -> Sink:
+    """The local syslog; `facility` is one of main.cf:syslog_facility."""
+    import syslog
+
+    number = getattr(syslog, f"LOG_{facility.upper()}", syslog.LOG_MAIL)
+    syslog.openlog(ident, syslog.LOG_PID | syslog.LOG_NDELAY, number)
+    return syslog.syslog
+
+
+def to_postlog(ident: str, path: str, hostname: str) -> Sink:
+    """postlogd's datagram socket; a line that it cannot take at once is lost."""
+    host = hostname.partition(".")[0] or "amnesiac"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except OSError:
+        pass  # as with Postfix's own daemons: no postlogd, no record
+
+    def write(level: int, line: str) -> None:
+        stamp = time.strftime("%b %d %H:%M:%S")
+        try:
+            sock.send(f"{stamp} {host} {ident}[{os.getpid()}]: {line}".encode())
+        except OSError:
+            pass
+
+    return write
+
+
+class Log:
+    """Writes lines to its sinks, or to `queue` while there is one. `verbose` is how often -v was given."""
+
+    def __init__(self, sinks: list[Sink], verbose: int = 0) -> None:
+        self.sinks = sinks
+        self.verbose = verbose
+        self.queue: Queue | None = None
+        self._recent: dict[tuple[int, str], tuple[float, int]] = {}
+
+    def fatal(self, text: str) -> None:
+        self.write(LEVEL_FATAL, text)
+
+    def error(self, text: str) -> None:
+        self.write(LEVEL_ERROR, text)
+
+    def warning(self, text: str) -> None:
+        self.write(LEVEL_WARNING, text)
+
+    def info(self, text: str) -> None:
+        self.write(LEVEL_INFO, text)
+
+    def debug(self, text: str) -> None:
+        if self.verbose:
+            self.write(LEVEL_INFO, text)
+
+    def exception(self, text: str, level: int = LEVEL_ERROR, error: BaseException | None = None) -> None:
+        """The exception being handled (or `error`), as one line with where it came from."""
+        import traceback
+
+        error = error or sys.exception()
+        frames = traceback.extract_tb(error.__traceback__)[-4:] if error else []
+        where = " < ".join(
+            f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in reversed(frames)
+        )
+        self.write(level, f"{text}: {type(error).__name__}: {error} [{where}]")
+
+    def write(self, level: int, text: str) -> None:
+        if self.queue is not None:
+            self.queue.log(level, text.encode(errors="replace"))
+        else:
+            self._write(level, text)
+
+    def _write(self, level: int, text: str) -> None:
+        line = clean(text)
+        now = time.monotonic()
+        self.tell_counts(now)
+        seen = self._recent.get((level, line))
+        if seen is not None:
+            self._recent[level, line] = (seen[0], seen[1] + 1)
+            return
+        if len(self._recent) < REMEMBERED:
+            self._recent[level, line] = (now, 0)
+        self._emit(level, line)
+
+    def tell_counts(self, now: float) -> None:
+        """Write how often lines came again whose window is over."""
+        while self._recent:
+            (level, line), (since, again) = next(iter(self._recent.items()))
+            if now - since < WINDOW:
+                return
+            del self._recent[level, line]
+            if again:
+                self._emit(level, f"{line} (repeated {again} times)")
+
+    def _emit(self, level: int, line: str) -> None:
+        for sink in self.sinks:
+            sink(level, PREFIX[level] + line)
+
+    def run(self, queue: Queue) -> None:
+        """Write what comes through the queue until that is closed and empty. The body of the log thread."""
+        while (job := queue.take(WINDOW)) is not None or not queue.closed:
+            if job is not None:
+                self._write(job.status, job.name.decode(errors="surrogateescape"))
+            if lost := queue.take_lost():
+                self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
+            self.tell_counts(time.monotonic())
+        self.tell_counts(float("inf"))

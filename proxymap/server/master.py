@@ -1,0 +1,177 @@
+"""master - a life: child of Postfix's master(8)
+
+master starts us as root, in the queue directory, with nothing in the
+environment but a few names, stderr on /dev/null, and these descriptors: 3 and 4
+(flow control, not ours to use), 5 (the status channel), 6 and up (the listening
+sockets). 5 and 6 are shared with master and our siblings, flags included: no
+library that switches them to blocking may get them.
+
+End-of-file on 5 is the only word that we get of a reload or of master's end.
+
+Source: multi_server(3), master(5); master.md.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import signal
+import stat
+from collections.abc import Iterable
+from importlib import import_module
+
+from proxymap.config.maincf import MainCf
+from proxymap.config.settings import Settings
+from proxymap.errors import ConfigError
+from proxymap.server.log import Log
+from proxymap.server.shell import Server
+from proxymap.tables import TABLE_TYPES, load_types
+
+FLOW_FDS = (3, 4)
+STATUS_FD = 5
+FIRST_LISTEN_FD = 6
+STDIN_FD = 0
+DRAIN_LIMIT = 0.9  # seconds for pending replies: until we are gone master starts no successor
+WATCHDOG_MAX = 60.0  # seconds; master never replaces a child that hangs: daemon_timeout is too long
+
+
+class Start:
+    """What master told us on the command line; the letters are those of multi_server(3)."""
+
+    def __init__(self) -> None:
+        self.chroot = False  # -c
+        self.not_daemon = False  # -d
+        self.debug = False  # -D
+        self.transport = ""  # -t
+        self.unprivileged = False  # -u
+        self.sockets = 1  # -s
+        self.on_stdin = False  # -S
+
+
+def run(
+    settings: Settings, main_cf: MainCf, log: Log, start: Start, *, service_name: str, writes: bool
+) -> None:
+    """Serve until master, SIGTERM, max_idle or max_use ends it. Raises ConfigError before it serves."""
+    listeners: list[int] = []
+    life = {"max_use": 1}
+    if not start.on_stdin:
+        listeners = list(range(FIRST_LISTEN_FD, FIRST_LISTEN_FD + start.sockets))
+        check_descriptors(start, listeners)
+        life = {
+            "status_fd": STATUS_FD,
+            "generation": int(os.environ.get("GENERATION", "0"), 8),
+            "max_idle": settings.max_idle,
+            "max_use": settings.max_use,
+        }
+    enter_queue_directory(settings)
+    control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
+    server = Server(settings, main_cf, log, listeners, writes=writes, control=control, **life)
+    load_what_is_needed_later(server.approved, writes=writes, all_types=start.chroot)
+    drop_privileges(settings, start)
+    if writes:
+        start_session()
+    if start.debug:
+        run_debugger(main_cf)
+    server.drain_limit = DRAIN_LIMIT
+    stop_on_sigterm(server)
+    server.start_watchdog(min(settings.daemon_timeout, WATCHDOG_MAX))
+    if start.on_stdin:
+        server.loop.add_client(os.dup(STDIN_FD))
+    server.run()
+
+
+def enter_queue_directory(settings: Settings) -> None:
+    try:
+        os.chdir(settings.queue_directory)
+    except OSError as error:
+        raise ConfigError(f"queue_directory {settings.queue_directory}: {error.strerror}") from None
+
+
+def check_descriptors(start: Start, listeners: list[int]) -> None:
+    """ConfigError if we were not started by master."""
+    if start.transport not in ("unix", "inet", "pass"):
+        raise ConfigError(f'-t "{start.transport}": expected unix; this program is started by master(8)')
+    if not start.not_daemon and os.isatty(STDIN_FD):
+        raise ConfigError("do not run this command by hand; give --listen unix:PATH to run without master(8)")
+    for fd in (STATUS_FD, *listeners):
+        try:
+            usable = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            usable = False
+        if not usable:
+            raise ConfigError(f"descriptor {fd} is no socket: not started by master(8)")
+    for fd in (*FLOW_FDS, STATUS_FD, *listeners):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            pass  # 3 and 4 need not be there
+
+
+def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
+    """After chroot nothing can be imported any more, and mail_owner may not be allowed to.
+
+    The types of the tables that are approved, and of their members; or all types.
+    """
+    load_types(TABLE_TYPES if all_types else approved, writes=writes)
+    for name in ("encodings.idna", "traceback", "linecache", "json"):
+        import_module(name)
+    import time
+
+    time.tzset()
+
+
+def drop_privileges(settings: Settings, start: Start) -> None:
+    """setgid, initgroups, chroot, setuid: in Postfix's order, and for good."""
+    owner = account(settings.mail_owner)
+    if start.unprivileged and os.geteuid() == 0:
+        os.setgid(owner.pw_gid)
+        os.initgroups(settings.mail_owner, owner.pw_gid)
+    if start.chroot:
+        os.chroot(settings.queue_directory)
+        os.chdir("/")
+    if start.unprivileged and os.geteuid() == 0:
+        os.setuid(owner.pw_uid)
+
+
+def account(name: str) -> pwd.struct_passwd:
+    """mail_owner's account. ConfigError if there is none, or if it is root's."""
+    try:
+        owner = pwd.getpwnam(name)
+        grp.getgrgid(owner.pw_gid)
+    except KeyError:
+        raise ConfigError(f"parameter mail_owner: no such user, or no such group: {name}") from None
+    if owner.pw_uid == 0 or owner.pw_gid == 0:
+        raise ConfigError(f"parameter mail_owner: {name} is privileged")
+    return owner
+
+
+def start_session() -> None:
+    """proxywrite survives `postfix stop` until its update is done: it leaves at end-of-file."""
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # we lead one already
+
+
+def run_debugger(main_cf: MainCf) -> None:
+    """-D: start main.cf:debugger_command with process_name and process_id in its environment."""
+    command = main_cf.get("debugger_command")
+    if command:
+        import subprocess
+
+        names = {"process_name": "proxymap", "process_id": str(os.getpid())}
+        subprocess.Popen(["/bin/sh", "-c", command], env={**os.environ, **names})
+
+
+def stop_on_sigterm(server: Server) -> None:
+    """master's word when the service has left master.cf; until we are gone it does nothing but wait."""
+
+    def stop(*_: object) -> None:
+        server.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.set_wakeup_fd(server.signal_fd, warn_on_full_buffer=False)

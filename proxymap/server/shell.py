@@ -1,0 +1,229 @@
+"""server - the shell around the loop: starts workers and logger, stops them again
+
+The only file that knows all the parts; it does not know which life (master.py,
+standalone.py) it lives. One thread runs the loop, without the GIL; the worker
+threads run what needs Python; one thread writes the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from proxymap.config.approval import approve
+from proxymap.config.maincf import MainCf
+from proxymap.config.settings import Settings
+from proxymap.errors import ConfigError
+from proxymap.server._jobs import Queue
+from proxymap.server._loop import END_WOKEN, Loop
+from proxymap.server.control import Control, Refused
+from proxymap.server.log import Log
+from proxymap.server.workers import Workers
+from proxymap.tables._table import Table
+from proxymap.tables.base import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from proxymap.server.control import Command
+
+    T = TypeVar("T")
+
+NO_FILE = (0, 0, 0, 0)
+STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
+LOG_LINES_MAX = 1000  # waiting for the logger; more are lost and counted
+
+
+class Server:
+    """Serves the listening sockets `listeners` (descriptors) until its life is over.
+
+    writes: the service is proxywrite, and approves by proxy_write_maps. control: the path
+    that its control socket's begins with; None: no such socket. life: what the loop of a
+    child of master(8) has to know: status_fd, generation, max_idle, max_use.
+    signal_fd is for signal.set_wakeup_fd: a byte there has the loop return, so that
+    Python's signal handlers get to run.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        main_cf: MainCf,
+        log: Log,
+        listeners: list[int],
+        *,
+        writes: bool,
+        control: str | None = None,
+        **life: int,
+    ) -> None:
+        self.log, self.writes = log, writes
+        self.done, self.lines = Queue(wakes_loop=True), Queue(limit=LOG_LINES_MAX)
+        self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.drain_limit = float(settings.drain_time_limit)
+        self.stopping = False
+        self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
+        self.workers = Workers(self.done, log, writes)
+        self.config = Table(b"configuration")
+        self.loop = Loop(
+            listeners, self.workers.todo, self.workers.asks, self.done, self.lines, self.workers.watch,
+            self.wake_fd, config=self.config, writes=writes, **self._obey(settings, main_cf), **life,
+        )  # fmt: skip
+        self._watch_configuration(settings)
+        commands: dict[str, Command] = {"tables": self._tables, "flush": self._flush, "reload": self._reload}
+        self.control = Control(control, commands, log) if control else None
+        self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._reloading = threading.Lock()
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered.
+
+        ready: called when everything is there but the loop's first turn.
+        """
+        self.log.queue = self.lines
+        self.logger.start()
+        self.workers.start()
+        if self.control:
+            self.control.start()
+        try:
+            ready()
+            while self.loop.run() == END_WOKEN and not self.stopping:
+                self._take_wake()
+            if self.control:
+                self.control.stop()  # the loop makes no more calls for it
+            left = self.loop.drain(self.drain_limit)
+            if left:
+                self.log.warning(f"{left} clients were still waiting for a table after {self.drain_limit} s")
+        finally:
+            if self.control:
+                self.control.stop()
+            self.workers.stop(STOP_WAIT)
+            self.log.queue = None
+            self.lines.close()
+            self.logger.join(STOP_WAIT)
+
+    def stop(self) -> None:
+        """Have `run` come to its end. May be called by a signal handler or another thread."""
+        self.stopping = True
+        self._wake()
+
+    def reload(self) -> None:
+        """Obey main.cf and proxymap.cf as they are now; connections stay. Any thread but the loop's.
+
+        Raises ConfigError, or Refused where that is master's business; then nothing changes.
+        """
+        if self.load is None:
+            raise Refused('master(8) runs this server: use "postfix reload"')
+        with self._reloading:
+            try:
+                settings, main_cf = self.load()
+            except ConfigError as error:
+                self.log.error(f"{error}; going on with the previous configuration")
+                raise
+            self.drain_limit = float(settings.drain_time_limit)
+            limits = self._obey(settings, main_cf)
+            self.between_turns(lambda: self._configure_loop(settings, limits))
+        self.log.info("configuration read anew")
+
+    def _configure_loop(self, settings: Settings, limits: dict[str, Any]) -> None:
+        self.loop.configure(**limits)
+        self._watch_configuration(settings)
+
+    def between_turns(self, call: Callable[[], T]) -> T:
+        """Have the loop's thread make the call while it serves nobody; any thread but that one."""
+        outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+        def report() -> None:
+            try:
+                outcome.put((call(), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        self._calls.put(report)
+        self._wake()
+        result, error = outcome.get()
+        if error:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def _obey(self, settings: Settings, main_cf: MainCf) -> dict[str, Any]:
+        """Give the workers what they need of the configuration; returns what the loop needs."""
+        approved = self.approved = approve(settings, main_cf, self.writes, self.log.warning)
+        parameter = "proxy_write_maps" if self.writes else "proxy_read_maps"
+        for type_name in sorted(approved):
+            self.log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
+        cached = () if self.writes else settings.cache_maptypes  # what is written to changes too often
+        self.workers.configure(
+            Host(
+                settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged,
+                settings.lmdb_index_size,
+            ),
+            count=settings.worker_count, time_limit=settings.lookup_time_limit, cached=cached,
+        )  # fmt: skip
+        return {
+            "approved": approved, "utf8_layer": settings.smtputf8_enable, "greeting": settings.greets,
+            "cache_size": settings.cache_size if cached else 0,
+            "request_size_limit": settings.request_size_limit,
+            "buffer_size_limit": settings.buffer_size_limit, "ipc_timeout": settings.ipc_timeout,
+        }  # fmt: skip
+
+    def _watch_configuration(self, settings: Settings) -> None:
+        """Have changes of main.cf and proxymap.cf told. The loop reads what this sets: not while it runs."""
+        directory = os.fsencode(settings.config_directory)
+        paths = [os.path.join(directory, name) for name in (b"main.cf", b"proxymap.cf")]
+        self.config.loaded_from([(path, NO_FILE) for path in paths])
+        self.config.watch(self.workers.watch)
+        self.config.refuse(self.config.stamps())  # only later changes count
+
+    # What control asks for
+
+    def _tables(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.between_turns(self.loop.tables)
+
+    def _flush(self, request: dict[str, Any]) -> int:
+        """How many tables there are of that name, or in all."""
+        keys: list[bytes | None]
+        try:
+            name = os.fsencode(request["table"]) if "table" in request else None
+            keys = [os.fsencode(key) for key in request.get("keys", [])] or [None]
+        except (TypeError, UnicodeError):
+            raise Refused('expected "table": a name, "keys": a list of keys') from None
+        return self.between_turns(lambda: max(self.loop.flush(name, key) for key in keys))
+
+    def _reload(self, request: dict[str, Any]) -> None:
+        try:
+            self.reload()
+        except ConfigError as error:
+            raise Refused(f"{error}; the previous configuration stays in force") from None
+
+    def start_watchdog(self, seconds: float) -> None:
+        """End the process if the loop makes no turn for so long while it has something to do."""
+        threading.Thread(target=self._watch, args=(seconds,), name="watchdog", daemon=True).start()
+
+    def _watch(self, seconds: float) -> None:
+        turns, since = -1, 0.0
+        while True:
+            time.sleep(seconds / 3)
+            now, waiting = self.loop.progress
+            if waiting or now != turns:
+                turns, since = now, time.monotonic()
+            elif time.monotonic() - since >= seconds:
+                self.log.fatal("watchdog timeout")
+                self.lines.close()
+                self.logger.join(STOP_WAIT)
+                os._exit(1)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self.signal_fd, b"\0")
+
+    def _take_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.wake_fd, 4096)
+        with contextlib.suppress(Empty):
+            while True:
+                self._calls.get_nowait()()

@@ -1,0 +1,98 @@
+"""domains - the list of domains that a table's parameter `domain` holds
+
+Items between commas and blanks, the first that matches decides: a name (exact,
+in any case), `type:table` (which has the domain as a key), `/file` (more items),
+each negated by a `!` before it. Tables are opened with the list, files read.
+
+Source: ldap_table(5) and its like, `domain`; match_list as postmap of 3.7.11 shows it.
+"""
+
+from __future__ import annotations
+
+from proxymap.base._fold import fold, is_utf8
+from proxymap.config.maincf import ERRORS, TEXT
+from proxymap.config.source import logical_lines, split_list
+from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, TableRetry
+from proxymap.tables.base import FIXED, TRY0NULL, TRY1NULL, Opening
+
+
+class DomainList:
+    """What one `domain` parameter matches. `place` is for errors and warnings."""
+
+    def __init__(self, text: bytes, place: str, opening: Opening) -> None:
+        self._opening, self._place = opening, place
+        self._rules: list[_Name | _Member] = []
+        self._add(text, wanted=True, files=())
+
+    def __contains__(self, domain: bytes) -> bool:
+        """Raises TableRetry if a table that has to be asked does not answer."""
+        folded = _fold(domain, self._opening.host.utf8)
+        for rule in self._rules:
+            if rule.matches(domain, folded):
+                return rule.wanted
+        return False
+
+    def _add(self, text: bytes, wanted: bool, files: tuple[bytes, ...]) -> None:
+        items = list(split_list(text))
+        for at, item in enumerate(items):
+            if item.startswith(b"#"):
+                rest = b" ".join(items[at:]).decode(TEXT, ERRORS)
+                self._opening.host.warn(f"{self._place}: comment at end of line is not supported: {rest}")
+                return
+            pattern = item.lstrip(b"!")
+            matches = wanted if (len(item) - len(pattern)) % 2 == 0 else not wanted
+            if not pattern:
+                raise ConfigError(f"{self._place}: no pattern after '!'")
+            if pattern.startswith(b"/"):
+                self._add_file(pattern, matches, files)
+            elif b":" in pattern and not pattern.startswith(b"["):
+                self._rules.append(_Member(pattern, matches, self._opening))
+            else:
+                self._rules.append(_Name(_fold(pattern, self._opening.host.utf8), matches))
+
+    def _add_file(self, name: bytes, wanted: bool, files: tuple[bytes, ...]) -> None:
+        path = name.decode(TEXT, ERRORS)
+        if name in files:
+            raise ConfigError(f"{self._place}: {path} includes itself")
+        self._opening.reads(name)
+        try:
+            with open(name, "rb") as lines:
+                for _, line in logical_lines(lines, path, self._opening.host.warn):
+                    self._add(line, wanted, (*files, name))
+        except OSError as trouble:
+            raise ConfigError(f"{self._place}: open {path}: {trouble.strerror}") from trouble
+
+
+class _Name:
+    """A domain name, folded."""
+
+    def __init__(self, name: bytes, wanted: bool) -> None:
+        self.name, self.wanted = name, wanted
+
+    def matches(self, domain: bytes, folded: bytes) -> bool:
+        return self.name == folded
+
+
+class _Member:
+    """A table that has domains for keys; opened anew when its file was replaced or could not be opened."""
+
+    def __init__(self, name: bytes, wanted: bool, opening: Opening) -> None:
+        self.name, self.wanted, self.opening = name, wanted, opening
+        self.table = opening.member(name)
+
+    def matches(self, domain: bytes, folded: bytes) -> bool:
+        table = self.table
+        if table.changed or table.reason is not None:
+            self.table = table = self.opening.member(self.name)
+        key = folded if table.flags & FIXED else domain
+        status = table.ask(key, TRY0NULL | TRY1NULL)[0]
+        if status not in (STAT_OK, STAT_NOKEY):
+            why = table.reason or b"it does not answer"
+            shown = b"domain list: %b is unavailable: %b" % (self.name, why)
+            raise TableRetry(shown.decode(TEXT, ERRORS))
+        return status == STAT_OK
+
+
+def _fold(domain: bytes, utf8: bool) -> bytes:
+    """As names are compared: by Unicode's case folding if that can be, else A-Z only."""
+    return fold(domain, utf8 and is_utf8(domain))

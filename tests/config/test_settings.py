@@ -1,0 +1,210 @@
+"""settings: types, units, limits and defaults, against the stock proxymap and postconf where installed"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxymap.config.maincf import MainCf
+from proxymap.config.settings import PARAMETERS, Settings, load
+from proxymap.errors import ConfigError
+
+PROXYMAP = "/usr/lib/postfix/sbin/proxymap"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "main.cf").write_text("")
+    return tmp_path
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without Postfix."""
+    monkeypatch.setattr(MainCf, "_ask_postconf", lambda self: {})
+
+
+def settings(directory: Path, *overrides: str) -> Settings:
+    return load(str(directory), overrides)[0]
+
+
+@pytest.mark.usefixtures("alone")
+def test_defaults_without_postfix(directory: Path) -> None:
+    found = settings(directory)
+    assert found.config_directory == str(directory)
+    assert (found.queue_directory, found.mail_owner, found.syslog_name) == (
+        "/var/spool/postfix",
+        "postfix",
+        "postfix",
+    )
+    assert (found.max_idle, found.max_use, found.ipc_timeout, found.daemon_timeout) == (100, 100, 3600, 18000)
+    assert found.maillog_file_prefixes == ("/var", "/dev/stdout")
+    assert "proxy:unix:passwd.byname" in found.proxy_read_maps.split()
+    assert found.proxy_write_maps.split() == []
+    assert (found.cache_size, found.request_size_limit, found.buffer_size_limit) == (
+        1 << 26,
+        1 << 20,
+        1 << 26,
+    )
+    assert (found.worker_count, found.drain_time_limit, found.cache_maptypes) == (
+        4,
+        10,
+        ("pcre", "regexp"),
+    )
+
+
+@pytest.mark.skipif(shutil.which("postconf") is None, reason="Postfix is not installed")
+def test_defaults_are_those_of_postconf(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host and version apart, and but for the lists our table would do where postconf does not."""
+    here = {"config_directory", "mail_version", "myhostname", "proxy_read_maps"}
+    names = [name for name, param in PARAMETERS.items() if param.file == "main.cf" and name not in here]
+    done = subprocess.run(["postconf", "-d", *names], capture_output=True, text=True, check=True)
+    stock = dict(line.split(" =", 1) for line in done.stdout.splitlines())
+    assert {name: stock[name].strip() for name in names} == {
+        name: PARAMETERS[name].default.strip() for name in names
+    }
+
+
+@pytest.mark.skipif(shutil.which("postconf") is None, reason="Postfix is not installed")
+def test_default_read_maps_hold_all_of_postconf_in_its_order() -> None:
+    done = subprocess.run(["postconf", "-dh", "proxy_read_maps"], capture_output=True, text=True, check=True)
+    stock, ours = done.stdout.split(), PARAMETERS["proxy_read_maps"].default.split()
+    assert ours[: len(stock)] == stock
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("level", "wanted"), [("0", False), ("1", True), ("3.6", True)])
+def test_smtputf8_follows_compatibility_level(directory: Path, level: str, wanted: bool) -> None:
+    assert settings(directory, f"compatibility_level={level}").smtputf8_enable is wanted
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("max_use=+007", 7),
+        ("max_idle=10", 10),
+        ("max_idle=10ss", 10),
+        ("max_idle=2m", 120),
+        ("max_idle=1h2m", 3600),
+        ("max_idle=1d", 86400),
+        ("max_idle=1w", 604800),
+        ("smtputf8_enable=YES", True),
+        ("daemon_table_open_error_is_fatal=No", False),
+        ("lmdb_map_size=9223372036854775807", 9223372036854775807),
+        ("cache_size=0", 0),
+        ("cache_size=64K", 65536),
+        ("cache_size=2M", 2 << 20),
+        ("cache_size=1G", 1 << 30),
+        ("cache_maptypes=mysql, ldap pgsql", ("mysql", "ldap", "pgsql")),
+        ("drain_time_limit=0", 0),
+        ("syslog_name=x/$service_name/$process_name", "x/proxymap/proxymap"),
+        ("max_use=${e?1}${e:2}", 2),
+    ],
+)
+def test_value(directory: Path, override: str, wanted: object) -> None:
+    assert getattr(settings(directory, override), override.partition("=")[0]) == wanted
+
+
+BAD = {
+    "max_use": ["0", "-1", "", "5x", "0x10", "1 2", "1_0", "٣", "2147483648", "9" * 5000, "++1", "+"],
+    "max_idle": ["0", "", "-5", "1.5h", "2x", "10S", "10 s", "s", "2147483648", "35791395m"],
+    "smtputf8_enable": ["", "x", "true"],
+    "syslog_facility": ["", "xx"],
+    "queue_directory": [""],
+    "lmdb_map_size": ["0", "9223372036854775808", "1M"],
+}
+OWN_BAD = {
+    "cache_size": ["-1", "1k", "1KB", "1.5M", ""],
+    "worker_count": ["0", "1001", "4K"],
+    "greeting": ["", "YES", "maybe"],
+    "request_size_limit": ["1023"],
+    "mail_version": ["x", "3", "3."],
+}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in {**BAD, **OWN_BAD}.items() for value in values]
+)
+def test_bad_value_is_an_error_that_says_what_was_expected(directory: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(directory, f"{name}={value}")
+    assert f'parameter {name}: bad value "{value}", expected ' in str(caught.value)
+
+
+@pytest.mark.skipif(not os.access(PROXYMAP, os.X_OK), reason="Postfix is not installed")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the stock proxymap starts as root only")
+def test_stock_proxymap_refuses_the_same(directory: Path) -> None:
+    (directory / "main.cf").write_text(f"queue_directory = {directory}\ndata_directory = {directory}\n")
+    os.utime(directory / "main.cf", (1e9, 1e9))
+    overrides = [f"{name}={value}" for name, values in BAD.items() for value in values]
+    overrides += ["max_use=+007", "max_idle=10ss", "max_idle=1h2m", "smtputf8_enable=YES"]
+    command = [PROXYMAP, "-S", "-V", "-t", "unix", "-o"]
+    environment = {"MAIL_CONFIG": str(directory), "LANG": "C"}
+    null = subprocess.DEVNULL
+    running = {  # all at once, since each sleeps for a second before it ends
+        text: subprocess.Popen([*command, text], stdin=null, stdout=null, stderr=null, env=environment)
+        for text in overrides
+    }
+    assert {text for text, stock in running.items() if stock.wait() == 0} == set(overrides[-4:])
+
+
+def test_file_and_line_of_a_bad_value(directory: Path) -> None:
+    (directory / "main.cf").write_text("a = b\n\nmax_idle =\n  1x\n")
+    with pytest.raises(
+        ConfigError, match=r'main\.cf, line 3: parameter max_idle: bad value "1x", expected a time'
+    ):
+        settings(directory)
+
+
+def test_own_file_is_read_and_overridden(directory: Path) -> None:
+    (directory / "proxymap.cf").write_text("# ours\nworker_count = 8\ncache_size = 1K\n")
+    assert settings(directory).worker_count == 8
+    assert settings(directory, "worker_count = 2").worker_count == 2
+
+
+def test_own_parameter_in_main_cf_is_not_ours(directory: Path) -> None:
+    (directory / "main.cf").write_text("worker_count = 8\n")
+    assert settings(directory).worker_count == 4
+
+
+def test_errors_in_own_file_name_the_line(directory: Path) -> None:
+    (directory / "proxymap.cf").write_text("\nworker_count = many\n")
+    with pytest.raises(ConfigError, match=r"proxymap\.cf, line 2: parameter worker_count: "):
+        settings(directory)
+    (directory / "proxymap.cf").write_text("\nworkers_count = 1\n")
+    with pytest.raises(ConfigError, match=r"\.cf, line 2: unknown parameter workers_count; .*worker_count"):
+        settings(directory)
+
+
+@pytest.mark.parametrize(
+    ("version", "greeting", "wanted"),
+    [
+        ("3.5.25", "auto", False),
+        ("3.6.0", "auto", True),
+        ("3.12-20260821", "auto", True),
+        ("3.10-RC1", "auto", True),
+        ("2.11", "auto", False),
+        ("3.5.25", "yes", True),
+        ("3.7.11", "no", False),
+    ],
+)
+def test_greeting(directory: Path, version: str, greeting: str, wanted: bool) -> None:
+    assert settings(directory, f"mail_version={version}", f"greeting={greeting}").greets is wanted
+
+
+def test_settings_do_not_change(directory: Path) -> None:
+    with pytest.raises(AttributeError):
+        settings(directory).max_use = 3
+    with pytest.raises(TypeError, match="max_use"):
+        Settings(no_such=1)
+
+
+def test_configuration_loads_no_heavy_module() -> None:
+    """What start-up waits for: each of these takes 5 to 13 ms."""
+    code = "import sys; old = set(sys.modules); import proxymap.config.approval; print(*{*sys.modules} - old)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"re", "typing", "dataclasses", "subprocess", "inspect"} & set(done.stdout.split())

@@ -1,0 +1,604 @@
+"""test_workers - slow tables on worker threads: they delay nobody, fail alone, and replies keep their order
+
+The server runs in this process, so that a table type of the test can be
+registered, and its lookups held back until the test lets them go.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import pytest
+from fix_server import (
+    DIALECTS,
+    LIMIT,
+    LOCK,
+    Peer,
+    found,
+    lookup,
+    request,
+    wait_until,
+    write_cdb,
+    write_parameters,
+)
+from oracle import reply
+
+from proxymap import tables
+from proxymap.base import _watch
+from proxymap.config.settings import load
+from proxymap.config.source import stamp_of
+from proxymap.errors import TableConfig, TableRetry
+from proxymap.server import standalone
+from proxymap.server._jobs import Job, Queue
+from proxymap.server.log import Log
+from proxymap.server.shell import Server
+from proxymap.server.workers import Crew, Workers
+from proxymap.tables._table import Table
+from proxymap.tables.base import Change, Opening, SlowTable
+
+OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
+WORKERS = 3
+FAST_LOOKUPS = 200
+INSTANCES_MAX = 4096  # of tables as clients see them
+
+
+class Gate:
+    """What the slow tables of one test do, and have done."""
+
+    time_limit = 10  # seconds: lookup_time_limit
+
+    def __init__(self) -> None:
+        self.opens = threading.Event()  # cleared: opening "slow:opens" waits
+        self.answers = threading.Event()  # cleared: the lookup of "wait..." waits
+        self.opens.set()
+        self.writes = threading.Event()  # cleared: writing waits
+        self.writes.set()
+        self.asked: list[bytes] = []
+        self.written: list[list[tuple[bytes, bytes | None]]] = []
+        self.opened: list[bytes] = []
+
+    def open_table(self, type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
+        self.opened.append(type_name)
+        if mapname == b"opens":
+            assert self.opens.wait(LIMIT)
+        elif mapname == b"unforeseen":
+            raise ZeroDivisionError("unforeseen")
+        elif mapname == b"config":
+            raise TableConfig("config says nonsense")
+        return GatedTable(self)
+
+
+class GatedTable(SlowTable):
+    """Its keys say what happens."""
+
+    has_sequence = has_updates = True
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.walks: dict[int, int] = {}
+
+    def sequence(self, cursor: int, first: bool) -> tuple[bytes, bytes] | None:
+        step = self.walks[cursor] = 0 if first else self.walks.get(cursor, -1) + 1
+        return (b"k%d" % step, b"v%d" % step) if step < 3 else None
+
+    def write(self, changes: list[Change]) -> None:
+        self.gate.written.append([(change.key, change.value) for change in changes])
+        assert self.gate.writes.wait(LIMIT)
+        for change in changes:
+            if change.key == b"full":
+                raise OSError(28, "No space left on device")
+            change.status = NOKEY if change.key == b"absent" else OK
+
+    def lookup(self, key: bytes) -> bytes | None:
+        self.gate.asked.append(key)
+        what = key.partition(b" ")[0]
+        if what == b"wait":
+            assert self.gate.answers.wait(LIMIT)
+        elif what == b"retry":
+            raise TableRetry("server is down")
+        elif what == b"config":
+            raise TableConfig("no such column")
+        elif what == b"bug":
+            raise KeyError("oops")
+        elif what == b"text":
+            return "not bytes"  # type: ignore[return-value]
+        elif what == b"number":
+            return 5  # type: ignore[return-value]
+        elif what == b"nul":
+            return b"before\0after"
+        elif what == b"large":
+            return b"x" * 1_000_000
+        elif what == b"no":
+            return None
+        return b"value of " + key
+
+
+class InProcess:
+    """A Server on a thread, with cdb:DIR/t and slow:t."""
+
+    def __init__(self, folder: Path, gate: Gate, writes: bool = False) -> None:
+        self.gate = gate
+        self.folder = folder
+        self.lines: list[str] = []
+        self.path = str(folder / "s")
+        self.cdbs = [f"cdb:{folder}/t{i}".encode() for i in range(4)]
+        for i in range(4):
+            write_cdb(folder / f"t{i}.cdb", {b"k%d" % i: b"v%d" % i for i in range(FAST_LOOKUPS)})
+        self.union = f"unionmap:{{cdb:{folder}/t0,cdb:{folder}/later}}".encode()
+        names = [
+            self.union.decode(),
+            *(name.decode() for name in self.cdbs),
+            "slow:t",
+            "slow:u",
+            "slow:opens",
+            "slow:unforeseen",
+            "slow:config",
+        ]
+        write_parameters(
+            folder / "main.cf",
+            {
+                "compatibility_level": "3.6",
+                "proxy_read_maps": " ".join("proxy:" + name for name in names),
+                "proxy_write_maps": " ".join("proxy:" + name for name in names),
+            },
+        )
+        write_parameters(
+            folder / "proxymap.cf", {"worker_count": str(WORKERS), "lookup_time_limit": f"{gate.time_limit}s"}
+        )
+        settings, main_cf = load(str(folder))
+        self.sockets = standalone.own_socket(f"unix:{self.path}")
+        listeners = self.sockets.__enter__()
+        log = Log([lambda level, line: self.lines.append(line)])
+        fds = [sock.fileno() for sock in listeners.sockets]
+        self.server = Server(settings, main_cf, log, fds, writes=writes)
+        listeners.publish()
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+
+    def connect(self) -> Peer:
+        return Peer(self.path)
+
+    def stop(self) -> None:
+        self.gate.opens.set()
+        self.gate.answers.set()
+        self.gate.writes.set()
+        self.server.stop()
+        self.thread.join(LIMIT)
+        assert not self.thread.is_alive()
+        for crew in self.server.workers._all_crews():  # who would open tables of the next test
+            for thread in crew.threads:
+                thread.join(LIMIT)
+        self.sockets.__exit__(None, None, None)
+
+    def fast_lookups_are_served(self, table: int = 0) -> None:
+        with self.connect() as peer:
+            for i in range(FAST_LOOKUPS):
+                assert peer.ask(lookup(self.cdbs[table], b"k%d" % i)) == found(b"v%d" % i)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    module = types.ModuleType("proxymap.tables.gated")
+    module.open_table = gate.open_table  # type: ignore[attr-defined]
+    monkeypatch.setattr(tables, "_open", WeakValueDictionary())  # another test's tables have another gate
+    monkeypatch.setitem(sys.modules, "proxymap.tables.gated", module)
+    monkeypatch.setitem(tables.TABLE_TYPES, "slow", tables.TableType("gated", writable=True))
+    return gate
+
+
+@pytest.fixture
+def server(gate: Gate) -> Iterator[InProcess]:
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate)
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def writer(gate: Gate) -> Iterator[InProcess]:
+    """The proxywrite service."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate, writes=True)
+        yield server
+        server.stop()
+
+
+def slow(key: bytes, dialect: str = "3.6") -> bytes:
+    return lookup(b"slow:t", key, dialect)
+
+
+def value_of(key: bytes) -> list[tuple[bytes, bytes]]:
+    return found(b"value of " + key)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_table_answers(server: InProcess, dialect: str) -> None:
+    with server.connect() as peer:
+        asked = request("open", b"slow:t", dialect)
+        assert peer.ask(asked) == reply("open", dialect, OK, LOCK | SlowTable.flags)
+        assert peer.ask(slow(b"a", dialect)) == reply("lookup", dialect, OK, LOCK, value=b"value of a")
+        assert peer.ask(slow(b"no", dialect)) == reply("lookup", dialect, NOKEY, LOCK)
+        large = reply("lookup", dialect, OK, LOCK, value=b"x" * 1_000_000)
+        assert peer.ask(slow(b"large", dialect)) == large
+
+
+def test_slow_lookups_do_not_delay_fast_ones(server: InProcess, gate: Gate) -> None:
+    server.fast_lookups_are_served()
+    waiting = [server.connect() for _ in range(WORKERS + 2)]
+    for i, peer in enumerate(waiting):
+        peer.send(slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers are busy")
+    server.fast_lookups_are_served()
+    assert len(gate.asked) == WORKERS  # none of them has gone on meanwhile
+    gate.answers.set()
+    for i, peer in enumerate(waiting):
+        assert peer.reply() == value_of(b"wait %d" % i)
+        peer.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_replies_of_a_pipelining_client_keep_their_order(server: InProcess, gate: Gate, dialect: str) -> None:
+    fast = lookup(server.cdbs[0], b"k1", dialect, flags=LOCK | 4)
+    fast_reply = reply("lookup", dialect, OK, LOCK | 4, value=b"v1")
+    keys = [b"wait", b"a", b"no", b"large", b"retry", b"b"]
+    with server.connect() as peer:
+        peer.send(b"".join(fast + slow(key, dialect) + fast for key in keys))
+        wait_until(lambda: gate.asked, "the first slow lookup")
+        server.fast_lookups_are_served(1)
+        assert gate.asked == [b"wait"]  # the next is asked when this one is answered
+        gate.answers.set()
+        for key in keys:
+            assert peer.reply() == fast_reply
+            status = {b"no": NOKEY, b"retry": RETRY}.get(key, OK)
+            value = b"x" * 1_000_000 if key == b"large" else b"value of " + key
+            assert peer.reply() == reply("lookup", dialect, status, LOCK, value=value)
+            assert peer.reply() == fast_reply
+    assert gate.asked == keys
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "words"),
+    [
+        (b"retry", RETRY, "warning: slow:t lookup error: server is down"),
+        (b"config", CONFIG, "warning: slow:t lookup error: no such column"),
+        (b"bug", RETRY, "error: slow:t lookup error: KeyError: 'oops' [lookup (test_workers.py:"),
+        (b"text", RETRY, "error: slow:t lookup error: "),
+        (b"number", RETRY, "error: slow:t lookup error: "),
+    ],
+)
+def test_failure_is_a_status_and_one_log_line(server: InProcess, key: bytes, status: int, words: str) -> None:
+    with server.connect() as peer:
+        for _ in range(WORKERS * 2):  # no worker is lost by it
+            assert peer.ask(slow(key)) == reply("lookup", "3.6", status)
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    wait_until(lambda: any(line.startswith(words) for line in server.lines), "the log line")
+    assert len([line for line in server.lines if "slow:t" in line]) == 1
+
+
+def test_value_ends_at_its_first_nul(server: InProcess) -> None:
+    with server.connect() as peer:
+        assert peer.ask(slow(b"nul")) == found(b"before")
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(b"slow:unforeseen", "ZeroDivisionError"), (b"slow:config", "nonsense")]
+)
+def test_table_that_fails_to_open_is_retry_and_costs_no_worker(
+    server: InProcess, name: bytes, words: str
+) -> None:
+    for _ in range(WORKERS * 2):
+        with server.connect() as peer:
+            assert peer.ask(request("open", name))[0] == (b"status", b"0")
+            assert peer.ask(lookup(name, b"k")) == reply("lookup", "3.6", RETRY)
+    wait_until(lambda: any(words in line for line in server.lines), "the log line")
+    server.fast_lookups_are_served()
+
+
+def test_slow_open_delays_only_those_who_wait_for_that_table(server: InProcess, gate: Gate) -> None:
+    server.fast_lookups_are_served()
+    gate.opens.clear()
+    waiting = [server.connect() for _ in range(5)]
+    for i, peer in enumerate(waiting):
+        peer.send(
+            lookup(server.cdbs[0], b"k1") + lookup(b"slow:opens", b"%d" % i) + lookup(server.cdbs[0], b"k2")
+        )
+    for peer in waiting:
+        assert peer.reply() == found(b"v1")
+    server.fast_lookups_are_served()
+    gate.opens.set()
+    for i, peer in enumerate(waiting):
+        assert peer.reply() == value_of(b"%d" % i)
+        assert peer.reply() == found(b"v2")
+        peer.close()
+    assert gate.opened == [b"slow:opens"]
+
+
+def test_slow_open_does_not_delay_the_opening_of_other_tables(server: InProcess, gate: Gate) -> None:
+    gate.opens.clear()
+    with server.connect() as waits:
+        waits.send(lookup(b"slow:opens", b"k"))
+        wait_until(lambda: gate.opened, "the slow open")
+        for table in range(4):
+            server.fast_lookups_are_served(table)
+        gate.opens.set()
+        assert waits.reply() == value_of(b"k")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_client_that_leaves_while_its_table_is_opened_hurts_nobody(
+    server: InProcess, gate: Gate, pipelined: bool
+) -> None:
+    server.fast_lookups_are_served()
+    gate.opens.clear()
+    with server.connect() as waits:
+        waits.send(lookup(b"slow:opens", b"a"))
+        for _ in range(20):
+            with server.connect() as leaves:
+                leaves.send(
+                    (lookup(server.cdbs[0], b"k1") if pipelined else b"") + lookup(b"slow:opens", b"k")
+                )
+        server.fast_lookups_are_served()  # new clients take the memory of the old
+        gate.opens.set()
+        assert waits.reply() == value_of(b"a")
+    server.fast_lookups_are_served()
+    wait_until(lambda: server.server.loop.counters()["clients"] == 0, "all clients are gone")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_client_that_leaves_while_a_worker_is_asked_hurts_nobody(
+    server: InProcess, gate: Gate, pipelined: bool
+) -> None:
+    server.fast_lookups_are_served()
+    with (
+        server.connect() as peer
+    ):  # with the table open, each request is at a worker before its client is missed
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    gate.asked.clear()
+    for i in range(20):
+        with server.connect() as leaves:
+            leaves.send((lookup(server.cdbs[0], b"k1") if pipelined else b"") + slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers are busy")
+    server.fast_lookups_are_served()
+    gate.answers.set()
+    wait_until(lambda: len(gate.asked) == 20, "the rest")
+    with server.connect() as peer:
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+    wait_until(lambda: server.server.loop.counters()["clients"] == 0, "all clients are gone")
+    assert server.server.loop.counters()["buffered_bytes"] == 0
+
+
+@pytest.mark.parametrize("kind", ["update", "delete", "sequence"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_the_type_cannot_do_is_refused_where_stock_may_exit(
+    server: InProcess, dialect: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GatedTable, "has_sequence", False)
+    status = CONFIG if kind == "sequence" else DENY
+    with server.connect() as peer:
+        asked = request(kind, b"slow:t", dialect, key=b"k", value=b"v", function=0)
+        answer = peer.ask(asked)
+        assert answer == reply(kind, dialect, status, LOCK if status == CONFIG else 0)
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+
+
+def test_table_whose_workers_are_all_stuck_holds_up_no_other_table(server: InProcess, gate: Gate) -> None:
+    stuck = [server.connect() for _ in range(WORKERS + 2)]
+    for i, peer in enumerate(stuck):
+        peer.send(slow(b"wait %d" % i))
+    wait_until(lambda: len(gate.asked) == WORKERS, "all workers of slow:t are busy")
+    with server.connect() as peer:  # opens slow:u, and asks it
+        assert peer.ask(lookup(b"slow:u", b"a")) == value_of(b"a")
+    server.fast_lookups_are_served()  # opens a cdb
+    gate.answers.set()
+    for i, peer in enumerate(stuck):
+        assert peer.reply() == value_of(b"wait %d" % i)
+        peer.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_lookup_that_takes_too_long_is_answered_retry(gate: Gate, dialect: str) -> None:
+    gate.time_limit = 1
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = InProcess(Path(folder), gate)
+        stuck = [server.connect() for _ in range(WORKERS + 2)]  # two of them wait behind the others
+        for peer in stuck:
+            peer.send(slow(b"wait", dialect))
+        for peer in stuck:
+            assert peer.reply() == reply("lookup", dialect, RETRY, LOCK)
+        text = "slow:t lookup error: no answer within 1 s"
+        wait_until(lambda: any(text in line for line in server.lines), "the log line")
+        gate.answers.set()  # what comes now is nobody's answer
+        for peer in stuck:
+            assert peer.ask(slow(b"a", dialect)) == reply("lookup", dialect, OK, LOCK, value=b"value of a")
+            peer.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_sequence_has_a_cursor_for_each_connection(server: InProcess, dialect: str) -> None:
+    def walk(peer: Peer, function: int) -> list[tuple[bytes, bytes]]:
+        return peer.ask(request("sequence", b"slow:t", dialect, function=function))
+
+    def record(step: int) -> list[tuple[bytes, bytes]]:
+        return reply("sequence", dialect, OK, LOCK, key=b"k%d" % step, value=b"v%d" % step)
+
+    with server.connect() as one, server.connect() as other:
+        assert walk(one, 0) == record(0)
+        assert walk(other, 0) == record(0)
+        assert [walk(one, 1), walk(one, 1)] == [record(1), record(2)]
+        assert walk(other, 1) == record(1)
+        assert walk(one, 1) == reply("sequence", dialect, NOKEY, LOCK)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slow_update_and_delete_are_answered_with_their_status(
+    writer: InProcess, gate: Gate, dialect: str
+) -> None:
+    forced = LOCK | 256  # DICT_FLAG_SYNC_UPDATE
+    with writer.connect() as peer:
+        asked = request("update", b"slow:t", dialect, key=b"k", value=b"v")
+        assert peer.ask(asked) == reply("update", dialect, OK, forced | 128)
+        asked = request("delete", b"slow:t", dialect, key=b"absent")
+        assert peer.ask(asked) == reply("delete", dialect, NOKEY, forced)
+        asked = request("update", b"slow:t", dialect, key=b"full", value=b"v")
+        assert peer.ask(asked) == reply("update", dialect, RETRY, forced | 128)
+    assert gate.written == [[(b"k", b"v")], [(b"absent", None)], [(b"full", b"v")]]
+    wait_until(lambda: any("slow:t update error: OSError" in line for line in writer.lines), "the log line")
+
+
+def requests_served(server: InProcess, count: int) -> bool:
+    return bool(server.server.loop.counters()["requests"] >= count)
+
+
+def test_updates_that_wait_are_written_together_and_in_order(writer: InProcess, gate: Gate) -> None:
+    gate.writes.clear()
+    peers = [writer.connect() for _ in range(10)]
+    for i, peer in enumerate(peers):
+        peer.send(request("update", b"slow:t", key=b"k%d" % i, value=b"v"))
+        wait_until(lambda: gate.written, "the first write")
+        wait_until(partial(requests_served, writer, i + 1), "the request")
+    with writer.connect() as reader:  # is not held up by the writing
+        assert reader.ask(slow(b"a")) == value_of(b"a")
+    gate.writes.set()
+    for peer in peers:
+        assert peer.reply() == [(b"status", b"0")]
+        peer.close()
+    assert gate.written == [[(b"k0", b"v")], [(b"k%d" % i, b"v") for i in range(1, 10)]]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("kind", ["update", "delete"])
+def test_change_that_is_not_utf8_is_said_to_be_done_and_is_not(
+    writer: InProcess, gate: Gate, dialect: str, kind: str
+) -> None:
+    utf8 = 1 << 19
+    with writer.connect() as peer:
+        for fields in ({"key": b"\xff", "value": b"v"}, {"key": b"k", "value": b"\xff"})[
+            : 1 + (kind == "update")
+        ]:
+            asked = request(kind, b"slow:t", dialect, flags=utf8, instance_flags=utf8, **fields)
+            assert dict(peer.ask(asked))[b"status"] == b"0"
+    assert gate.written == []
+    wait_until(lambda: any("non-UTF-8" in line for line in writer.lines), "the log line")
+
+
+def test_slow_lookup_is_answered_before_the_end(server: InProcess, gate: Gate) -> None:
+    with server.connect() as peer:
+        peer.send(slow(b"wait") + slow(b"a"))
+        wait_until(lambda: gate.asked, "the slow lookup")
+        server.server.stop()
+        gate.answers.set()
+        assert peer.reply() == value_of(b"wait")
+        assert peer.reply() == value_of(b"a")
+        assert peer.rest() == b""
+    server.thread.join(LIMIT)
+    assert not server.thread.is_alive()
+
+
+def test_instance_makes_no_room_while_a_worker_has_a_request_of_it(
+    server: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if the table that the worker asks is another one by now."""
+    file = server.folder / "source"
+    file.write_bytes(b"1")
+    monkeypatch.setattr(GatedTable, "files", [(bytes(file), stamp_of(file.stat()))])
+    with server.connect() as peer, server.connect() as crowd:
+        peer.send(slow(b"wait"))
+        wait_until(lambda: gate.asked, "the worker")
+        file.write_bytes(b"22")
+        wait_until(lambda: len(gate.opened) > 1, "the new content")
+        for flags in range(INSTANCES_MAX + 1):
+            crowd.ask(request("open", server.cdbs[0], "3.11", instance_flags=flags))
+        known = [known["table"] for known in server.server.between_turns(server.server.loop.tables)]
+        assert len(known) == INSTANCES_MAX
+        assert "slow:t" in known
+        gate.answers.set()
+        assert peer.reply() == value_of(b"wait")
+
+
+def test_crew_goes_on_with_the_threads_it_has_when_there_can_be_no_more(
+    server: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server.connect() as peer:
+        assert peer.ask(slow(b"a")) == value_of(b"a")
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(WORKERS):
+            assert peer.ask(slow(b"a")) == value_of(b"a")
+        monkeypatch.undo()
+
+
+def test_update_is_retry_where_no_writer_can_be_had(
+    writer: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with writer.connect() as peer:
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        assert peer.ask(request("update", b"slow:t", key=b"k", value=b"v")) == [(b"status", b"2")]
+        assert peer.ask(request("delete", b"slow:t", key=b"k")) == [(b"status", b"2")]
+        monkeypatch.undo()
+        assert peer.ask(slow(b"a")) == value_of(b"a")  # by the one that all tables share
+    assert not gate.written
+
+
+def no_more_threads(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_job_that_was_answered_is_not_looked_at_again() -> None:
+    """By the minder, which has a list of what was under way a moment ago."""
+
+    class Moment(dict[Job, int]):
+        """What runs; all of it is answered as soon as somebody has looked."""
+
+        def items(self) -> list[tuple[Job, int]]:  # type: ignore[override]
+            seen = list(super().items())
+            for job in self:
+                done.put(job)
+            self.clear()
+            return seen
+
+    done, queue = Queue(), Queue()
+    queue.log(6, b"a job of any kind")
+    job = queue.take()
+    crew = Crew("asker", 1, lambda crew, job: None)
+    crew.running = Moment({job: job.since_ms})
+    assert crew.take_late(0) == []
+
+
+def test_crews_come_while_others_are_minded() -> None:
+    workers = Workers(Queue(), Log([]), writes=False)
+    stop = threading.Event()
+    crews = []
+
+    def come() -> None:
+        while not stop.is_set():
+            with workers._lock:  # as _man has it
+                crews.append(workers._crew_for(Table(b"x:x"), "asker", 1, workers._ask))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    try:
+        for _ in range(3000):
+            assert workers._all_crews()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_missing_member_is_tried_again_where_no_event_tells_of_it(
+    server: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watch, "is_remote", lambda path: True)
+    asked = lookup(server.union, b"k1")
+    with server.connect() as peer:
+        assert peer.ask(asked) == reply("lookup", "3.6", RETRY)
+        write_cdb(server.folder / "later.cdb", {b"k1": b"new"})
+        wait_until(lambda: peer.ask(asked) == found(b"v1,new"), "the new member", limit=10)

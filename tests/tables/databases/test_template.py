@@ -1,0 +1,180 @@
+"""test_template - which keys are asked for, what a template makes of them, and how values are joined"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxymap.errors import ConfigError, TableRetry
+from proxymap.tables import open_table
+from proxymap.tables.base import Host, Opening
+from proxymap.tables.databases.tablecf import TableCf
+from proxymap.tables.databases.template import Template, Templates, compile_query, key_parts
+
+NAME = b"sqlite:t"
+
+
+class Recipe:
+    """Templates as a table has them."""
+
+    def __init__(self, place: Path, query: str, result: str = "%s", domain: str = "", limit: int = 0) -> None:
+        self.warnings: list[str] = []
+        path = place / "t.cf"
+        path.write_text(
+            f"query = {query}\nresult_format = {result}\n" + (f"domain = {domain}\n" if domain else "")
+        )
+        opening = Opening(0, False, Host(warn=self.warnings.append), open_table)
+        cf = TableCf(str(path).encode(), opening.host)
+        self.query = compile_query(cf, "query", query)
+        self.templates = Templates(NAME, cf, opening, [self.query], result, limit)
+
+    def asked(self, key: bytes) -> bytes | None:
+        """The query for a key, or None."""
+        parts = key_parts(key)
+        if self.templates.refusal(parts) is not None:
+            return None
+        return self.query.fill(parts, lambda text: text.replace(b"'", b"''"))
+
+    def joined(self, key: bytes, *values: bytes | None) -> bytes | None:
+        return self.templates.join(key_parts(key), values)
+
+
+KEYS = [
+    b"plain",
+    b"u@d",
+    b"@d",
+    b"u@",
+    b"@",
+    b"u@a.b.c",
+    b"u@a..b.",
+    b"u@.",
+    b"a@b@c.d",
+    b"o'b@x'y",
+    b"50%@d",
+]
+# Query -> what is asked for each of KEYS; as postmap has it.
+QUERIES = {
+    "[%s]": "[plain] [u@d] [@d] [u@] [@] [u@a.b.c] [u@a..b.] [u@.] [a@b@c.d] [o''b@x''y] [50%@d]",
+    "[%S]": "[plain] [u@d] [@d] [u@] [@] [u@a.b.c] [u@a..b.] [u@.] [a@b@c.d] [o''b@x''y] [50%@d]",
+    "[%u]": "[plain] [u] - [u] - [u] [u] [u] [a@b] [o''b] [50%]",
+    "[%U]": "[plain] [u] - [u] - [u] [u] [u] [a@b] [o''b] [50%]",
+    "[%d]": "- [d] [d] - - [a.b.c] [a..b.] [.] [c.d] [x''y] [d]",
+    "[%D%u]": "- [du] - - - [a.b.cu] [a..b.u] [.u] [c.da@b] [x''yo''b] [d50%]",
+    "[%1]": "- [d] [d] - - [c] [b] - [d] [x''y] [d]",
+    "[%2.%1]": "- - - - - [b.c] [a.b] - [c.d] - -",
+    "[%3]": "- - - - - [a] - - - - -",
+    "[%9]": "- - - - - - - - - - -",
+    "%%s%%%%%1%%": "- %s%%d% %s%%d% - - %s%%c% %s%%b% - %s%%d% %s%%x''y% %s%%d%",
+    "constant": "constant " * len(KEYS),
+}
+
+
+@pytest.mark.parametrize(("query", "expected"), QUERIES.items(), ids=QUERIES)
+def test_query_is_filled_from_the_key_or_not_sent(tmp_path: Path, query: str, expected: str) -> None:
+    recipe = Recipe(tmp_path, query)
+    assert [(recipe.asked(key) or b"-").decode() for key in KEYS] == expected.split()
+    assert not recipe.warnings
+
+
+def test_result_format_that_wants_parts_of_the_key_keeps_queries_from_being_sent(tmp_path: Path) -> None:
+    for result, sent in {
+        "%U": [b"u", b"u@d"],
+        "%D": [b"u@d", b"@d"],
+        "%1": [b"u@d", b"@d"],
+        "%2": [],
+    }.items():
+        recipe = Recipe(tmp_path, "%s", result)
+        assert [key for key in (b"u", b"u@d", b"@d") if recipe.asked(key)] == sent, result
+
+
+def test_result_format_that_wants_parts_of_the_value_keeps_none(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%s", "%u %d")
+    assert all(recipe.asked(key) for key in KEYS)
+
+
+def test_ninth_label_counts_from_the_right() -> None:
+    parts = key_parts(b"u@l.k.i.h.g.f.e.d.c.b.a")
+    assert b"".join(parts[b"%d" % n] for n in range(1, 10)) == b"abcdefghi"
+
+
+def test_empty_key_is_not_asked_for_and_warned_of(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "constant")
+    assert recipe.asked(b"") is None
+    assert recipe.warnings == ['table "sqlite:t": empty query string -- ignored']
+
+
+def test_domain_lets_only_addresses_in_it_pass(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%s", domain="d")
+    sent = [b"u@d", b"u@D", b"a@b@d"]
+    not_sent = [b"", b"u", b"d", b"@d", b"u@", b"u@x", b"u@x.d"]
+    assert [key for key in sent + not_sent if recipe.asked(key)] == sent
+    assert not recipe.warnings
+
+
+def test_failing_domain_list_is_retry(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%s", domain="nosuchtype:x")
+    assert recipe.asked(b"u") is None
+    with pytest.raises(
+        TableRetry, match="domain list: nosuchtype:x is unavailable: unsupported dictionary type"
+    ):
+        recipe.asked(b"u@d")
+
+
+@pytest.mark.parametrize("bad", ["%", "x%", "%%%", "%x", "%0", "% s", "%(s)s", "%ä"])
+@pytest.mark.parametrize("name", ["query", "result_format"])
+def test_percent_that_means_nothing_is_refused(tmp_path: Path, name: str, bad: str) -> None:
+    texts = {"query": "%s", "result_format": "%s"} | {name: bad}
+    with pytest.raises(
+        ConfigError, match=rf"/t\.cf, line \d: parameter {name} is .*; expected a template, in which"
+    ):
+        Recipe(tmp_path, texts["query"], texts["result_format"])
+
+
+@pytest.mark.parametrize("text", [b"(%s)", b"%%(s)s", b"%%%s%%", b"\n%s\xff%%"])
+def test_all_else_in_a_template_is_plain(text: bytes) -> None:
+    filled = Template(text, query=False).fill({b"s": b"%d%%"})
+    assert filled == b"%".join(part.replace(b"%s", b"%d%%") for part in text.split(b"%%"))
+
+
+VALUES = [b"plain", b"u@d", b"@d", b"u@", b"@", b"a@b@c"]
+RESULTS = {
+    "%s": b"plain,u@d,@d,u@,@,a@b@c",
+    "<%u>": b"<plain>,<u>,<u>,<a@b>",
+    "<%d>": b"<d>,<d>,<c>",
+    "%d!%u": b"d!u,c!a@b",
+    "%s=%S=%U=%D=%2=%%": b"%s=k@x.y=k=x.y=x=%%",
+    "constant": b"constant,constant,constant,constant,constant,constant",
+}
+
+
+@pytest.mark.parametrize(("result", "expected"), RESULTS.items(), ids=RESULTS)
+def test_values_are_formatted_dropped_and_joined(tmp_path: Path, result: str, expected: bytes) -> None:
+    if b"%s" in expected:
+        expected = b",".join(expected.replace(b"%%", b"%").replace(b"%s", value) for value in VALUES)
+    assert Recipe(tmp_path, "%s", result).joined(b"k@x.y", *VALUES) == expected
+
+
+def test_null_is_dropped_silently_and_empty_with_a_warning(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%s", "<%s>")
+    assert recipe.joined(b"k", None, b"a", b"", b"\0b", b"b\0c") == b"<a>,<b>"
+    assert recipe.warnings == ['table "sqlite:t": empty lookup result for: "k" -- ignored'] * 2
+    assert recipe.joined(b"k") is recipe.joined(b"k", None) is recipe.joined(b"k", b"") is None
+
+
+def test_values_are_not_quoted(tmp_path: Path) -> None:
+    assert Recipe(tmp_path, "%s", "'%s'%S").joined(b"k'", b"o'brien") == b"'o'brien'k'"
+
+
+def test_more_values_than_expansion_limit_is_retry_and_the_rest_is_not_read(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%s", "%d", limit=2)
+    assert recipe.joined(b"k", b"plain", b"u@a", None, b"u@b", b"", b"plain") == b"a,b"
+    values = iter([b"u@a", b"u@b", b"u@c", b"u@d"])
+    with pytest.raises(TableRetry, match=r'^more than 2 values \(expansion_limit\) for: "k"$'):
+        recipe.templates.join(key_parts(b"k"), values)
+    assert list(values) == [b"u@d"]
+
+
+def test_limit_of_zero_or_less_is_none(tmp_path: Path) -> None:
+    for limit in (0, -1):
+        assert Recipe(tmp_path, "%s", limit=limit).joined(b"k", b"a", b"b", b"c") == b"a,b,c"

@@ -1,0 +1,112 @@
+"""test_pcre - rules of Perl-compatible regular expressions"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pattern_contract import (  # noqa: F401
+    LATER,
+    PatternContract,
+    ask,
+    folder,
+    opened,
+)
+
+from proxymap.errors import TableRetry
+from proxymap.tables._table import Table
+
+HOSTILE = b"a" * 60  # for CATASTROPHE: time doubles with each letter
+CATASTROPHE = "/^(a+)+[bc]$/ x"
+
+
+class TestPcre(PatternContract):
+    maptype = "pcre"
+    options = "imsxAEUX"
+    opaque = r"\E{}"
+
+
+def table(*rules: str) -> Table:
+    return TestPcre().table(*rules)
+
+
+def test_key_that_takes_long_is_left_to_a_worker() -> None:
+    hard = table(r"/^(a+)+[bc]$/ no", "/x/ yes")
+    key = b"a" * 18 + b"x"
+    assert hard.lookup(key, 0)[0] == LATER
+    assert hard.ask(key, 0) == (0, 0, b"yes")
+
+
+def test_key_that_takes_too_long_is_retry_with_the_line() -> None:
+    hopeless = table("/a{100}/ no", CATASTROPHE)
+    assert hopeless.lookup(HOSTILE, 0)[0] == LATER
+    with pytest.raises(TableRetry, match=r"pcre map .*, line 2: matching takes too long"):
+        hopeless.ask(HOSTILE, 0)
+    assert hopeless.explain(HOSTILE) == [f"line 2: {CATASTROPHE} (takes too long)"]
+
+
+def test_long_key_is_matched_however_deep_the_groups_nest() -> None:
+    """Beyond the stack of the machine code, on the heap."""
+    deep = table("/^(?:(a|b)*c)*$/ x", "/z/ y")
+    key = b"ab" * 20_000 + b"z"
+    assert deep.ask(key, 0) == (0, 0, b"y")
+
+
+def test_many_rules_and_a_long_key_are_left_to_a_worker() -> None:
+    many = table(*[f"/a[b-y]*{i}/ x" for i in range(3000)], "/z/ found")
+    key = b"abc0123456789" * 100 + b"z"
+    assert many.lookup(b"z", 0) == (0, 0, b"found")
+    assert many.lookup(key, 0)[0] == LATER
+    assert many.ask(key, 0)[0] == 0
+
+
+def test_pattern_in_utf_mode_does_not_hold_for_what_is_not_utf8() -> None:
+    """Not negated either: as Postfix, which warns in addition."""
+    utf = table("!/(*UTF)x/ not x", "/(*UTF)^.$/ one", "/^..$/ two")
+    assert ask(utf, b"\xff\xfe") == b"two"
+    assert ask(utf, b"x") == b"one"
+    assert ask(utf, "é".encode()) == b"not x"
+
+
+def test_obsolete_option_is_warned_of() -> None:
+    name = TestPcre().inline("/a/X x")
+    made, warnings = opened(name)
+    assert ask(made, b"a") == b"x"
+    assert warnings == [f'pcre map {name[5:]}, line 1: ignoring obsolete regexp option "X"']
+
+
+OPEN = """
+import ctypes, sys
+from proxymap.tables import open_table
+from proxymap.tables.base import Host
+if "MDWE" in sys.argv:
+    ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) and sys.exit()  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
+for name in (b"pcre:{{/^(a)b*[cd]/ $1}}", b"pcre:{{/b/ x}}"):
+    table = open_table(name, host=Host(warn=print))
+    print(table.reason or table.lookup(b"abbd", 0))
+"""
+
+
+def opened_elsewhere(*arguments: str, **environment: str) -> list[str]:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", OPEN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return done.stdout.splitlines()
+
+
+def test_where_machine_code_is_refused_patterns_are_interpreted_and_the_log_says_so_once() -> None:
+    """As under systemd's MemoryDenyWriteExecute."""
+    lines = opened_elsewhere("MDWE")
+    if not lines:
+        pytest.skip("this kernel knows no MDWE")
+    warning = "pcre: no machine code is allowed here (MemoryDenyWriteExecute?); it is interpreted"
+    assert lines == [warning, "(0, 0, b'a')", "(0, 0, b'x')"]
+
+
+def test_missing_library_is_named_with_its_package(tmp_path: Path) -> None:
+    (tmp_path / "libpcre2-8.so.0").write_bytes(b"no library")
+    reason = str(b"pcre needs libpcre2-8.so.0, which Debian has in the package libpcre2-8-0")
+    assert opened_elsewhere(LD_LIBRARY_PATH=str(tmp_path)) == [reason, reason]
