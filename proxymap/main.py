@@ -16,9 +16,9 @@ from functools import partial
 from proxymap.config.settings import Settings, load
 from proxymap.errors import ConfigError
 from proxymap.server import master, standalone
-from proxymap.server._jobs import LEVEL_FATAL
 from proxymap.server.log import Log, Sink, to_postlog, to_stderr, to_syslog
 from proxymap.server.master import Start
+from proxymap.tables._jobs import LEVEL_FATAL
 
 USAGE = """\
 usage: proxymap --listen unix:PATH [options]

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap.base._buf cimport buf
 from proxymap._codec cimport scan
-from proxymap.server._jobs cimport job
+from proxymap.tables._jobs cimport job
 from proxymap.server._service cimport service, session
 
 cdef enum:  # what an epoll event is about; the first field of whatever its data points to

@@ -25,7 +25,7 @@ from proxymap.base._buf cimport buf_append, buf_clear, buf_consume, buf_free, bu
 from proxymap.server._catalog cimport instance
 from proxymap.base._clock cimport now_ms
 from proxymap._codec cimport greeting_append, list_restart, reply_append_bare
-from proxymap.server._jobs cimport job
+from proxymap.tables._jobs cimport job
 from proxymap.server._service cimport (
     PARKED, SENT, service, service_answered, service_foresee, service_opened, service_read, service_request,
     session, session_free,

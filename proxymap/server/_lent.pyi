@@ -1,4 +1,4 @@
-from proxymap.server._jobs import Job, Queue
+from proxymap.tables._jobs import Job, Queue
 from proxymap.tables._table import Table
 
 def make(table: Table, changes: list[Job], waiting: Queue) -> int: ...

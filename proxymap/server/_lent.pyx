@@ -25,7 +25,7 @@ from proxymap._codec cimport (
     without_proxy,
 )
 from proxymap.base._fold cimport utf8_valid
-from proxymap.server._jobs cimport (
+from proxymap.tables._jobs cimport (
     EAGER_NS, JOB_DELETE, JOB_UPDATE, Job, Queue, has_looked, is_time_to_look, job, queue, sched_yield,
 )
 from proxymap.tables._table cimport Table, table_fold

@@ -2,7 +2,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from proxymap.base._watch import Watch
-from proxymap.server._jobs import Queue
+from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 
 END_WOKEN: int

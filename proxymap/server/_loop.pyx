@@ -36,7 +36,7 @@ from proxymap.server._client cimport (
     clients_tick, source,
 )
 from proxymap.base._clock cimport now_ms, now_ns
-from proxymap.server._jobs cimport (
+from proxymap.tables._jobs cimport (
     JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
 )
 from proxymap.server._service cimport service, service_free, service_init, service_look, service_turn

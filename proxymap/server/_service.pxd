@@ -6,7 +6,7 @@ from proxymap.base._buf cimport buf
 from proxymap.server._cache cimport cache
 from proxymap.server._catalog cimport catalog, instance
 from proxymap._codec cimport request, scan
-from proxymap.server._jobs cimport job, queue
+from proxymap.tables._jobs cimport job, queue
 from proxymap.tables._table cimport cursor, glimpse, table
 
 cdef enum:  # what became of a request

@@ -29,7 +29,7 @@ from proxymap._codec cimport (
     without_proxy,
 )
 from proxymap.base._fold cimport utf8_valid
-from proxymap.server._jobs cimport (
+from proxymap.tables._jobs cimport (
     JOB_CLOSE, JOB_DELETE, JOB_LOOKUP, JOB_OPEN, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, job_free, job_new,
     log_line, queue_put,
 )

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from proxymap.server._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
+from proxymap.tables._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
 
 PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
 TEXT_MAX = 2000  # bytes, as Postfix cuts

@@ -18,11 +18,11 @@ from proxymap.config.approval import approve
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
-from proxymap.server._jobs import Queue
 from proxymap.server._loop import END_WOKEN, Loop
 from proxymap.server.control import Control, Refused
 from proxymap.server.log import Log
 from proxymap.server.workers import Workers
+from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Host
 

@@ -20,7 +20,8 @@ from proxymap.base import _fold
 from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.server import _lent
-from proxymap.server._jobs import (
+from proxymap.server.log import Log
+from proxymap.tables._jobs import (
     JOB_CLOSE,
     JOB_LOOKUP,
     JOB_OPEN,
@@ -29,7 +30,6 @@ from proxymap.server._jobs import (
     attach,
     clock_ms,
 )  # fmt: skip
-from proxymap.server.log import Log
 from proxymap.tables._table import SLOW_WRITE, Surrogate, Table
 from proxymap.tables.base import UTF8_REQUEST, Host
 

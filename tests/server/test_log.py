@@ -12,11 +12,6 @@ import pytest
 from fix_server import LIMIT, ServerProcess, lookup
 
 from proxymap.server import log as log_module
-from proxymap.server._jobs import LEVEL_ERROR as ERROR
-from proxymap.server._jobs import LEVEL_FATAL as FATAL
-from proxymap.server._jobs import LEVEL_INFO as INFO
-from proxymap.server._jobs import LEVEL_WARNING as WARNING
-from proxymap.server._jobs import Queue
 from proxymap.server.log import (
     REMEMBERED,
     TEXT_MAX,
@@ -27,6 +22,11 @@ from proxymap.server.log import (
     to_stderr,
     to_syslog,
 )
+from proxymap.tables._jobs import LEVEL_ERROR as ERROR
+from proxymap.tables._jobs import LEVEL_FATAL as FATAL
+from proxymap.tables._jobs import LEVEL_INFO as INFO
+from proxymap.tables._jobs import LEVEL_WARNING as WARNING
+from proxymap.tables._jobs import Queue
 
 
 class Clock:

@@ -36,10 +36,10 @@ from proxymap.config.settings import load
 from proxymap.config.source import stamp_of
 from proxymap.errors import TableConfig, TableRetry
 from proxymap.server import standalone
-from proxymap.server._jobs import Job, Queue
 from proxymap.server.log import Log
 from proxymap.server.shell import Server
 from proxymap.server.workers import Crew, Workers
+from proxymap.tables._jobs import Job, Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Change, Opening, SlowTable
 
