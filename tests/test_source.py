@@ -22,7 +22,7 @@ MAY_KNOW = {
     **{f"tables.{name}": {"tables", "config", "protocol", "base"} for name in FAMILIES},
     "server": {"tables", "config", "protocol", "base"},
     "ctl": {"tables", "config", "protocol", "base", "server.control"},
-    "main": {"server", "config", "protocol", "base"},
+    "main": {"server", "config", "protocol", "base", "tables._jobs"},
 }
 PROTOCOL = ["_words", "_codec", "errors", "client"]  # these lie in the package itself
 
