@@ -29,7 +29,8 @@ PROTOCOL = ["_words", "_codec", "errors", "client"]  # these lie in the package 
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
     *("_codec", "_words", "base._buf", "base._clock", "base._hash", "base._stamp", "base._watch"),
-    *("server._cache", "server._catalog", "server._client", "server._service", "server._status"),
+    *("server._asking", "server._cache", "server._catalog", "server._client", "server._opening"),
+    *("server._requests", "server._service", "server._status", "server._work"),
     *("tables.composite._members", "tables.rules._pattern"),
 ]
 

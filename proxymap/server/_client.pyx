@@ -26,10 +26,10 @@ from proxymap.server._catalog cimport instance
 from proxymap.base._clock cimport now_ms
 from proxymap._codec cimport greeting_append, list_restart, reply_append_bare
 from proxymap.tables._jobs cimport job
-from proxymap.server._service cimport (
-    PARKED, SENT, service, service_answered, service_foresee, service_opened, service_read, service_request,
-    session, session_free,
-)
+from proxymap.server._opening cimport opening_done
+from proxymap.server._requests cimport session_foresee, session_read, session_serve
+from proxymap.server._service cimport PARKED, SENT, service, session, session_free
+from proxymap.server._work cimport work_answered
 from proxymap._words cimport STAT_BAD
 
 cdef extern from *:
@@ -244,7 +244,7 @@ cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
                 client_read(all, &received[k])
         for k in range(together):
             if foreseen[k].len and foreseen[k].c.read:
-                service_foresee(all.service, &foreseen[k].c.session)
+                session_foresee(all.service, &foreseen[k].c.session)
         for k in range(together):
             if served[k].len:
                 client_serve(all, &served[k])
@@ -292,10 +292,10 @@ cdef void client_read(clients *all, const arrival *a) noexcept nogil:
     cdef client *c = a.c
     if buf_len(&c.input):
         return
-    c.list_len = service_read(all.service, &c.session, &c.seen, a.data, a.len)
+    c.list_len = session_read(all.service, &c.session, &c.seen, a.data, a.len)
     if c.list_len:
         c.read = True
-        service_foresee(all.service, &c.session)
+        session_foresee(all.service, &c.session)
 
 
 cdef void client_serve(clients *all, const arrival *a) noexcept nogil:
@@ -344,12 +344,12 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
     cdef int became
     while used < len and buf_len(&all.replies) < REPLIES_MAX:
         if not c.read:
-            c.list_len = service_read(all.service, &c.session, &c.seen, data + used, len - used)
+            c.list_len = session_read(all.service, &c.session, &c.seen, data + used, len - used)
             if c.list_len == 0:
                 break
         c.read = False
         c.session.alone = buf_len(&all.replies) == 0 and used + c.list_len == len and not c.more
-        became = service_request(all.service, &c.session, &all.replies)
+        became = session_serve(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
         if became == PARKED:
             c.parked = True
@@ -459,7 +459,7 @@ cdef bint unpark(clients *all, client *c) noexcept nogil:
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
     """A table was opened: serve the requests that wait for it."""
-    cdef instance *i = service_opened(all.service, j)
+    cdef instance *i = opening_done(all.service, j)
     cdef client *c = <client *> i.waiters
     cdef client *next
     i.waiters = NULL
@@ -476,7 +476,7 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> who.client
     cdef arrival rest
     buf_clear(&all.replies)
-    service_answered(all.service, who, j, &all.replies)
+    work_answered(all.service, who, j, &all.replies)
     if not unpark(all, c):
         return
     if buf_len(&j.lent.rest):

@@ -39,7 +39,8 @@ from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.tables._jobs cimport (
     JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
 )
-from proxymap.server._service cimport service, service_free, service_init, service_look, service_turn
+from proxymap.server._opening cimport opening_look, opening_turn
+from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap.tables._table cimport Table
 from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
@@ -256,7 +257,7 @@ cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil
     if watch_was_taken(l.watch):  # asked last: whoever was quicker has said so first
         concerned = True
     if concerned:
-        service_look(&l.service)
+        opening_look(&l.service)
 
 
 cdef int wait_eagerly(loop *l, epoll_event *events) noexcept nogil:
@@ -299,7 +300,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     l.turns += 1
     if n < 0:
         return 0 if errno == EINTR else -1
-    service_turn(&l.service)
+    opening_turn(&l.service)
     l.answered = l.done.held
     take_changes(l, events, n)
     for i in range(n):

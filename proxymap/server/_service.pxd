@@ -1,18 +1,18 @@
-# _service - the five requests: request -> reply, or request -> job (see _service.pyx)
+# _service - what one service has, and what it keeps for each connection (see _service.pyx)
 
 from libc.stdint cimport uint64_t
 
-from proxymap.base._buf cimport buf
+from proxymap.base._buf cimport buf, view
 from proxymap.server._cache cimport cache
 from proxymap.server._catalog cimport catalog, instance
-from proxymap._codec cimport request, scan
-from proxymap.tables._jobs cimport job, queue
+from proxymap._codec cimport request
+from proxymap.tables._jobs cimport queue
 from proxymap.tables._table cimport cursor, glimpse, table
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
     PARKED = 1  # ask again when session.waits_for is open
-    SENT = 2    # a worker has it; service_answered makes the reply
+    SENT = 2    # a worker has it; work_answered makes the reply
 
 
 cdef struct session:
@@ -23,8 +23,8 @@ cdef struct session:
     instance *waits_for  # after PARKED and SENT
     request request      # the one that was read; after SENT the shape of the reply, its views are void
     int verdict          # on it, PARSE_*
-    instance *found      # whom it is for, or NULL; void if the catalog
-    uint64_t forgotten   # has forgotten more than that since
+    instance *found      # the instance that the request names, or NULL
+    uint64_t forgotten   # catalog.forgotten at that time; if that has grown, `found` is void
     bint alone           # nothing has come behind it, and no other reply is to be sent before its own
     bint lent            # after SENT: the connection is the worker's (_lent) until its answer is back
     glimpse glimpse      # of what the answer will be looked for in
@@ -49,11 +49,8 @@ cdef struct service:
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
 cdef void service_free(service *s) noexcept nogil
-cdef size_t service_read(service *s, session *who, scan *seen, const char *data, size_t len) noexcept nogil
-cdef void service_foresee(service *s, session *who) noexcept nogil
-cdef int service_request(service *s, session *who, buf *out) noexcept nogil
-cdef int service_answered(service *s, session *who, job *j, buf *out) noexcept nogil
-cdef void service_turn(service *s) noexcept nogil
-cdef void service_look(service *s) noexcept nogil
-cdef instance *service_opened(service *s, job *j) noexcept nogil
 cdef void session_free(session *who) noexcept nogil
+cdef cursor *session_cursor(session *who, instance *i) noexcept nogil
+cdef void service_warn(service *s, view before, view what, view after) noexcept nogil
+cdef void service_complain(service *s, instance *i, const char *what) noexcept nogil
+cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil

@@ -1,0 +1,155 @@
+"""_opening - tables are opened, opened again when their files change, swapped and closed
+
+The loop decides when; workers do it (JOB_OPEN, JOB_CLOSE). One thread, the
+loop's; no GIL.
+"""
+
+from proxymap.base._buf cimport buf_append_view, buf_view, view_str
+from proxymap.base._clock cimport now_ms
+from proxymap.base._stamp cimport same_content, stamp_at
+from proxymap.server._catalog cimport catalog_add, catalog_opened, instance
+from proxymap._codec cimport request
+from proxymap.tables._jobs cimport JOB_CLOSE, JOB_OPEN, job, job_free, job_new, queue_put
+from proxymap.server._service cimport service, service_warn
+from proxymap.tables._table cimport CHANGED_SPOILED, origin, table
+from proxymap._words cimport *
+
+cdef enum:
+    OPEN_RETRY_MS = 500  # between two attempts to open a table that cannot be opened
+
+
+cdef instance *opening_add(service *s, const request *r) noexcept nogil:
+    cdef table *retired
+    cdef instance *i = catalog_add(&s.tables, r.table, r.dialect, r.inst_flags, given_flags(r), &retired)
+    opening_close(s, retired)
+    return i
+
+
+cdef inline int given_flags(const request *r) noexcept nogil:
+    """What a table is opened with: in 3.11 the flags of a lookup are those of an earlier reply."""
+    return r.inst_flags if r.dialect == DIALECT_3_11 else r.flags
+
+
+cdef bint opening_look_closely(service *s, instance *i) noexcept nogil:
+    """The same as opening_ready, for a table that is not simply open."""
+    if i.t == NULL:
+        return not opening_start(s, i, False, False)
+    if i.t.polled and i.looked != s.turn:
+        i.looked = s.turn
+        look_at(s, i)
+        if i.opening:
+            return False
+    if (i.t.reason == NULL and not i.t.incomplete) or i.renewing or now_ms() < i.retry_ms:
+        return True
+    return not opening_start(s, i, True, False)
+
+
+cdef bint opening_start(service *s, instance *i, bint settle, bint background) noexcept nogil:
+    """Have a worker open the table, for the first time or again; until then requests wait, or do not."""
+    cdef job *j = job_new(JOB_OPEN)
+    if j == NULL:
+        return False
+    j.flags = i.given_flags
+    j.asker = i
+    j.settle = settle
+    if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
+        job_free(j)
+        return False
+    i.opening = not background
+    i.renewing = background
+    return True
+
+
+cdef instance *opening_done(service *s, job *j) noexcept nogil:
+    """Take the table that a worker opened; returns the instance, whose waiters can go on."""
+    cdef instance *i = <instance *> j.asker
+    cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
+    if i.t.reason != NULL or i.t.incomplete or retired == j.t:
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+    i.opened_ms = now_ms()
+    opening_close(s, retired)
+    if i.again:
+        i.again = False
+        look_at(s, i)
+    return i
+
+
+# When files change
+
+cdef void opening_turn(service *s) noexcept nogil:
+    """A turn of the loop begins."""
+    s.turn += 1
+    if s.config != NULL and s.config.polled:
+        look_at_config(s)
+
+
+cdef void opening_look(service *s) noexcept nogil:
+    """Something happened to the files of some tables, or of the configuration."""
+    cdef instance *i
+    cdef size_t slot
+    look_at_config(s)
+    for slot in range(sizeof(s.tables.slots) // sizeof(instance *)):
+        i = s.tables.slots[slot]
+        while i != NULL:
+            look_at(s, i)
+            i = i.chain
+
+
+cdef void look_at(service *s, instance *i) noexcept nogil:
+    """Have the table opened again if its files have changed."""
+    cdef int changed
+    cdef bint useless
+    if i.opening or i.renewing:
+        i.again = True
+        return
+    if i.t == NULL or i.t.changed == NULL:
+        return
+    changed = i.t.changed(i.t)
+    useless = changed == CHANGED_SPOILED or i.t.reason != NULL
+    if changed:
+        opening_start(s, i, useless, not useless and not i.t.quick)
+
+
+cdef void look_at_config(service *s) noexcept nogil:
+    cdef origin *o = s.config.origins if s.config != NULL else NULL
+    while o != NULL:
+        if not same_content(o.seen, stamp_at(o.path)):
+            o.seen = stamp_at(o.path)
+            service_warn(s, view_str(b""), view_str(o.path),
+                         view_str(b" has changed; reload to have it obeyed"))
+        o = o.next
+
+
+cdef void opening_distrust(service *s, instance *i) noexcept nogil:
+    """A table gave RETRY: if its file was replaced or cut, open it again."""
+    i.errors += 1
+    service_warn(s, view_str(b"table "), buf_view(&i.name),
+                 view_str(b" is damaged or was changed in place; answering RETRY"))
+    if now_ms() >= i.retry_ms:
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+        look_at(s, i)
+
+
+# Closing
+
+cdef void opening_close(service *s, table *t) noexcept nogil:
+    """Drop an instance's reference to t; later, if jobs are out that name it."""
+    cdef job *j
+    if t == NULL:
+        return
+    if t.jobs:
+        t.retired += 1
+        return
+    j = job_new(JOB_CLOSE)
+    if j != NULL:
+        j.t = t
+        if queue_put(s.todo, j) < 0:
+            job_free(j)
+
+
+cdef void opening_job_is_back(service *s, table *t) noexcept nogil:
+    """A job that names t was answered."""
+    t.jobs -= 1
+    while t.jobs == 0 and t.retired:
+        t.retired -= 1
+        opening_close(s, t)

@@ -1,0 +1,198 @@
+"""_requests - the five requests: which reply does each get?
+
+Finds the table of a request in the catalog, asks it and appends the reply. A
+table that is not open yet is opened by a worker: the request is parked, and
+served again once it is. What the loop cannot answer becomes a job (_work).
+
+What is wrong with a request or a table becomes a status here and nowhere else.
+One thread, the loop's; no GIL. Source: proxymap(8); wire.md, tables.md 1 and 2.
+"""
+
+from libc.string cimport memset
+
+from proxymap.base._buf cimport buf, buf_len, buf_view, memchr, view, view_of, view_str
+from proxymap.server._asking cimport ask_check, ask_lookup, ask_sequence, ask_write
+from proxymap.server._catalog cimport catalog_find, catalog_is_approved, instance
+from proxymap._codec cimport (
+    FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
+    PARSE_UNKNOWN, reply_append, reply_append_bare, request, request_flags, request_read, scan,
+    without_proxy,
+)
+from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
+from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
+from proxymap.server._service cimport PARKED, SERVED, service, service_warn, session
+from proxymap.server._work cimport work_send
+from proxymap.tables._table cimport STAT_LATER, glimpse
+from proxymap._words cimport *
+
+
+cdef size_t session_read(service *s, session *who, scan *seen, const char *data, size_t len) noexcept nogil:
+    """Read the list at data, and see whom it is for; service_request is to be next.
+
+    Returns its length, or 0 while it is incomplete (see request_read).
+    """
+    cdef request *r = &who.request
+    cdef size_t n = request_read(seen, data, len, r, &who.verdict)
+    if n == 0 or who.verdict != PARSE_OK:
+        return n
+    who.found = catalog_find(&s.tables, without_proxy(r.table), r.dialect, r.inst_flags)
+    who.forgotten = s.tables.forgotten
+    memset(&who.glimpse, 0, sizeof(glimpse))
+    return n
+
+
+cdef void session_foresee(service *s, session *who) noexcept nogil:
+    """Have the CPU fetch some of what the request that was read is about; the next part, each time.
+
+    As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
+    """
+    cdef instance *i = who.found
+    cdef int flags = who.request.flags
+    if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
+        return
+    if who.forgotten != s.tables.forgotten:
+        return  # it may be gone since
+    if i.t == NULL or i.t.foresee == NULL:
+        return
+    if who.request.dialect == DIALECT_3_6:
+        flags = i.flags
+    who.glimpse.of = i.t
+    i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
+
+
+cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
+    """Serve the request that was read; returns SERVED, PARKED or SENT."""
+    cdef request *r = &who.request
+    cdef instance *i
+    s.requests += 1
+    if r.fault != FAULT_NONE:
+        warn_of_fault(s, r)
+    if who.verdict == PARSE_SILENT:
+        return SERVED
+    if who.verdict == PARSE_UNKNOWN:
+        service_warn(s, view_str(b'unrecognized request: "'), r.name, view_str(b'", ignored'))
+        reply_append_bare(out, STAT_BAD)
+        return SERVED
+    if who.verdict == PARSE_BAD:
+        return refuse(r, STAT_BAD, out)
+    if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
+        service_warn(s, view_str(b"refusing "), r.table,
+                     view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
+                              else b" delete request on non-proxywrite service"))
+        return refuse(r, STAT_DENY, out)
+    r.table = without_proxy(r.table)
+    i = who.found
+    if i == NULL or who.forgotten != s.tables.forgotten:  # others were served since
+        i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
+    if i == NULL or i.refused:
+        if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
+            return refuse(r, STAT_BAD, out)
+        if not catalog_is_approved(&s.tables, r.table):
+            return deny(s, r, out)
+        i = opening_add(s, r)
+        if i == NULL:
+            return refuse(r, STAT_RETRY, out)
+    if not opening_ready(s, i):
+        who.waits_for = i
+        return PARKED
+    if i.t == NULL:
+        return refuse(r, STAT_RETRY, out)  # without memory to have it opened
+    if r.kind == REQ_OPEN:
+        reply_append(out, r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
+        return SERVED
+    return serve(s, who, i, r, out)
+
+
+# The ladder from trouble to status
+
+cdef view NONE = view_of(NULL, 0)
+
+
+cdef int refuse(const request *r, int status, buf *out) noexcept nogil:
+    reply_append(out, r, status, 0, NONE, NONE)
+    return SERVED
+
+
+cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
+    cdef view parts[4]
+    service_warn(s, view_str(b'request for unapproved table: "'), r.table, view_str(b'"'))
+    parts[0] = view_str(b"to approve this table for read-write access, list proxy:" if s.writes
+                        else b"to approve this table for read-only access, list proxy:")
+    parts[1] = r.table
+    parts[2] = view_str(b" in main.cf:proxy_write_maps" if s.writes else b" in main.cf:proxy_read_maps")
+    log_line(s.log, LEVEL_WARNING, parts, 3)
+    return refuse(r, STAT_DENY, out)
+
+
+cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
+    """A lookup, update, delete or sequence on an open table."""
+    cdef view key = NONE, value = NONE
+    cdef int flags = request_flags(r, i.flags)
+    cdef size_t before = buf_len(out)
+    cdef int status
+    i.lookups += r.kind == REQ_LOOKUP
+    if i.t.reason != NULL:
+        status = unavailable(s, i, r, flags)
+    elif r.kind == REQ_LOOKUP:
+        status = STAT_LATER if i.t.lookup == NULL else ask_lookup(s, who, i, r.key, &flags, &value)
+    elif r.kind == REQ_SEQUENCE:
+        status = ask_sequence(s, who, i, r.function, &key, &value)
+    else:
+        status = ask_write(s, i, r, &flags)
+    if status == STAT_LATER:
+        if r.dialect == DIALECT_3_6:
+            i.flags = flags
+        return work_send(s, who, i, r, flags, out)
+    if status == STAT_RETRY and i.t.reason == NULL and i.t.changed != NULL:
+        opening_distrust(s, i)
+    if r.dialect == DIALECT_3_6:
+        i.flags = flags
+    reply_append(out, r, status, flags, key, value)
+    if (status == STAT_OK or status == STAT_NOKEY) and i.t.damaged != NULL and i.t.damaged(i.t):
+        out.end = out.start + before
+        if r.kind == REQ_LOOKUP and not i.renewing and opening_start(s, i, True, False):
+            who.waits_for = i
+            return PARKED  # what is there now is to answer
+        opening_distrust(s, i)
+        reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+    return SERVED
+
+
+cdef int unavailable(service *s, instance *i, const request *r, int flags) noexcept nogil:
+    """The table could not be opened. What is not UTF-8 is still not asked for, nor stored."""
+    cdef view parts[4]
+    cdef view key = r.key
+    cdef int status = ask_check(s, i, r, flags, &key)
+    if status != STAT_LATER:
+        return status
+    i.errors += 1
+    parts[0] = buf_view(&i.name)
+    parts[1] = view_str(b" is unavailable. ")
+    parts[2] = view_str(i.t.reason)
+    log_line(s.log, LEVEL_WARNING, parts, 3)
+    return STAT_RETRY
+
+
+cdef void warn_of_fault(service *s, const request *r) noexcept nogil:
+    """Postfix's words for a list that is not as it should be."""
+    cdef view parts[7]
+    cdef view socket_name = view_str(b"proxywrite socket" if s.writes else b"proxymap socket")
+    parts[2] = view_str(b" in input from " if r.fault == FAULT_MISSING else b" from ")
+    parts[3] = socket_name
+    if r.fault == FAULT_MISSING:
+        parts[0] = view_str(b"missing attribute ")
+        parts[1] = view_str(r.wanted)
+        log_line(s.log, LEVEL_WARNING, parts, 4)
+    elif r.fault == FAULT_UNEXPECTED:
+        parts[0] = view_str(b"unexpected attribute ")
+        parts[1] = r.got
+        parts[4] = view_str(b" (expecting: ")
+        parts[5] = view_str(r.wanted)
+        parts[6] = view_str(b")")
+        log_line(s.log, LEVEL_WARNING, parts, 7)
+    elif r.fault == FAULT_NUMBER:
+        parts[0] = view_str(b"malformed numerical data")
+        parts[1] = view_str(b"")
+        parts[4] = view_str(b" while reading input attribute value: ")
+        parts[5] = r.got
+        log_line(s.log, LEVEL_WARNING, parts, 6)
