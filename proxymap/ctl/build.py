@@ -6,7 +6,9 @@ postmap and stock daemons may work on the same file at the same time:
 cdb   FILE.cdb.tmp is locked (flock), written, synced and renamed over
       FILE.cdb. Who waited for the lock finds another file at that path, or
       none, and begins again.
-lmdb  One transaction drops the old content and stores the new. The fcntl lock
+lmdb  A new table is written to FILE.lmdb.tmp and renamed, so that a full disk leaves
+      none: an empty one would say of all keys that they do not exist. In a table
+      that is there one transaction drops the old content and stores the new. The fcntl lock
       on the file, first for writing (no reader uses the snapshot before the
       current one), then for reading (readers go on, writers wait), is held
       until the end. It belongs to process and file, and goes when any
@@ -21,11 +23,13 @@ Source: postmap(1), lmdb_table(5), cdb(5); system call traces of Postfix 3.7.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +47,8 @@ Record: TypeAlias = tuple[bytes, bytes]
 MAP_SIZE = 16 << 20  # bytes; Postfix's lmdb_map_size. Address space only: the file stays small
 MAP_PER_SOURCE = 8  # map bytes for a byte of source: tiny records cost LMDB about six
 TEXT = "utf-8", "surrogateescape"  # bytes -> text that has all of them
+SYSTEM_ERRORS = {os.strerror(number): number for number in errno.errorcode}
+PROBE_SIZE = 1 << 16  # bytes
 PROGRESS_EVERY = 5000  # records between two calls of `progress`
 # Setting umask and effective user is for the whole process, and so are fcntl locks.
 _one_at_a_time = threading.Lock()
@@ -74,7 +80,8 @@ class Options:
 def build(maptype: str, file: str, source: str | None = None, options: Options | None = None) -> int:
     """Build `file`.cdb or `file`.lmdb from `source` (default: `file`); return the number of records.
 
-    BuildError if maptype, its library or the content is to blame; OSError from the files.
+    BuildError if maptype, its library or the content is to blame; OSError, with the file's name,
+    from the files: of a full disk, "No space left on device".
     """
     write = {"cdb": _write_cdb, "lmdb": _write_lmdb}.get(maptype)
     if write is None:
@@ -82,8 +89,13 @@ def build(maptype: str, file: str, source: str | None = None, options: Options |
     options = options or Options()
     source = source or file
     library = _library(maptype)
-    with open(source, "rb") as stream, _one_at_a_time, _as_owner(stream.fileno(), options):
-        return write(library, file, _Source(stream, source, maptype, options))
+    try:
+        with open(source, "rb") as stream, _one_at_a_time, _as_owner(stream.fileno(), options):
+            return write(library, file, _Source(stream, source, maptype, options))
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, f"{file}.{maptype}") from error
 
 
 def _library(maptype: str) -> ModuleType:
@@ -156,7 +168,7 @@ class _Source:
 
     def _good_lines(self) -> Iterator[Record]:
         """Key and value of each line that has them; each other line gets its warning."""
-        for number, text in logical_lines(self._stream, self._path, self._warn):
+        for number, text in logical_lines(self._lines(), self._path, self._warn):
             self._line = number
             where = f"{self._path}, line {number}: "
             if self.options.utf8 and not is_utf8(text):
@@ -171,6 +183,13 @@ class _Source:
             if key.endswith(b":"):
                 self._warn(where, 'record is in "key: value" format; is this an alias file?')
             yield key, value
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            for line in self._stream:  # noqa: UP028 - yield from would close it at the end
+                yield line
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from error
 
     def _warn(self, *parts: str | bytes) -> None:
         if self._line > self._warned_to:
@@ -261,15 +280,56 @@ def _sync_directory(file: str) -> None:
 
 
 def _write_lmdb(lmdb: Any, file: str, source: _Source) -> int:
-    """FILE.lmdb, in place, in one transaction."""
+    """FILE.lmdb, in one transaction: in place, or beside it if there is none."""
     path = f"{file}.lmdb"
     try:
+        if not _is_content(path):
+            with _locked_file(f"{path}.tmp"):
+                with _open_lmdb(lmdb, f"{path}.tmp", source) as env:
+                    count = _fill_lmdb(lmdb, env, file, source)
+                installed = _install(f"{path}.tmp", path)
+            if installed:
+                _sync_directory(file)
+                return count
         with _open_lmdb(lmdb, path, source) as env:
             return _fill_lmdb(lmdb, env, file, source)
     except lmdb.InvalidError as error:
         raise BuildError(f"{path}: not an LMDB file, move it away and build again ({error})") from None
     except lmdb.Error as error:
+        if number := _system_error(error):
+            raise OSError(number, os.strerror(number), path) from error
         raise BuildError(f"{path}: {error}") from None
+
+
+def _system_error(error: Exception) -> int | None:
+    """The errno that an lmdb.Error is about; it has but the text."""
+    return SYSTEM_ERRORS.get(str(error).rpartition(": ")[2])
+
+
+def _refuse_full_disk(path: str) -> None:
+    """OSError, without a name, if there is no room for another file beside it."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(path) or ".") as probe:
+            os.posix_fallocate(probe.fileno(), 0, PROBE_SIZE)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror) from None
+
+
+def _is_content(path: str) -> bool:
+    """Is there a table? An empty file is what is left of a postmap whose disk was full."""
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_size > 0
+    return False
+
+
+def _install(new: str, path: str) -> bool:
+    """Put the new file in place; or remove it: a postmap has made a table there meanwhile."""
+    if _is_content(path):
+        os.unlink(new)
+        return False
+    os.rename(new, path)
+    return True
 
 
 @contextmanager
@@ -286,6 +346,10 @@ def _open_lmdb(lmdb: Any, path: str, source: _Source) -> Iterator[Any]:
             fcntl.lockf(fd, fcntl.LOCK_EX)
             fcntl.lockf(fd, fcntl.LOCK_SH)
             yield env
+        except lmdb.Error as error:
+            if _system_error(error) == errno.EIO:
+                _refuse_full_disk(path)  # LMDB says so, too, of a write that was cut short
+            raise
         finally:
             os.close(fd)
     finally:

@@ -386,6 +386,41 @@ def test_lmdb_old_file_keeps_its_format(source: Path) -> None:
     assert lmdb_format(f"{source}.lmdb") == 3
 
 
+# A full disk
+
+ON_A_FULL_DISK = """
+set -e
+mount -t tmpfs -o size=160k none "$1"
+cp "$1.old" "$1/v"
+if [ -n "$3" ]; then "$4" -m proxymap.ctl build -o "$2:$1/v"; fi
+if [ "$3" = empty ]; then : > "$1/v.$2"; fi
+cp "$1.new" "$1/v"
+cat /dev/zero > "$1/fill" 2>/dev/null || true
+if [ -z "$3" ]; then truncate -s -"$5" "$1/fill"; fi
+"$4" -m proxymap.ctl build -o "$2:$1/v" || echo "status $?"
+rm "$1/fill"
+echo $(ls "$1")
+[ ! -s "$1/v.$2" ] || "$4" -m proxymap.ctl dump --direct "$2:$1/v" | wc -l
+"""
+
+
+@needs_root
+@each_type
+@pytest.mark.parametrize(("there", "room"), [("", 4096), ("", 12288), ("table", 0), ("empty", 0)])
+def test_full_disk_leaves_what_was_there(tmp_path: Path, maptype: str, there: str, room: int) -> None:
+    """The server answers RETRY for a table that is not there; for an empty one NOKEY, and mail bounces."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "disk.old").write_text("a 1\nb 2\n")
+    (tmp_path / "disk.new").write_text("".join(f"key{i} {'v' * 300}\n" for i in range(100)))
+    command = ["unshare", "-m", "sh", "-c", ON_A_FULL_DISK, "sh", str(disk), maptype, there, sys.executable]
+    home = Path(builder.__file__).parents[2]
+    done = subprocess.run([*command, str(room)], cwd=home, capture_output=True, text=True, check=True)
+    assert done.stderr == f"proxymapctl: {disk}/v.{maptype}: No space left on device\n"
+    left = [f"v v.{maptype}"] if there else ["v"]
+    assert done.stdout.splitlines() == ["status 73", *left, *(["2"] if there == "table" else [])]
+
+
 # Beside a running postmap
 
 
