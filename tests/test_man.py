@@ -14,6 +14,7 @@ import pytest
 from proxymap import main
 from proxymap.config.settings import PARAMETERS
 from proxymap.ctl import main as ctl
+from proxymap.ctl import outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5"]
@@ -37,9 +38,12 @@ def headings(page: str) -> str:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The real subcommands."""
+    """The real subcommands, with their options."""
     actions = ctl.parser()._actions
-    return dict(next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices)
+    found = dict(next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices)
+    for parser in found.values():
+        parser.load()
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -91,7 +95,7 @@ def test_subcommand_has_a_section_and_its_options_a_heading(command: str) -> Non
 
 def test_exit_statuses_of_ctl_are_told() -> None:
     told = {int(number) for number in re.findall(r"\b\d+\b", headings("proxymapctl.1"))}
-    assert {value for name, value in vars(ctl).items() if name.startswith("EX_")} <= told
+    assert {value for name, value in vars(outcome).items() if name.startswith("EX_")} <= told
 
 
 def test_pages_are_dated_for_this_version() -> None:

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 from proxymap.config.maincf import read_parameters
+from proxymap.ctl.instance import OURS, STOCKS, Instance, ask, described, own_program
 from proxymap.ctl.mastercf import STOCK, Entry, command_for, is_ours, only_entry, program_of, traps
 from proxymap.ctl.rehearsal import rehearse
 from proxymap.ctl.safety import Fault, faults_of_program
-from proxymap.ctl.serving import OURS, STOCKS, Instance, ask, described, own_program
 from proxymap.errors import ConfigError, ProtocolError
 from proxymap.tables import TABLE_TYPES
 

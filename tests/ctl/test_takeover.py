@@ -16,8 +16,8 @@ from fix_postfix import MASTER, StockPostfix, daemon_directory, unavailable
 from fix_prefix import Prefix, no_prefix, prefix  # noqa: F401
 
 from proxymap.ctl import takeover
+from proxymap.ctl.instance import Instance, duration
 from proxymap.ctl.mastercf import entry_of, read_entries
-from proxymap.ctl.serving import Instance, duration
 
 pytestmark = pytest.mark.skipif(
     (unavailable() or no_prefix()) is not None, reason=str(unavailable() or no_prefix())

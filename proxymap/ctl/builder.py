@@ -1,4 +1,4 @@
-"""build - make FILE.cdb or FILE.lmdb from a source text, as postmap(1) does
+"""builder - make FILE.cdb or FILE.lmdb from a source text, as postmap(1) does
 
 The answers, the warnings' words and the file's mode and owner are postmap's;
 postmap and stock daemons may work on the same file at the same time:

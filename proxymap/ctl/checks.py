@@ -1,6 +1,6 @@
-"""check - everything that the configuration can get wrong, found without a running server
+"""checks - everything that the configuration can get wrong, found without a running server
 
-CHECKS is the list: each is one small function that is given a Host and yields
+CHECKS is the list: each is one small function that is given a Site and yields
 Faults. A warning is a fault that mail survives.
 
 Tables are opened by a child process that has become mail_owner, in
@@ -72,7 +72,7 @@ class Service(NamedTuple):
     tables: tuple[str, ...]  # approved
 
 
-class Host(NamedTuple):
+class Site(NamedTuple):
     """All that is checked. `main_cf` is without master.cf's -o."""
 
     settings: Settings
@@ -94,13 +94,13 @@ class Use(NamedTuple):
 def check(config_directory: str) -> list[Fault]:
     """check - all faults and warnings; what cannot be read at all is the only one"""
     try:
-        host = read_host(os.path.abspath(config_directory))
+        site = read_site(os.path.abspath(config_directory))
     except ConfigError as trouble:
         return [_unusable(trouble)]
     faults = []
     for one in CHECKS:
         try:
-            faults += list(one(host))
+            faults += list(one(site))
         except ConfigError as trouble:
             faults.append(_unusable(trouble))
     return list(dict.fromkeys(faults))
@@ -117,8 +117,8 @@ def as_json(fault: Fault) -> dict[str, Any]:
     return {"level": level, "where": fault.where, "what": fault.what, "remedy": fault.remedy}
 
 
-def read_host(directory: str) -> Host:
-    """read_host - main.cf, proxymap.cf and master.cf; ConfigError for what the daemon would die of"""
+def read_site(directory: str) -> Site:
+    """read_site - main.cf, proxymap.cf and master.cf; ConfigError for what the daemon would die of"""
     complaints: dict[str, None] = {}
 
     def warn(text: str) -> None:
@@ -127,7 +127,7 @@ def read_host(directory: str) -> Host:
     settings, main_cf = load(directory, warn=warn)
     entries = read_entries(directory, warn)
     services = {name: _service(directory, name, entry_of(entries, name), warn) for name in SERVICES}
-    return Host(settings, main_cf, entries, services, main_cf.get("daemon_directory"), tuple(complaints))
+    return Site(settings, main_cf, entries, services, main_cf.get("daemon_directory"), tuple(complaints))
 
 
 def _service(directory: str, name: str, entry: Entry | None, warn: Callable[[str], None]) -> Service:
@@ -140,27 +140,27 @@ def _service(directory: str, name: str, entry: Entry | None, warn: Callable[[str
 # Files
 
 
-def _complaints(host: Host) -> Iterator[Fault]:
+def _complaints(site: Site) -> Iterator[Fault]:
     """What readers warned of: double entries, blanks, braces that do not fit."""
-    for complaint in host.complaints:
+    for complaint in site.complaints:
         where, _, what = complaint.partition(": ")
         yield Fault(where, what or complaint, "Postfix reads on, perhaps not as meant", warning=True)
 
 
-def _who_checks(host: Host) -> Iterator[Fault]:
-    account_of(host.settings.mail_owner)
+def _who_checks(site: Site) -> Iterator[Fault]:
+    account_of(site.settings.mail_owner)
     if os.geteuid() != 0:
-        what = f"tables and folders were tried as this user, not as {host.settings.mail_owner}"
+        what = f"tables and folders were tried as this user, not as {site.settings.mail_owner}"
         yield Fault("proxymapctl", what, "run this as root", warning=True)
 
 
-def _folders(host: Host) -> Iterator[Fault]:
+def _folders(site: Site) -> Iterator[Fault]:
     """The sockets' folder, for clients that are chrooted or not."""
-    queue, owner = host.settings.queue_directory, host.settings.mail_owner
+    queue, owner = site.settings.queue_directory, site.settings.mail_owner
     private = os.path.join(queue, "private")
     if not os.path.isdir(queue):
         yield Fault(
-            host.main_cf.where("queue_directory"), f"no folder {queue}", "create it, or correct the name"
+            site.main_cf.where("queue_directory"), f"no folder {queue}", "create it, or correct the name"
         )
     elif not os.path.isdir(private):
         yield Fault(private, "no such folder", 'run "postfix check", which makes it')
@@ -173,10 +173,10 @@ def _folders(host: Host) -> Iterator[Fault]:
 # master.cf
 
 
-def _entries(host: Host) -> Iterator[Fault]:
+def _entries(site: Site) -> Iterator[Fault]:
     """Missing and double entries."""
     seen: dict[str, Entry] = {}
-    for entry in host.entries:
+    for entry in site.entries:
         if entry.name in seen:
             what = (
                 f"second entry for {entry.name}, the first is on {seen[entry.name].where}; the last one wins"
@@ -185,37 +185,37 @@ def _entries(host: Host) -> Iterator[Fault]:
         seen[entry.name] = entry
     for name in SERVICES:
         if f"{name}/unix" not in seen:
-            path = path_of(host.settings.config_directory)
+            path = path_of(site.settings.config_directory)
             yield Fault(path, f"no entry {name}/unix", 'run "postfix upgrade-configuration"')
 
 
-def _columns(host: Host) -> Iterator[Fault]:
+def _columns(site: Site) -> Iterator[Fault]:
     """Process limit and chroot."""
-    for entry in _served(host):
+    for entry in _served(site):
         if entry.service == "proxywrite" and entry.process_limit != "1":
             what = f"process limit {entry.process_limit}: several writers at a time damage tables"
             yield Fault(entry.where, what, "postconf -F proxywrite/unix/process_limit=1")
         if entry.chroot == "y":
-            what = f"{entry.service} is chrooted, and opens only tables below {host.settings.queue_directory}"
+            what = f"{entry.service} is chrooted, and opens only tables below {site.settings.queue_directory}"
             yield Fault(entry.where, what, f"postconf -F {entry.name}/chroot=n", warning=True)
 
 
-def _commands(host: Host) -> Iterator[Fault]:
+def _commands(site: Site) -> Iterator[Fault]:
     """What master would run, and whether it may."""
-    for entry in _served(host):
+    for entry in _served(site):
         yield from traps(entry.where, entry.command)
-        program = program_of(entry.command, host.daemon_directory)
-        if not host.daemon_directory or entry.command.startswith("/"):
+        program = program_of(entry.command, site.daemon_directory)
+        if not site.daemon_directory or entry.command.startswith("/"):
             continue
         if not os.access(program, os.X_OK):
             what = f"{os.path.normpath(program)} is not there, or not executable"
             yield Fault(entry.where, what, "proxymapctl disable, or install it again")
         elif entry.command != STOCK and is_ours(program):
-            yield from faults_of_program(program, host.settings.mail_owner)
+            yield from faults_of_program(program, site.settings.mail_owner)
 
 
-def _served(host: Host) -> Iterator[Entry]:
-    for service in host.services.values():
+def _served(site: Site) -> Iterator[Entry]:
+    for service in site.services.values():
         if service.entry is not None:
             yield service.entry
 
@@ -223,13 +223,13 @@ def _served(host: Host) -> Iterator[Entry]:
 # Who names proxy: tables
 
 
-def uses(host: Host) -> Iterator[Use]:
+def uses(site: Site) -> Iterator[Use]:
     """uses - every proxy: table that main.cf or a -o of master.cf names, but for the two lists, and where"""
-    yield from _uses_in(host.main_cf, _names_of_uses(host.main_cf))
-    for entry in host.entries:
+    yield from _uses_in(site.main_cf, _names_of_uses(site.main_cf))
+    for entry in site.entries:
         names = [override.partition("=")[0].strip() for override in entry.overrides]
         if names:
-            directory = host.settings.config_directory
+            directory = site.settings.config_directory
             main_cf = MainCf(directory, entry.overrides, {"service_name": entry.service})
             for use in _uses_in(main_cf, names):
                 yield use._replace(where=f"{entry.where}, -o {use.parameter}")
@@ -249,22 +249,22 @@ def _uses_in(main_cf: MainCf, names: list[str]) -> Iterator[Use]:
             yield Use(main_cf.where(name), name, table.decode("utf-8", "surrogateescape"))
 
 
-def _approval(host: Host) -> Iterator[Fault]:
+def _approval(site: Site) -> Iterator[Fault]:
     """proxy: tables that the service would refuse."""
-    for use in uses(host):
-        service = host.services["proxywrite" if use.parameter in WRITTEN else "proxymap"]
+    for use in uses(site):
+        service = site.services["proxywrite" if use.parameter in WRITTEN else "proxymap"]
         if use.table not in service.tables and use.parameter not in SENSITIVE:
             parameter = LISTS[service.name]
             what = f"{use.parameter} has proxy:{use.table}, which {parameter} does not approve"
             yield Fault(use.where, what, f"add proxy:{use.table} to {parameter} in main.cf")
 
 
-def _sensitive(host: Host) -> Iterator[Fault]:
+def _sensitive(site: Site) -> Iterator[Fault]:
     """Parameters whose tables must not be proxied."""
     for name, daemon in (SENSITIVE | SHARED).items():
-        for table in sorted(approved_tables(host.main_cf.get(name), name, False, lambda text: None)):
+        for table in sorted(approved_tables(site.main_cf.get(name), name, False, lambda text: None)):
             shown = table.decode("utf-8", "surrogateescape")
-            where, what = host.main_cf.where(name), f"{name}: {daemon} ignores the proxy: before {shown}"
+            where, what = site.main_cf.where(name), f"{name}: {daemon} ignores the proxy: before {shown}"
             if name in SENSITIVE:
                 yield Fault(where, f"{what}; such a table must not be proxied", 'take "proxy:" away')
             else:
@@ -275,28 +275,28 @@ def _sensitive(host: Host) -> Iterator[Fault]:
 # Tables
 
 
-def _tables(host: Host) -> Iterator[Fault]:
+def _tables(site: Site) -> Iterator[Fault]:
     """Does each approved table open?"""
-    places = {part: f"{use.where}, {use.parameter}" for use in uses(host) for part in _parts(use.table)}
-    for service in host.services.values():
+    places = {part: f"{use.where}, {use.parameter}" for use in uses(site) for part in _parts(use.table)}
+    for service in site.services.values():
         default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
         tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
         served = [table for table in tables if table.partition(":")[0] in TABLE_TYPES]
         load_types(served)  # mail_owner may not be allowed to
-        reasons = as_user(host.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
+        reasons = as_user(site.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
         for table in tables:
             where = places.get(table, default)
             if table not in served:
                 yield _of_type(where, table)
             elif reason := reasons[table]:
-                yield _unopened(where, table, host.settings, *reason)
+                yield _unopened(where, table, site.settings, *reason)
             else:
-                yield from _old(where, table, host.settings.queue_directory)
+                yield from _old(where, table, site.settings.queue_directory)
 
 
-def _written(host: Host) -> Iterator[Fault]:
+def _written(site: Site) -> Iterator[Fault]:
     """Tables for updates that are not where Postfix keeps what it writes."""
-    service = host.services["proxywrite"]
+    service = site.services["proxywrite"]
     data = os.path.realpath(service.main_cf.get("data_directory"))
     where = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
     for table in service.tables:
@@ -408,7 +408,7 @@ def _old(where: str, table: str, queue_directory: str) -> Iterator[Fault]:
         yield Fault(where, f"{table}: {built} is older than {source}", f"postmap {table}", warning=True)
 
 
-CHECKS: list[Callable[[Host], Iterator[Fault]]] = [
+CHECKS: list[Callable[[Site], Iterator[Fault]]] = [
     _complaints,
     _who_checks,
     _folders,

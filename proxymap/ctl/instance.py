@@ -1,4 +1,4 @@
-"""serving - one Postfix instance: which server answers on its proxymap sockets, and what master.cf says
+"""instance - one Postfix instance: which server answers on its proxymap sockets, and what master.cf says
 
 What cannot be known: the protocol does not name the server, and the sockets are
 master's own, so the server that answers is told by master's children. While old

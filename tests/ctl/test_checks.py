@@ -1,4 +1,4 @@
-"""test_check - proxymapctl check: each fault is found, named with its place, and has a remedy"""
+"""test_checks - proxymapctl check: each fault is found, named with its place, and has a remedy"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fix_prefix import Prefix, prefix  # noqa: F401
 
-from proxymap.ctl import check as checker
+from proxymap.ctl import checks
 from proxymap.ctl import main as ctl
 from proxymap.ctl.safety import Fault, as_user
 
@@ -80,7 +80,7 @@ class Host:
 
     def check(self) -> list[Fault]:
         """All but the warning that we are not root."""
-        return [fault for fault in checker.check(str(self.dir)) if fault.where != "proxymapctl"]
+        return [fault for fault in checks.check(str(self.dir)) if fault.where != "proxymapctl"]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_json(host: Host) -> None:
     assert found["level"] == "fault"
     assert found["where"] == f"{host.line('virtual_alias_maps')}, virtual_alias_maps"
     assert found["what"] == "nosuch:/x: unknown table type nosuch"
-    assert found["remedy"] == "use one of " + " ".join(sorted(checker.TABLE_TYPES))
+    assert found["remedy"] == "use one of " + " ".join(sorted(checks.TABLE_TYPES))
 
 
 def test_missing_configuration_is_one_fault(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_private_folder_of_somebody_else(host: Host) -> None:
 @root_only
 def test_without_root_it_says_what_it_could_not_try(host: Host) -> None:
     host.set(virtual_alias_maps=f"proxy:{host.table('v')}")
-    told = as_user(OWNER, lambda: [fault.line() for fault in checker.check(str(host.dir))])
+    told = as_user(OWNER, lambda: [fault.line() for fault in checks.check(str(host.dir))])
     assert told == [
         "warning: proxymapctl: tables and folders were tried as this user, not as nobody; run this as root"
     ]
@@ -438,4 +438,4 @@ def test_stock_configuration_has_no_fault(tmp_path: Path) -> None:
         pytest.skip("no stock master.cf")
     shutil.copy(stock, tmp_path / "master.cf")
     (tmp_path / "main.cf").write_text("compatibility_level = 3.6\n")
-    assert [fault for fault in checker.check(str(tmp_path)) if not fault.warning] == []
+    assert [fault for fault in checks.check(str(tmp_path)) if not fault.warning] == []

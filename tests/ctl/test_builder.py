@@ -1,4 +1,4 @@
-"""test_build - our cdb and lmdb files against those that postmap makes of the same text"""
+"""test_builder - our cdb and lmdb files against those that postmap makes of the same text"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap.ctl import build as builder
-from proxymap.ctl.build import BuildError, Options, build
+from proxymap.ctl import builder
+from proxymap.ctl.builder import BuildError, Options, build
 
 cdbx = pytest.importorskip("cdbx")
 lmdb = pytest.importorskip("lmdb")
@@ -369,7 +369,7 @@ def lmdb_format(path: str) -> int:
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the magic number is in host order")
 def test_lmdb_new_file_has_the_format_of_09_whatever_the_environment_says(source: Path) -> None:
-    code = f"from proxymap.ctl.build import build; build('lmdb', {str(source)!r})"
+    code = f"from proxymap.ctl.builder import build; build('lmdb', {str(source)!r})"
     environment = {**os.environ, "LMDB_DEFAULT_LIB_VERSION": "1"}
     home = Path(builder.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=home, check=True)

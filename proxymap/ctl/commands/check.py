@@ -1,0 +1,22 @@
+"""check - what is wrong with the configuration, one line for each fault"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from proxymap.ctl import checks
+from proxymap.ctl.options import Parser, directory_of
+from proxymap.ctl.outcome import EX_CONFIG, EX_OK
+
+
+def add(parser: Parser) -> None:
+    """add - the command has no options of its own"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """run - print all faults; EX_CONFIG if one is more than a warning"""
+    faults = checks.check(directory_of(arguments))
+    for fault in faults:
+        print(json.dumps(checks.as_json(fault)) if arguments.json else fault.line())
+    return EX_OK if all(fault.warning for fault in faults) else EX_CONFIG

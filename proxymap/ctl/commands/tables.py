@@ -1,0 +1,44 @@
+"""tables - which tables the running processes have open, and how these do"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from proxymap.ctl.connection import ask_processes
+from proxymap.ctl.options import ANSWERING, Parser
+from proxymap.ctl.outcome import EX_OK
+
+EPILOG = f"""\
+A line for each table that was asked for since the process started: its state,
+entries and bytes, lookups, answers from the cache, errors, and what went wrong
+last. A table appears once for each dialect and each set of flags of its clients.
+
+{ANSWERING}"""
+
+
+def add(parser: Parser) -> None:
+    """add - the command has no options of its own"""
+    parser.epilog = EPILOG
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """run - one line for each table of each process"""
+    for pid, known in ask_processes(arguments, do="tables"):
+        for table in sorted(known, key=lambda one: (one["table"], one["dialect"], one["flags"])):
+            print(json.dumps({"process": pid, **table}) if arguments.json else _table_line(pid, table))
+    return EX_OK
+
+
+def _table_line(pid: int, table: dict[str, Any]) -> str:
+    sizes = [f"{table[what]:,} {what}" for what in ("entries", "bytes") if table.get(what) is not None]
+    line = (
+        f"{table['table']} (Postfix {table['dialect']}, flags {table['flags']}, process {pid}):"
+        f" {', '.join([table['state'] if table['approved'] else 'not approved', *sizes])};"
+        f" {table['lookups']:,} lookups,"
+        f" {table['cache_hits']:,} from the cache, {table['errors']:,} errors"
+    )
+    if "age_seconds" in table:
+        line += f"; opened {table['age_seconds']:,} s ago"
+    return line + (f"; {table['trouble']}" if table.get("trouble") else "")

@@ -1,0 +1,80 @@
+"""connection - a table as the server has it, and what running processes say on their control sockets"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from errno import ENOENT
+from typing import Any
+
+from proxymap.base._fold import fold
+from proxymap.client import Client
+from proxymap.ctl.options import socket_of
+from proxymap.ctl.outcome import advice_on
+from proxymap.errors import BadRequest, ConfigError, ProxymapError
+
+FLAG_FIXED = 1 << 4  # in the reply to open: keys are looked up whole, hence folded
+
+
+class Connection:
+    """A connection to the server in the right dialect, with the table open."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.table: str = arguments.table
+        self._service: str = arguments.service
+        self._path = socket_of(arguments)
+
+    def __enter__(self) -> Connection:
+        """The request that opens the table tells the dialect: a server answers BAD to the other one."""
+        try:
+            self._client = Client(self._path, dialect="3.6")
+            flags = self._client.open(self.table)
+        except BadRequest:
+            self._client.close()
+            self._client = Client(self._path, dialect="3.11")
+            self._client.open(self.table)
+            flags = 0  # this server folds by itself
+        self._folds = bool(flags & FLAG_FIXED)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._client.close()
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """As a Postfix client asks: with the key folded where keys are, and never for an empty key."""
+        if not key:
+            return None
+        return self._client.lookup(self.table, fold(key, True) if self._folds else key)
+
+    def change(self, key: bytes, value: bytes | None) -> bytes | None:
+        """Store a value, or delete the key if there is none; None if that left all as it was."""
+        key = fold(key, True) if self._folds else key
+        if value is None:
+            return key if self._client.delete(self.table, key) else None
+        return value if self._client.update(self.table, key, value) else None
+
+    def items(self) -> Iterable[tuple[bytes, bytes]]:
+        """Every record."""
+        return self._client.items(self.table)
+
+    def trouble(self, error: ProxymapError) -> str:
+        """What to tell of an error that this table's requests have met."""
+        return advice_on(error, self.table, self._service)[0]
+
+
+def ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tuple[int, Any]]:
+    """ask_processes - what each running process says: (process id, reply)
+
+    ConfigError if one refuses, OSError if there is none.
+    """
+    from proxymap.server.control import ask_all
+
+    path = socket_of(arguments)
+    count = 0
+    for pid, reply in ask_all(path, **request):
+        count += 1
+        if "error" in reply:
+            raise ConfigError(f"process {pid}: {reply['error']}")
+        yield pid, reply["ok"]
+    if not count:
+        raise OSError(ENOENT, "no running server has a control socket there", f"{path}.*.ctl")
