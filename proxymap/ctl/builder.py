@@ -259,6 +259,9 @@ def _open_locked(path: str) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
+            status = os.fstat(fd)
+            if status.st_nlink > 1 or status.st_uid != os.geteuid():  # as root we might empty any file
+                raise BuildError(f"{path} is another's file, or has more names: remove it")
             fcntl.flock(fd, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path)):

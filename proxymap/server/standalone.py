@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -67,61 +68,122 @@ def enter_queue_directory(settings: Settings, log: Log) -> None:
 class Listeners:
     """Listening sockets. `publish` lets clients find them: from then on somebody must accept."""
 
-    def __init__(
-        self, sockets: list[socket.socket], private: str | None = None, path: str | None = None
-    ) -> None:
-        self.sockets, self.private, self.path = sockets, private, path
+    def __init__(self, sockets: list[socket.socket], path: str | None = None) -> None:
+        self.sockets, self.path = sockets, path
 
     def publish(self) -> None:
-        if self.private and self.path:
-            os.rename(self.private, self.path)
+        """Raises ConfigError if that cannot be done."""
+
+
+class OwnSocket(Listeners):
+    """A new socket at `path`; until it is published it has another name beside that.
+
+    Only who holds the lock on PATH.lock looks at PATH and puts a socket there, so that of two
+    servers that start at the same time one gives up. Others may have a say in the folder: nothing
+    that is found there is opened or changed by its name. Raises ConfigError if PATH cannot be had.
+    """
+
+    path: str
+
+    def __init__(self, path: str) -> None:
+        super().__init__([], path)
+        self._private = os.path.join(os.path.dirname(path), f".{os.getpid()}")
+        self._lock = _locked(f"{path}.lock")
+        try:
+            refuse_occupied(path)
+            sock = _bound(self._private)
+            self._inode = os.lstat(self._private).st_ino
+            self.sockets = [sock]
+        except OSError as error:
+            raise ConfigError(f"--listen unix:{path}: {error.strerror or error}") from None
+        finally:
+            if not self.sockets:
+                self._unlock()
+
+    def publish(self) -> None:
+        try:
+            os.rename(self._private, self.path)
+        except OSError as error:
+            raise ConfigError(f"--listen unix:{self.path}: {error.strerror}") from None
+        self._unlock()
+
+    def close(self) -> None:
+        """Remove the socket, if it is still this one."""
+        for name in (self._private, self.path):
+            with contextlib.suppress(OSError):
+                if os.lstat(name).st_ino == self._inode:
+                    os.unlink(name)
+        self._unlock()
+        self.sockets[0].close()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.path}.lock")
+            os.close(self._lock)
+            self._lock = -1
 
 
 @contextlib.contextmanager
 def own_socket(listen: str) -> Iterator[Listeners]:
-    """A new socket at PATH, removed at the end. Raises ConfigError if PATH cannot be had.
-
-    It is bound to a name beside PATH and renamed when it is served, so that no
-    client finds it too early; a stale socket of an earlier run is replaced.
-    """
+    """A new socket at PATH ("unix:PATH"), removed at the end. Raises ConfigError if PATH cannot be had."""
     kind, _, path = listen.partition(":")
     if kind != "unix" or not path:
         raise ConfigError(f'--listen "{listen}": expected unix:PATH')
     path = os.path.abspath(path)
     if len(os.fsencode(path)) > PATH_MAX:
         raise ConfigError(f"--listen {listen}: a socket's path has at most {PATH_MAX} bytes")
-    refuse_occupied(path)
-    private = os.path.join(os.path.dirname(path), f".{os.getpid()}")
+    with contextlib.closing(OwnSocket(path)) as own:
+        yield own
+
+
+def _locked(path: str) -> int:
+    """The descriptor of a new file at path, locked; ConfigError if somebody has it locked."""
+    where = f"--listen unix:{path.removesuffix('.lock')}"
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot lock {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise ConfigError(f"{where}: another server is starting there") from None
+        except FileNotFoundError:
+            pass  # the holder has removed it
+        os.close(fd)
+
+
+def _bound(path: str) -> socket.socket:
+    """A listening socket at path, where a killed server of our number may have left one. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, f"{path} is in the way: remove it, and see who puts such files there")
+        os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    umask = os.umask(0)
     try:
-        if os.path.exists(private) and stat.S_ISSOCK(os.lstat(private).st_mode):
-            os.unlink(private)  # a killed server had our number
-        sock.bind(private)
-        os.chmod(private, SOCKET_MODE)
+        os.fchmod(sock.fileno(), SOCKET_MODE)  # not by the path: another's link may be there by then
+        sock.bind(path)
         sock.listen(BACKLOG)
-        inode = os.stat(private).st_ino
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ConfigError(f"--listen {listen}: {error.strerror or error}") from None
-    try:
-        yield Listeners([sock], private, path)
+        raise
     finally:
-        for name in (private, path):
-            with contextlib.suppress(OSError):
-                if os.stat(name).st_ino == inode:
-                    os.unlink(name)
-        sock.close()
+        os.umask(umask)
+    return sock
 
 
 def refuse_occupied(path: str) -> None:
-    """ConfigError if PATH is no socket, or one that somebody serves."""
+    """ConfigError if PATH is no socket, or one that somebody serves. Raises OSError."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ConfigError(f"--listen unix:{path}: this file is no socket; not touching it")
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise ConfigError(f"--listen unix:{path}: {error.strerror}") from None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         result = probe.connect_ex(path)
     if result != errno.ECONNREFUSED:

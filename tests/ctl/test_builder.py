@@ -284,6 +284,17 @@ def test_cdb_does_not_follow_a_link(source: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+@each_type
+def test_file_in_the_way_is_not_emptied(source: Path, maptype: str) -> None:
+    """Who may write to the folder has put it there, for root to empty it."""
+    victim = source.parent / "victim"
+    victim.write_text("precious")
+    os.link(victim, f"{source}.{maptype}.tmp")
+    with pytest.raises(BuildError, match="remove it"):
+        build(maptype, str(source))
+    assert victim.read_text() == "precious"
+
+
 # lmdb: locks, map and format
 
 PROBE = """

@@ -28,6 +28,9 @@ from fix_server import (
 )
 from oracle import encode, reply
 
+from proxymap.errors import ConfigError
+from proxymap.server import standalone
+
 PATH_MAX = 107
 BIG_VALUE = 300_000
 BACKLOG_FILL = 200  # requests that are pending when the signal comes
@@ -172,6 +175,60 @@ def test_no_client_is_refused_while_a_stale_socket_is_replaced(server: ServerPro
     wait_until(lambda: "serving unix:" in server.log().rpartition("serving unix:")[0], "the second start")
     assert_serves(server)
     assert server.stop() == 0
+
+
+def test_of_servers_that_start_at_the_same_time_one_lives(server: ServerProcess) -> None:
+    """The others end with status 1, and clients find the one."""
+    server.write_config()
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(subprocess.Popen(server.command(), env=environment(), stderr=subprocess.PIPE))
+            for _ in range(4)
+        ]
+        try:
+            wait_until(lambda: [one.poll() for one in started].count(1) == 3, "three that give up")
+            assert_serves(server)
+        finally:
+            for one in started:
+                one.terminate()
+        assert sorted(one.wait(LIMIT) for one in started) == [0, 1, 1, 1]
+    assert sorted(os.listdir(server.dir)) == ["main.cf", "proxymap.cf", "t.cdb"]
+
+
+def test_path_where_another_server_is_starting_is_refused(server: ServerProcess) -> None:
+    with standalone.own_socket(f"unix:{server.path}") as first:
+        with pytest.raises(ConfigError, match="another server is starting there"):
+            standalone.OwnSocket(server.path)
+        first.publish()
+        with pytest.raises(ConfigError, match="another server is listening there"):
+            standalone.OwnSocket(server.path)
+    assert os.listdir(server.dir) == ["t.cdb"]
+
+
+def test_link_in_the_place_of_the_new_socket_changes_no_other_file(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's owner puts it there as soon as the name appears."""
+    precious = server.dir / "precious"
+    precious.touch(0o600)
+
+    class Watched(socket.socket):
+        def bind(self, path: str) -> None:  # type: ignore[override]
+            super().bind(path)
+            os.unlink(path)
+            os.symlink(precious, path)
+
+    monkeypatch.setattr(standalone.socket, "socket", Watched)
+    with standalone.own_socket(f"unix:{server.path}"):
+        assert oct(precious.stat().st_mode & 0o777) == "0o600"
+
+
+def test_file_in_the_way_of_the_new_socket_is_named(server: ServerProcess) -> None:
+    in_the_way = server.dir / f".{os.getpid()}"
+    in_the_way.symlink_to("/nowhere")
+    with pytest.raises(ConfigError, match=f"{in_the_way} is in the way"):
+        standalone.OwnSocket(server.path)
+    assert in_the_way.is_symlink()
 
 
 # Signals
