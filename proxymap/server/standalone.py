@@ -27,6 +27,7 @@ Load = Callable[[], tuple[Settings, MainCf]]
 BACKLOG = 4096  # connections that wait for accept; the kernel cuts it to net.core.somaxconn
 SOCKET_MODE = 0o666  # as Postfix: the folder decides who may connect
 LISTEN_FDS_START = 3
+PIPE_SIZE = 4096  # bytes; what a pipe holds at least
 PATH_MAX = 107  # bytes of a socket's path; unix(7)
 
 
@@ -52,7 +53,7 @@ def run(
             notify("READY=1")
             log.info(f"serving {listen or 'the sockets of systemd'} for {settings.config_directory}/main.cf")
 
-        with stop_on_signals(server):
+        with obey_signals(server):
             server.run(ready)
 
 
@@ -206,19 +207,21 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 
 @contextlib.contextmanager
-def stop_on_signals(server: Server) -> Iterator[None]:
+def obey_signals(server: Server) -> Iterator[None]:
     """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP reloads.
 
-    Afterwards they do nothing: whoever sends them again has what he wants, and a process that
-    is about to end with 0 should not end with a signal.
+    Afterwards they do nothing: a repeated signal asks for what is already happening, and a process
+    that is about to end with 0 should not end with a signal.
     """
+    wake_reloader = start_reloader(server)
 
     def stop(*_: object) -> None:
         notify("STOPPING=1")
         server.stop()
 
     def reload(*_: object) -> None:
-        threading.Thread(target=_reload, args=(server,), name="reload", daemon=True).start()
+        with contextlib.suppress(BlockingIOError):  # one is pending, which will see what is new as well
+            os.write(wake_reloader, b"\0")
 
     actions = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
     for number, action in actions.items():
@@ -232,12 +235,32 @@ def stop_on_signals(server: Server) -> Iterator[None]:
         signal.set_wakeup_fd(-1)
 
 
+def start_reloader(server: Server) -> int:
+    """Start the thread that reloads; returns the pipe that wakes it.
+
+    It exists from the start on, since later no thread may be to be had. All signals that come
+    during a reload are one more reload.
+    """
+    told, wake = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(wake, False)
+    fcntl.fcntl(wake, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+    def run() -> None:
+        while os.read(told, PIPE_SIZE):
+            _reload(server)
+
+    threading.Thread(target=run, name="reloader", daemon=True).start()
+    return wake
+
+
 def _reload(server: Server) -> None:
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         server.reload()
     except ConfigError:
         pass  # which is in the log
+    except Exception as error:  # whatever it is: the thread must live
+        server.log.exception("reload failed; going on with the previous configuration", error=error)
     finally:
         notify("READY=1")
 

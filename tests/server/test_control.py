@@ -407,6 +407,31 @@ def test_reload_finds_a_relative_config_directory_again(server: ServerProcess, p
     reload(server, proxymapctl, "proxymapctl")
 
 
+def test_storm_of_sighups_is_one_reload_and_one_more(server: ServerProcess, proxymapctl: Ctl) -> None:
+    """main.cf is a pipe, so that a reload lasts as long as nobody writes to it."""
+    table = server.cdb("t", TABLE)
+    server.start()
+    main_cf = server.dir / "main.cf"
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, b"k")) == found(b"v")
+        before = server.threads()
+        text = main_cf.read_text()
+        main_cf.unlink()
+        os.mkfifo(main_cf)
+        for _ in range(40):
+            os.kill(server.pid, signal.SIGHUP)
+            assert peer.ask(lookup(table, b"k")) == found(b"v")
+        assert server.threads() == before
+        main_cf.write_text(text)  # the reload that has begun
+        server.wait_log("configuration read anew")
+        main_cf.write_text(text)  # and one for all the others
+        main_cf.unlink()
+        server.approve("cdb:/nowhere")
+        reload(server, proxymapctl, "proxymapctl")
+        assert peer.ask(lookup(b"cdb:/nowhere", b"k"))[0] == (b"status", b"2")
+        assert server.threads() <= before + 1  # an asker of the new table
+
+
 def test_many_reloads_at_once_disturb_nobody(server: ServerProcess, proxymapctl: Ctl) -> None:
     """Through the socket and by signal, while clients ask and tables come and go."""
     always, sometimes = server.lmdb("always", TABLE), server.cdb("sometimes", TABLE)
