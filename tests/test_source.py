@@ -32,6 +32,7 @@ UNDER_THE_LOOP = [
     *("server._asking", "server._cache", "server._catalog", "server._client", "server._opening"),
     *("server._requests", "server._service", "server._status", "server._work"),
     *("tables.composite._members", "tables.rules._pattern"),
+    *("tables.databases._template", "tables.databases._domains", "tables.databases.database"),
 ]
 
 

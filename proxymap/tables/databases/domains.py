@@ -14,15 +14,38 @@ from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.config.source import logical_lines, split_list
 from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, TableRetry
 from proxymap.tables.base import FIXED, TRY0NULL, TRY1NULL, Opening
+from proxymap.tables.databases._domains import Domains, answers_on_loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from proxymap.tables._table import Table
+    from proxymap.tables.databases.tablecf import TableCf
 
 
 class DomainList:
-    """What one `domain` parameter matches. `place` is for errors and warnings."""
+    """What one `domain` parameter matches. `place` is for errors and warnings.
+
+    quick: the list for C, which is asked on the loop; None if one of its tables may take long.
+    incomplete: could one of them not be opened?
+    """
 
     def __init__(self, text: bytes, place: str, opening: Opening) -> None:
         self._opening, self._place = opening, place
+        self.member = opening.member
         self._rules: list[_Name | _Member] = []
         self._add(text, wanted=True, files=())
+        tables = [rule.what for rule in self._rules if isinstance(rule, _Member)]
+        self.incomplete = any(table.reason is not None for table in tables)
+        self.quick: Domains | None = None
+        if all(answers_on_loop(table) for table in tables):
+            rules = [(rule.what, rule.wanted) for rule in self._rules]
+            self.quick = Domains(rules, opening.host.utf8)
+
+    @classmethod
+    def of(cls, cf: TableCf, opening: Opening) -> DomainList | None:
+        """The list of a table with these parameters, if it has one."""
+        text = cf.text("domain").encode(TEXT, ERRORS)
+        return cls(text, cf.where("domain"), opening) if text else None
 
     def __contains__(self, domain: bytes) -> bool:
         """Raises TableRetry if a table that has to be asked does not answer."""
@@ -31,6 +54,14 @@ class DomainList:
             if rule.matches(domain, folded):
                 return rule.wanted
         return False
+
+    def trouble(self, table: Table | None) -> TableRetry:
+        """The error to raise if this one does not answer; None: there was no memory."""
+        if table is None:
+            return TableRetry("domain list: no memory")
+        why = table.reason or b"it does not answer"
+        shown = b"domain list: %b is unavailable: %b" % (table.type_name, why)
+        return TableRetry(shown.decode(TEXT, ERRORS))
 
     def _add(self, text: bytes, wanted: bool, files: tuple[bytes, ...]) -> None:
         items = list(split_list(text))
@@ -46,7 +77,7 @@ class DomainList:
             if pattern.startswith(b"/"):
                 self._add_file(pattern, matches, files)
             elif b":" in pattern and not pattern.startswith(b"["):
-                self._rules.append(_Member(pattern, matches, self._opening))
+                self._rules.append(_Member(pattern, matches, self))
             else:
                 self._rules.append(_Name(_fold(pattern, self._opening.host.utf8), matches))
 
@@ -67,29 +98,26 @@ class _Name:
     """A domain name, folded."""
 
     def __init__(self, name: bytes, wanted: bool) -> None:
-        self.name, self.wanted = name, wanted
+        self.what, self.wanted = name, wanted
 
     def matches(self, domain: bytes, folded: bytes) -> bool:
-        return self.name == folded
+        return self.what == folded
 
 
 class _Member:
     """A table that has domains for keys; opened anew when its file was replaced or could not be opened."""
 
-    def __init__(self, name: bytes, wanted: bool, opening: Opening) -> None:
-        self.name, self.wanted, self.opening = name, wanted, opening
-        self.table = opening.member(name)
+    def __init__(self, name: bytes, wanted: bool, domains: DomainList) -> None:
+        self.name, self.wanted, self._domains = name, wanted, domains
+        self.what = domains.member(name)
 
     def matches(self, domain: bytes, folded: bytes) -> bool:
-        table = self.table
-        if table.changed or table.reason is not None:
-            self.table = table = self.opening.member(self.name)
-        key = folded if table.flags & FIXED else domain
-        status = table.ask(key, TRY0NULL | TRY1NULL)[0]
+        if self.what.changed or self.what.reason is not None:
+            self.what = self._domains.member(self.name)
+        key = folded if self.what.flags & FIXED else domain
+        status = self.what.ask(key, TRY0NULL | TRY1NULL)[0]
         if status not in (STAT_OK, STAT_NOKEY):
-            why = table.reason or b"it does not answer"
-            shown = b"domain list: %b is unavailable: %b" % (self.name, why)
-            raise TableRetry(shown.decode(TEXT, ERRORS))
+            raise self._domains.trouble(self.what)
         return status == STAT_OK
 
 

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from urllib.parse import quote as quote_path
 
 from proxymap.errors import ConfigError, TableRetry
-from proxymap.tables.base import Opening, SlowTable
+from proxymap.tables.base import Opening
+from proxymap.tables.databases._template import Program
+from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import Parts, Template, Templates, compile_query, key_parts
+from proxymap.tables.databases.template import compile_query
 
 BUSY_WAIT = 1.0  # seconds to wait for a database that somebody else has locked
 TIME_LIMIT = 10.0  # seconds; a query that takes longer is ended
@@ -56,8 +58,8 @@ class Connection:
     def _is_late(self) -> bool:
         return time.monotonic() > self.until
 
-    def execute(self, sql: str, *values: float) -> sqlite3.Cursor:
-        return self._database.execute(sql, values)
+    def execute(self, sql: bytes, *values: float) -> sqlite3.Cursor:
+        return self._database.execute(sql.decode(), values)
 
     def text(self, value: bytes | float | None) -> bytes | None:
         """A value as SQLite itself has it as text."""
@@ -65,71 +67,42 @@ class Connection:
             return value
         if isinstance(value, int):
             return b"%d" % value
-        found: bytes = self.execute("SELECT CAST(? AS TEXT)", value).fetchone()[0]
+        found: bytes = self.execute(b"SELECT CAST(? AS TEXT)", value).fetchone()[0]
         return found
 
     def close(self) -> None:
         self._database.close()
 
 
-class Sqlite(SlowTable):
+class Sqlite(DatabaseTable):
     """One .cf file."""
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
-        self.files = cf.files
         self.path = cf.required("dbpath")
-        self.query = _query(cf)
-        self.templates = Templates(
-            type_name, cf, opening, [self.query],
-            result_format=cf.text("result_format", "%s"), expansion_limit=cf.integer("expansion_limit", 0),
-        )  # fmt: skip
+        super().__init__(type_name, cf, opening, _query(cf))
         self._idle: list[Connection] = []
         try:
             self._idle.append(Connection(self.path, self._identity()))
         except sqlite3.Error as error:
             raise ConfigError(f"open database {self.path}: {error}") from error
 
-    def lookup(self, key: bytes) -> bytes | None:
-        parts = key_parts(key)
-        if self._refusal(parts) is not None:
-            return None
-        with self._values(self._statement(parts)) as values:
-            return self.templates.join(parts, values)
-
-    def explain(self, key: bytes) -> list[str]:
-        parts = key_parts(key)
-        refusal = self._refusal(parts)
-        if refusal is not None:
-            return [f"no query for this key: {refusal}"]
-        sql = self._statement(parts)
-        with self._values(sql) as values:
-            return [sql, f"rows: {sum(1 for _ in values)}"]
-
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
-    def _refusal(self, parts: Parts) -> str | None:
-        """Why there is no query; SQL is text in UTF-8."""
-        try:
-            parts[b"S"].decode()
-        except UnicodeDecodeError:
-            return "it is not UTF-8"
-        return self.templates.refusal(parts)
-
-    def _statement(self, parts: Parts) -> str:
-        return first_statement(self.query.fill(parts, quote).decode())
+    def statement(self, text: bytes) -> bytes:
+        return first_statement(text.decode()).encode()
 
     @contextlib.contextmanager
-    def _values(self, sql: str) -> Iterator[Iterator[bytes | None]]:
+    def values(self, sql: bytes) -> Iterator[Iterator[bytes | None]]:
         """The first column of each row."""
         try:
             with self._connected() as connection, contextlib.closing(connection.execute(sql)) as cursor:
                 if cursor.description is None:
-                    raise TableRetry(f"this gives no column; query: {self.query}")
+                    raise TableRetry(f"this gives no column; query: {self.query.text}")
                 yield (connection.text(row[0]) for row in cursor)
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise TableRetry(f"{self.path}: {error}; query: {self.query}") from None
+            raise TableRetry(f"{self.path}: {error}; query: {self.query.text}") from None
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -162,11 +135,6 @@ class Sqlite(SlowTable):
         return found.st_dev, found.st_ino
 
 
-def quote(text: bytes) -> bytes:
-    """quote - for a string between single quotes, which the template has"""
-    return text.replace(b"'", b"''")
-
-
 def first_statement(sql: str) -> str:
     """first_statement - as Postfix does, without what follows it"""
     if ";" not in sql:
@@ -176,7 +144,7 @@ def first_statement(sql: str) -> str:
     return found[0]
 
 
-def _query(cf: TableCf) -> Template:
+def _query(cf: TableCf) -> Program:
     """From the parameter query, or from those that came before it."""
     name, text = "query", cf.text("query")
     if not text:
@@ -192,5 +160,5 @@ def _query(cf: TableCf) -> Template:
     return compile_query(cf, name, text)
 
 
-def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> SlowTable:
+def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> Sqlite:
     return Sqlite(type_name, TableCf(mapname, opening.host), opening)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,35 +11,48 @@ import pytest
 from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables import open_table
 from proxymap.tables.base import Host, Opening
+from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import Template, Templates, compile_query, key_parts
+from proxymap.tables.databases.template import IN_RESULT, compile_query, compile_text
 
 NAME = b"sqlite:t"
 
 
-class Recipe:
-    """Templates as a table has them."""
+class Recipe(DatabaseTable):
+    """A table whose database finds what it is told to find."""
+
+    found: Iterable[bytes | None] = ()
+
+    def __new__(cls, place: Path, query: str, *rest: object, **options: object) -> Recipe:
+        return super().__new__(cls, NAME)
 
     def __init__(self, place: Path, query: str, result: str = "%s", domain: str = "", limit: int = 0) -> None:
         self.warnings: list[str] = []
+        self.queries: list[bytes] = []
         path = place / "t.cf"
         path.write_text(
-            f"query = {query}\nresult_format = {result}\n" + (f"domain = {domain}\n" if domain else "")
+            f"query = {query}\nresult_format = {result}\nexpansion_limit = {limit}\n"
+            + (f"domain = {domain}\n" if domain else "")
         )
         opening = Opening(0, False, Host(warn=self.warnings.append), open_table)
         cf = TableCf(str(path).encode(), opening.host)
-        self.query = compile_query(cf, "query", query)
-        self.templates = Templates(NAME, cf, opening, [self.query], result, limit)
+        super().__init__(NAME, cf, opening, compile_query(cf, "query", query))
+
+    @contextlib.contextmanager
+    def values(self, sql: bytes) -> Iterator[Iterable[bytes | None]]:
+        self.queries.append(sql)
+        yield self.found
 
     def asked(self, key: bytes) -> bytes | None:
         """The query for a key, or None."""
-        parts = key_parts(key)
-        if self.templates.refusal(parts) is not None:
-            return None
-        return self.query.fill(parts, lambda text: text.replace(b"'", b"''"))
+        self.queries.clear()
+        self.ask(key, 0)
+        return self.queries[0] if self.queries else None
 
     def joined(self, key: bytes, *values: bytes | None) -> bytes | None:
-        return self.templates.join(key_parts(key), values)
+        self.found = values
+        status, _, value = self.ask(key, 0)
+        return value if status == 0 else None
 
 
 KEYS = [
@@ -93,9 +108,10 @@ def test_result_format_that_wants_parts_of_the_value_keeps_none(tmp_path: Path) 
     assert all(recipe.asked(key) for key in KEYS)
 
 
-def test_ninth_label_counts_from_the_right() -> None:
-    parts = key_parts(b"u@l.k.i.h.g.f.e.d.c.b.a")
-    assert b"".join(parts[b"%d" % n] for n in range(1, 10)) == b"abcdefghi"
+def test_ninth_label_counts_from_the_right(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, "%1%2%3%4%5%6%7%8%9")
+    assert recipe.asked(b"u@l.k.i.h.g.f.e.d.c.b.a") == b"abcdefghi"
+    assert recipe.asked(b"u@h.g.f.e.d.c.b.a") is None
 
 
 def test_empty_key_is_not_asked_for_and_warned_of(tmp_path: Path) -> None:
@@ -131,10 +147,12 @@ def test_percent_that_means_nothing_is_refused(tmp_path: Path, name: str, bad: s
         Recipe(tmp_path, texts["query"], texts["result_format"])
 
 
-@pytest.mark.parametrize("text", [b"(%s)", b"%%(s)s", b"%%%s%%", b"\n%s\xff%%"])
-def test_all_else_in_a_template_is_plain(text: bytes) -> None:
-    filled = Template(text, query=False).fill({b"s": b"%d%%"})
-    assert filled == b"%".join(part.replace(b"%s", b"%d%%") for part in text.split(b"%%"))
+@pytest.mark.parametrize("text", ["(%s)", "%%(s)s", "%%%s%%", "\n%s\udcff%%", "", "%%"])
+def test_all_else_in_a_template_is_plain(text: str) -> None:
+    pieces = compile_text(text, IN_RESULT).pieces
+    filled = b"".join(plain + (b"%d%%" if part >= 0 else b"") for plain, part in pieces)
+    raw = text.encode(errors="surrogateescape")
+    assert filled == b"%".join(part.replace(b"%s", b"%d%%") for part in raw.split(b"%%"))
 
 
 VALUES = [b"plain", b"u@d", b"@d", b"u@", b"@", b"a@b@c"]
@@ -170,8 +188,9 @@ def test_more_values_than_expansion_limit_is_retry_and_the_rest_is_not_read(tmp_
     recipe = Recipe(tmp_path, "%s", "%d", limit=2)
     assert recipe.joined(b"k", b"plain", b"u@a", None, b"u@b", b"", b"plain") == b"a,b"
     values = iter([b"u@a", b"u@b", b"u@c", b"u@d"])
+    recipe.found = values
     with pytest.raises(TableRetry, match=r'^more than 2 values \(expansion_limit\) for: "k"$'):
-        recipe.templates.join(key_parts(b"k"), values)
+        recipe.ask(b"k", 0)
     assert list(values) == [b"u@d"]
 
 

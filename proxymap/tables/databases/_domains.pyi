@@ -1,0 +1,6 @@
+from proxymap.tables._table import Table
+
+class Domains:
+    def __init__(self, rules: list[tuple[bytes | Table, bool]], utf8: bool) -> None: ...
+
+def answers_on_loop(table: Table) -> bool: ...

@@ -1,0 +1,16 @@
+from typing import Any
+
+from proxymap.tables._table import Table
+from proxymap.tables.base import Opening
+from proxymap.tables.databases._template import Program
+from proxymap.tables.databases.domains import DomainList
+from proxymap.tables.databases.tablecf import TableCf
+
+class DatabaseTable(Table):
+    query: Program
+    result: Program
+    domains: DomainList | None
+    server: Any
+    def __init__(
+        self, type_name: bytes, cf: TableCf, opening: Opening, query: Program, *, utf8: bool = True
+    ) -> None: ...
