@@ -75,6 +75,15 @@ class PrivateDatabase:
         """What follows `unix:` in the parameter hosts."""
         raise NotImplementedError
 
+    @property
+    def socket_file(self) -> str:
+        """The socket itself."""
+        raise NotImplementedError
+
+    def address(self) -> str:
+        """The server by its address: another host than by its socket."""
+        return f"127.0.0.1:{self.port}"
+
     def connections(self) -> int:
         """How many connections USER has now."""
         raise NotImplementedError

@@ -33,6 +33,10 @@ class MariaDB(PrivateDatabase):
     def socket(self) -> str:
         return str(self.dir / "s")
 
+    @property
+    def socket_file(self) -> str:
+        return self.socket
+
     def _initialise(self) -> None:
         self._run(
             _path("mariadb-install-db"), "--no-defaults", f"--datadir={self.data}", "--skip-test-db",

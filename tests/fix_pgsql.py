@@ -53,6 +53,10 @@ class PostgreSQL(PrivateDatabase):
     def socket(self) -> str:
         return str(self.dir)
 
+    @property
+    def socket_file(self) -> str:
+        return str(self.dir / f".s.PGSQL.{self.port}")
+
     def _initialise(self) -> None:
         self._run(
             _path("initdb"), "--pgdata", str(self.data), "--username=postgres", "--auth=trust", "--no-sync",

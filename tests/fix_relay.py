@@ -6,7 +6,8 @@
         relay.stalled = True      # accepts, and passes nothing on
         relay.delay = 0.1         # seconds for each piece that the server sends
         relay.piece = 1           # bytes of the server at a time
-        relay.cut_after = 20      # bytes of the server's, then each connection ends
+        relay.cut_after = 20      # bytes of the server's, then each connection ends;
+    relay.marker = b"user"    # counted from the last that the client sent with this in it
         relay.closing = True      # accepts and closes
         relay.sent()              # all that clients have sent, a string of bytes per connection
 
@@ -22,7 +23,15 @@ from collections.abc import Callable
 from typing import Self
 
 Target = tuple[str, int] | str  # an address, or the path of a socket
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 PATIENCE = 0.005  # seconds between looks at `stalled`
+
+
+class Passed:
+    """What one connection has let pass. counts: the marker was seen."""
+
+    bytes = 0
+    counts = False
 
 
 class Relay:
@@ -34,6 +43,7 @@ class Relay:
         self.delay = 0.0
         self.piece = 0
         self.cut_after = 0
+        self.marker = b""
         self.stalled = self.closing = False
         self.accepted = 0  # connections, so far
         self._sent: list[bytearray] = []
@@ -122,33 +132,32 @@ class Relay:
                 with contextlib.suppress(OSError, RuntimeError):
                     end.transport.abort() if not self.closing else end.close()
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> Ends:
         if isinstance(self.target, str):
             return await asyncio.open_unix_connection(self.target)
         return await asyncio.open_connection(*self.target)
 
-    async def _pump_both(
-        self,
-        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        sent: bytearray,
-    ) -> None:
-        up = asyncio.ensure_future(self._up(client[0], server[1], sent))
-        down = asyncio.ensure_future(self._down(server[0], client[1]))
+    async def _pump_both(self, client: Ends, server: Ends, sent: bytearray) -> None:
+        passed = Passed()
+        up = asyncio.ensure_future(self._up(client[0], server[1], sent, passed))
+        down = asyncio.ensure_future(self._down(server[0], client[1], passed))
         _, pending = await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytearray) -> None:
+    async def _up(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytearray, passed: Passed
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 sent += data
+                if self.marker and self.marker in data:
+                    passed.bytes, passed.counts = 0, True
                 await self._may_pass()
                 writer.write(data)
                 await writer.drain()
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        passed = 0
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: Passed) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 if self.delay:
@@ -156,15 +165,19 @@ class Relay:
                 for at in range(0, len(data), self.piece or len(data)):
                     await self._may_pass()
                     some = data[at : at + (self.piece or len(data))]
-                    if self.cut_after and passed + len(some) >= self.cut_after:
-                        writer.write(some[: self.cut_after - passed])
-                        await writer.drain()
-                        return
-                    passed += len(some)
-                    writer.write(some)
+                    rest = self._rest(passed)
+                    writer.write(some[:rest])
                     await writer.drain()
-                    if self.piece:
-                        await asyncio.sleep(0)
+                    if rest is not None and len(some) >= rest:
+                        return
+                    passed.bytes += len(some)
+                    await asyncio.sleep(0)
+
+    def _rest(self, passed: Passed) -> int | None:
+        """How many bytes more of the server's go to the client before the connection is cut."""
+        if self.cut_after and (passed.counts or not self.marker):
+            return max(0, self.cut_after - passed.bytes)
+        return None
 
     async def _may_pass(self) -> None:
         while self.stalled:
