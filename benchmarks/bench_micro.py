@@ -21,10 +21,9 @@ from typing import Any
 import pyperf
 import servers
 
-from proxymap import _codec
-from proxymap.server import _cache, _catalog
+from proxymap.server import _doors
+from proxymap.server._doors import Reader
 from proxymap.tables import open_table
-from proxymap.tables._table import Reader
 from proxymap.tables.base import Host
 
 ENTRIES = int(os.environ.get("PROXYMAP_MICRO_ENTRIES", 1_000_000))  # fewer for a test
@@ -84,19 +83,19 @@ def from_python(runner: pyperf.Runner, name: str, ready: Callable[[], tuple[Look
 def codec(runner: pyperf.Runner) -> None:
     for dialect, attributes in REQUESTS.items():
         data = "".join(f"{name}\0{value}\0" for name, value in attributes).encode() + b"\0"
-        in_c(runner, f"parse {dialect}", lambda loops, data=data: _codec.parse_loop(data, loops))
+        in_c(runner, f"parse {dialect}", lambda loops, data=data: _doors.parse_loop(data, loops))
         in_c(
             runner,
             f"build {dialect}",
-            lambda loops, dialect=dialect: _codec.reply_loop(dialect, VALUE, loops),
+            lambda loops, dialect=dialect: _doors.reply_loop(dialect, VALUE, loops),
         )
 
 
 def result_cache(runner: pyperf.Runner) -> None:
     @cache
-    def filled() -> tuple[_cache.Cache, list[bytes], list[bytes]]:
+    def filled() -> tuple[_doors.Cache, list[bytes], list[bytes]]:
         """As full as it gets: the keys stored last are there, those after them are not."""
-        results = _cache.Cache(16 << 20, 1)
+        results = _doors.Cache(16 << 20, 1)
         keys = [b"%duser@example.com" % i for i in range(200_000)]
         results.store_loop(keys, VALUE, 1)
         return results, keys[-KEYS:], [b"%dabsent@example.com" % i for i in range(KEYS)]
@@ -107,8 +106,8 @@ def result_cache(runner: pyperf.Runner) -> None:
     many = 100_000
 
     @cache
-    def small() -> tuple[_cache.Cache, list[bytes]]:
-        return _cache.Cache(1 << 20, 1), [b"%duser@example.com" % i for i in range(many)]
+    def small() -> tuple[_doors.Cache, list[bytes]]:
+        return _doors.Cache(1 << 20, 1), [b"%duser@example.com" % i for i in range(many)]
 
     in_c(runner, "cache insert, evict", lambda loops: small()[0].store_loop(small()[1], VALUE, loops), many)
 
@@ -116,7 +115,7 @@ def result_cache(runner: pyperf.Runner) -> None:
 def approval(runner: pyperf.Runner) -> None:
     approved = [b"cdb:/etc/postfix/table%d" % i for i in range(30)]
     asked = [*approved[:5], b"cdb:/etc/secrets"]
-    in_c(runner, "approval", lambda loops: _catalog.approval_loop(approved, asked, loops), len(asked))
+    in_c(runner, "approval", lambda loops: _doors.approval_loop(approved, asked, loops), len(asked))
 
 
 @cache

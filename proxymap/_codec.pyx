@@ -38,7 +38,7 @@ cdef extern from *:
         return bits;
     }
     #define proxymap_first_bit(bits) ((size_t) __builtin_ctz(bits))
-    static const char proxymap_lookup[] = "request\0lookup\0table";
+    static const char proxymap_lookup[] = "request\\0lookup\\0table";
     """
     const char *lookup_begins "proxymap_lookup"
     size_t sizeof_lookup "sizeof proxymap_lookup"
@@ -406,7 +406,7 @@ cdef int greeting_append(buf *out) noexcept nogil:
     return buf_append(out, b"protocol\0proxymap_protocol\0\0", 28)
 
 
-# Doors for tests and benchmarks.
+# Doors for tests; those for benchmarks are in server/_doors.
 
 cdef tuple _KINDS = ("unknown", "open", "lookup", "update", "delete", "sequence")
 
@@ -465,40 +465,5 @@ def reply(str kind, str dialect, int status, int flags=0, bytes key=b"", bytes v
         if reply_append(&out, &r, status, flags, view_of(key, len(key)), view_of(value, len(value))) < 0:
             raise MemoryError
         return out.data[:out.end]
-    finally:
-        buf_free(&out)
-
-
-def parse_loop(bytes data, long rounds) -> int:
-    """Scan and parse the same request again and again, for benchmarks; returns the sum of the verdicts."""
-    cdef scan s
-    cdef request r
-    cdef const char *p = data
-    cdef size_t n = len(data)
-    cdef long _, total = 0
-    cdef int verdict
-    with nogil:
-        for _ in range(rounds):
-            list_restart(&s)
-            request_read(&s, p, n, &r, &verdict)
-            total += verdict
-    return total
-
-
-def reply_loop(str dialect, bytes value, long rounds) -> int:
-    """Build the same reply to a lookup again and again, for benchmarks; returns its length."""
-    cdef request r
-    cdef buf out
-    cdef view found = view_of(value, len(value))
-    cdef long _
-    buf_init(&out)
-    r.kind = REQ_LOOKUP
-    r.dialect = DIALECT_3_11 if dialect == "3.11" else DIALECT_3_6
-    try:
-        with nogil:
-            for _ in range(rounds):
-                out.start = out.end = 0
-                reply_append(&out, &r, STAT_OK, 0, found, found)
-        return out.end
     finally:
         buf_free(&out)

@@ -28,8 +28,9 @@ PROTOCOL = ["_words", "_codec", "errors", "client"]  # these lie in the package 
 
 # What the loop calls while it serves: none of it may touch Python.
 UNDER_THE_LOOP = [
-    *("_codec", "_words", "base._buf", "base._clock", "base._hash", "base._stamp", "base._watch"),
-    *("server._asking", "server._cache", "server._catalog", "server._client", "server._opening"),
+    *("_codec", "_words", "base._buf", "base._clock", "base._eager", "base._hash", "base._os"),
+    *("base._stamp", "base._watch", "tables._jobs", "server._client", "server._turn"),
+    *("server._asking", "server._cache", "server._catalog", "server._opening"),
     *("server._requests", "server._service", "server._status", "server._work"),
     *("tables.composite._members", "tables.rules._pattern"),
     *("tables.databases._template", "tables.databases._domains", "tables.databases.database"),

@@ -1,28 +1,23 @@
 # _background - long work in C that takes the CPU from nobody; inline, no GIL
 #
-# A thread of SCHED_IDLE runs only where a CPU would be idle, and leaves it at once for whoever of its cgroup
-# wakes up there, which no nice value achieves. It cannot come back from that without privileges, and gets
-# next to nothing on a busy host: so it is a thread of its own, it has a time limit, and its caller does the
-# rest. It should hold no lock that others wait for, the GIL least of all;
-# who has memory allocated before it begins spares it those of malloc and mmap.
+# A thread of SCHED_IDLE runs only where a CPU would be idle, and leaves it at once for any thread of its
+# cgroup that wakes up there, which no nice value achieves. It cannot come back from that without privileges,
+# and gets next to nothing on a busy host: so it is a thread of its own, it has a time limit, and its caller
+# does the rest. It should hold no lock that others wait for, the GIL least of all. Allocate before you start
+# it: malloc and mmap take locks.
 #
 # Source: sched(7), sched_setscheduler(2).
 
 from libc.stdint cimport uint64_t
 
 from proxymap.base._clock cimport now_ns
+from proxymap.base._os cimport pthread_create, pthread_join, pthread_t
 
 cdef extern from "<sched.h>" nogil:
     ctypedef struct sched_param "struct sched_param":
         int sched_priority
     enum: SCHED_IDLE
     int sched_setscheduler(int, int, const sched_param *)
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_t:
-        pass
-    int pthread_create(pthread_t *, const void *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_join(pthread_t, void **)
 
 # Goes on where the last call stopped; False if until_ns (by now_ns; 0: never) came before the end.
 ctypedef bint (*long_work)(void *what, uint64_t until_ns) noexcept nogil
@@ -38,7 +33,7 @@ cdef inline void *run_idly(void *b) noexcept nogil:
     cdef background *job = <background *> b
     cdef sched_param lowest
     lowest.sched_priority = 0
-    sched_setscheduler(0, SCHED_IDLE, &lowest)  # who may not, works as everyone does
+    sched_setscheduler(0, SCHED_IDLE, &lowest)  # where that is not allowed, it works as any other thread
     job.finished = job.work(job.what, job.until_ns)
     return NULL
 

@@ -4,14 +4,9 @@
 
 from libc.stdint cimport uint64_t
 
-cdef extern from "<time.h>" nogil:
-    ctypedef struct timespec "struct timespec":
-        long tv_sec
-        long tv_nsec
-    enum: CLOCK_MONOTONIC
-    enum: CLOCK_MONOTONIC_COARSE
-    enum: CLOCK_REALTIME
-    int clock_gettime(int, timespec *)
+from proxymap.base._os cimport (
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_REALTIME, clock_gettime, timespec,
+)
 
 
 cdef inline uint64_t now_ms() noexcept nogil:

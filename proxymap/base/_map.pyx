@@ -23,19 +23,15 @@ from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, sigin
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 
+from proxymap.base._os cimport (
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
 from proxymap.base._stamp cimport stat_mtime_ns
 
 cdef extern from "<signal.h>" nogil:
     enum: SIGBUS
     void (*SIG_DFL)(int)
     int raise_signal "raise"(int)
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef extern from *:
     """

@@ -3,10 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from proxymap.base._buf cimport buf
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
+from proxymap.base._os cimport pthread_mutex_t
 
 cdef enum:
     WATCH_SLOTS = 256

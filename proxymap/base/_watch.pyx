@@ -23,11 +23,7 @@ from posix.unistd cimport close, read
 
 from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_of
 from proxymap.base._hash cimport hash_view
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
+from proxymap.base._os cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock
 
 cdef extern from "<sys/inotify.h>" nogil:
     struct inotify_event:

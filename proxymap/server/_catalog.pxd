@@ -58,6 +58,8 @@ cdef void catalog_approve_none(catalog *c) noexcept nogil
 cdef void catalog_recheck(catalog *c) noexcept nogil
 cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil
 cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) noexcept nogil
+cdef instance *catalog_next(const catalog *c, const instance *i) noexcept nogil
+cdef void catalog_give_up(catalog *c)
 cdef instance *catalog_add(
     catalog *c, view name, int dialect, int inst_flags, int flags, table **retired) noexcept nogil
 cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil

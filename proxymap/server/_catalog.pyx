@@ -9,10 +9,11 @@ gives up is handed to the caller, who has it closed where the GIL is.
 One thread, the loop's. Source: tables.md 2.2 to 2.5 (sharing, flags).
 """
 
+from cpython.ref cimport Py_DECREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_of
+from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
 from proxymap.base._hash cimport hash_view
 from proxymap.tables._table cimport CHANGED_SPOILED, table, table_flags
 from proxymap._words cimport *
@@ -70,13 +71,10 @@ cdef int catalog_approve(catalog *c, view name) noexcept nogil:
 
 cdef void catalog_recheck(catalog *c) noexcept nogil:
     """After new approvals: which instances may be served?"""
-    cdef instance *i
-    cdef int slot
-    for slot in range(SLOTS):
-        i = c.slots[slot]
-        while i != NULL:
-            i.refused = not catalog_is_approved(c, buf_view(&i.name))
-            i = i.chain
+    cdef instance *i = catalog_next(c, NULL)
+    while i != NULL:
+        i.refused = not catalog_is_approved(c, buf_view(&i.name))
+        i = catalog_next(c, i)
 
 
 cdef bint catalog_is_approved(const catalog *c, view name) noexcept nogil:
@@ -104,6 +102,28 @@ cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) 
     return i
 
 
+cdef instance *catalog_next(const catalog *c, const instance *i) noexcept nogil:
+    """The instance after i, in no order; the first if i is NULL, NULL after the last."""
+    cdef int slot = 0
+    if i != NULL:
+        if i.chain != NULL:
+            return i.chain
+        slot = i.hash % SLOTS + 1
+    while slot < SLOTS and c.slots[slot] == NULL:
+        slot += 1
+    return c.slots[slot] if slot < SLOTS else NULL
+
+
+cdef void catalog_give_up(catalog *c):
+    """Drop the references to tables. With the GIL, at the end of the loop's life."""
+    cdef instance *i = catalog_next(c, NULL)
+    while i != NULL:
+        if i.t != NULL and i.t.jobs == 0:  # a worker that hangs may still use it
+            Py_DECREF(<object> i.t.owner)
+            i.t = NULL
+        i = catalog_next(c, i)
+
+
 cdef inline bint is_called(const instance *i, view name, int dialect, int inst_flags) noexcept nogil:
     return i.inst_flags == inst_flags and i.dialect == dialect and view_equal(buf_view(&i.name), name)
 
@@ -111,17 +131,14 @@ cdef inline bint is_called(const instance *i, view name, int dialect, int inst_f
 cdef table *make_room(catalog *c) noexcept nogil:
     """Forget the instance longest unused; returns its table."""
     cdef instance *oldest = NULL
-    cdef instance *i
+    cdef instance *i = catalog_next(c, NULL)
     cdef instance **link
     cdef table *t
-    cdef int slot
-    for slot in range(SLOTS):
-        i = c.slots[slot]
-        while i != NULL:
-            if not i.opening and not i.renewing and i.waiters == NULL and not i.jobs:
-                if oldest == NULL or i.used < oldest.used:
-                    oldest = i
-            i = i.chain
+    while i != NULL:
+        if not i.opening and not i.renewing and i.waiters == NULL and not i.jobs:
+            if oldest == NULL or i.used < oldest.used:
+                oldest = i
+        i = catalog_next(c, i)
     if oldest == NULL:
         return NULL
     link = &c.slots[oldest.hash % SLOTS]
@@ -183,28 +200,3 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
     c.last_id += 1
     i.id = i.cache_id = c.last_id
     return old
-
-
-def approval_loop(list approved not None, list asked not None, long rounds) -> int:
-    """Ask again and again whether names are approved, for benchmarks; returns how often one was."""
-    cdef catalog c
-    cdef size_t i, n = len(asked)
-    cdef long _, found = 0
-    cdef view *names = <view *> calloc(n + 1, sizeof(view))
-    if names == NULL:
-        raise MemoryError
-    catalog_init(&c, 1)
-    try:
-        for name in approved:
-            if catalog_approve(&c, view_of(<bytes> name, len(<bytes> name))) < 0:
-                raise MemoryError
-        for i in range(n):
-            names[i] = view_of(<bytes> asked[i], len(<bytes> asked[i]))
-        with nogil:
-            for _ in range(rounds):
-                for i in range(n):
-                    found += catalog_is_approved(&c, names[i])
-        return found
-    finally:
-        catalog_free(&c)
-        free(names)

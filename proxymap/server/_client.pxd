@@ -1,13 +1,28 @@
-# _client - one connection: bytes in, requests in order, bytes out, deadlines (see _client.pyx)
+# _client - a connection: its descriptor, buffers and deadline (see _client.pyx)
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from proxymap.base._buf cimport buf
+from proxymap.base._buf cimport buf, buf_len
 from proxymap._codec cimport scan
-from proxymap.tables._jobs cimport job
 from proxymap.server._service cimport service, session
 
-cdef enum:  # what an epoll event is about; the first field of whatever its data points to
+cdef extern from *:
+    """
+    #include <sys/epoll.h>
+    /* Events that come once for all bytes that have come: else epoll looks at each socket once more,
+       to find nothing, after each request. A client with `more` is to be looked at without an event. */
+    #define PROXYMAP_READING ((uint32_t) (EPOLLIN | EPOLLRDHUP | EPOLLET))
+    """
+    const uint32_t READING "PROXYMAP_READING"
+
+cdef enum:
+    SCRATCHES = 12            # for reads
+    READ_SIZE = 65536         # one recv; a list of Postfix is some hundred bytes
+    READ_APART = 65536 + 448  # scratches that lie so far apart do not contend for the same cache lines
+    DISCARD_MS = 2000         # how long the bytes behind a BAD are thrown away
+
+
+cdef enum:  # what an epoll event is about; the first field of what its data points to
     SOURCE_LISTENER = 1
     SOURCE_ANSWERS = 2   # the eventfd of the workers' answers
     SOURCE_WAKE = 3      # a signal, or the shell wants the loop to return
@@ -28,10 +43,10 @@ cdef struct client:
     uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
     bint parked          # waits for a table or a worker: not read meanwhile
     bint quiet           # while draining: has sent nothing since the latest look
-    bint read            # the list at the start of what has come was read: the session has the request,
-    size_t list_len      # and so many bytes it has
+    bint read            # the first list was parsed into session.request
+    size_t list_len      # length of that list in bytes
     bint more            # there are probably more bytes, or their end
-    bint discarding      # it has been told BAD; what it still sends is thrown away
+    bint discarding      # it was answered BAD, or let go; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at
     buf input            # what is not served yet; empty between requests
     buf output           # what the socket did not take
@@ -49,7 +64,7 @@ cdef struct clients:
     # The connections of one loop, and what they share.
     service *service
     int epoll
-    int timer                # timerfd; ticks each second while anyone has a deadline
+    int timer                # timerfd; ticks each second while any client has a deadline
     client *first
     client *first_timed
     client *dead             # closed in this turn; freed at its end
@@ -60,7 +75,7 @@ cdef struct clients:
     size_t request_size_limit
     size_t buffer_size_limit
     uint64_t ipc_timeout_ms
-    bint closing             # draining: who got a reply is let go while it is still unread
+    bint closing             # draining: a client is let go while its latest reply is unread
     bint greeting            # does the server speak first? (not for Postfix up to 3.5)
     char *received           # scratches for all reads; a client keeps only what is not served
     buf replies              # one scratch for all replies
@@ -68,13 +83,23 @@ cdef struct clients:
 
 cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept nogil
 cdef void clients_free(clients *all) noexcept nogil
-cdef int client_new(clients *all, int fd) noexcept nogil
-cdef void client_noticed(client *c, uint32_t events) noexcept nogil
-cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil
-cdef void client_answered(clients *all, job *j) noexcept nogil
-cdef void clients_opened(clients *all, job *j) noexcept nogil
-cdef void clients_tick(clients *all) noexcept nogil
+cdef client *client_add(clients *all, int fd) noexcept nogil
+cdef void client_close(clients *all, client *c) noexcept nogil
+cdef void client_bury(clients *all, client *c) noexcept nogil
 cdef void clients_sweep(clients *all) noexcept nogil
+cdef void client_watch(clients *all, client *c, uint32_t events) noexcept nogil
+cdef int client_input_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil
+cdef int client_output_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil
+cdef void client_set_deadline(clients *all, client *c, uint64_t in_ms) noexcept nogil
+cdef void client_clear_deadline(clients *all, client *c) noexcept nogil
+cdef void clients_tick(clients *all) noexcept nogil
+cdef bint reply_is_unread(const client *c) noexcept nogil
+cdef void client_let_go(clients *all, client *c) noexcept nogil
 cdef size_t clients_waiting(const clients *all) noexcept nogil
 cdef void clients_let_go_quiet(clients *all) noexcept nogil
 cdef void clients_hang_up(clients *all) noexcept nogil
+
+
+cdef inline bint has_lists(const client *c) noexcept nogil:
+    """Does the input begin with a list that was not looked at? An incomplete one was."""
+    return buf_len(&c.input) != 0 and c.seen.pos == 0

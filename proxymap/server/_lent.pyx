@@ -20,21 +20,18 @@ from proxymap.base._buf cimport (
     view_of,
 )
 from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.base._eager cimport has_looked, is_time_to_look
+from proxymap.base._os cimport MSG_DONTWAIT, MSG_NOSIGNAL, recv, sched_yield, send
 from proxymap._codec cimport (
     FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_flags, request_read, scan,
     without_proxy,
 )
 from proxymap.base._fold cimport utf8_valid
 from proxymap.tables._jobs cimport (
-    EAGER_NS, JOB_DELETE, JOB_UPDATE, Job, Queue, has_looked, is_time_to_look, job, queue, sched_yield,
+    JOB_DELETE, JOB_UPDATE, NEXT_JOB_NS, Job, Queue, job, queue,
 )
 from proxymap.tables._table cimport Table, table_fold
 from proxymap._words cimport *
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int, void *, size_t, int)
-    ssize_t send(int, const void *, size_t, int)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT
 
 cdef enum:
     READ_SIZE = 4096  # one recv; what is longer is the loop's
@@ -87,10 +84,10 @@ cdef bint take_next(job *j, queue *waiting) noexcept nogil:
     cdef bint taken
     if (j.status != STAT_OK and j.status != STAT_NOKEY) or now_ms() >= j.lent.until_ms:
         return False
-    if not is_time_to_look(waiting):
+    if not is_time_to_look(&waiting.looks):
         return False
     taken = receive(j, waiting) and read(j)
-    has_looked(waiting, taken or waiting.held)
+    has_looked(&waiting.looks, taken or waiting.held)
     return taken
 
 
@@ -100,7 +97,7 @@ cdef bint receive(job *j, queue *waiting) noexcept nogil:
     cdef ssize_t n = 0
     if buf_reserve(&j.lent.rest, READ_SIZE) < 0:
         return False
-    until = now_ns() + EAGER_NS
+    until = now_ns() + NEXT_JOB_NS
     while waiting.held == 0 and not waiting.closed and now_ns() < until:
         n = recv(j.lent.fd, j.lent.rest.data, READ_SIZE, MSG_DONTWAIT)
         if n >= 0 or (errno != EAGAIN and errno != EINTR):

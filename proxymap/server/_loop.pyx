@@ -19,72 +19,51 @@ Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2), multi_server(3).
 
 import os
 
-from cpython.ref cimport Py_DECREF
 from libc.errno cimport ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport close, read
 
 from proxymap.base._buf cimport view_of, view_str, view
-from proxymap.server._cache cimport cache, cache_clear, cache_forget, cache_free, cache_init
-from proxymap.server._catalog cimport catalog_approve, catalog_approve_none, catalog_recheck, instance
+from proxymap.server._cache cimport cache, cache_free, cache_init
+from proxymap.server._catalog cimport (
+    catalog_approve, catalog_approve_none, catalog_give_up, catalog_recheck,
+)
 from proxymap.server._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
-    SOURCE_WATCH, client, client_answered, client_new, client_noticed, clients, clients_free, clients_hang_up,
-    clients_let_go_quiet, clients_waiting, clients_init, clients_opened, clients_serve, clients_sweep,
-    clients_tick, source,
+    SOURCE_WATCH, client, clients, clients_free, clients_hang_up, clients_init, clients_let_go_quiet,
+    clients_sweep, clients_tick, clients_waiting, source,
 )
 from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.base._eager cimport eagerness, has_looked, is_time_to_look
+from proxymap.base._os cimport (
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    TFD_CLOEXEC, TFD_NONBLOCK, accept4, epoll_create1, epoll_ctl, epoll_event, epoll_wait, itimerspec,
+    timerfd_create, timerfd_settime,
+)
 from proxymap.tables._jobs cimport (
     JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
 )
 from proxymap.server._opening cimport opening_look, opening_turn
 from proxymap.server._service cimport service, service_free, service_init
+from proxymap.server._report cimport forget_answers, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
+from proxymap.server._turn cimport (
+    client_answered, client_new, client_noticed, clients_opened, clients_serve,
+)
 from proxymap.tables._table cimport Table
 from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
-
-cdef extern from "<sys/socket.h>" nogil:
-    struct sockaddr:
-        pass
-    int accept4(int, sockaddr *, unsigned int *, int)
-    enum: SOCK_NONBLOCK, SOCK_CLOEXEC
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        void *ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLL_CLOEXEC
-    int epoll_create1(int)
-    int epoll_ctl(int, int, int, epoll_event *)
-    int epoll_wait(int, epoll_event *, int, int)
-
-cdef extern from "<sys/timerfd.h>" nogil:
-    struct timespec:
-        long tv_sec
-    struct itimerspec:
-        timespec it_value
-    int timerfd_settime(int, int, const itimerspec *, itimerspec *)
-    enum: TFD_NONBLOCK, TFD_CLOEXEC
-    int timerfd_create(int, int)
-
-cdef extern from "<time.h>" nogil:
-    enum: CLOCK_MONOTONIC
 
 cdef enum:
     EVENTS = 256       # taken in one turn
     ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
     QUIET_MS = 100     # a client that asks nothing for so long is idle
-    PATIENCE_MS = 800  # at the end, with those who ask without pause
+    PATIENCE_MS = 800  # at the end, with clients that ask without pause
     LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
     PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
     EAGER_NS = 50000   # a client that was answered asks again within that time, or after a while
-    LUCK = 4           # times in vain after which waiting eagerly
-    RARELY = 64        # is tried each so many turns only
-    BUSY_EVENTS = 64   # ready in one turn: whoever comes now waits some hundred microseconds
+    BUSY_EVENTS = 64   # ready in one turn: a client that comes now waits some hundred microseconds
 
 cpdef enum:  # why run returned
     END_WOKEN = 1   # the wake descriptor is readable
@@ -116,8 +95,7 @@ cdef struct loop:
     watch *watch
     queue *done
     size_t answered       # jobs that were there before this turn looked for changes of files
-    int luck              # how often waiting eagerly may still be in vain
-    unsigned int looks
+    eagerness looks       # whether waiting eagerly pays off
     int ended             # END_*: run is to return
     # As a child of master:
     source status_end     # fd -1: no master
@@ -232,19 +210,6 @@ cdef void watch_use(loop *l) noexcept nogil:
             set_idle_timer(l, l.max_idle)
 
 
-cdef void give_up_tables(loop *l):
-    """Drop the references that the catalog holds. With the GIL, at the end of the loop's life."""
-    cdef instance *i
-    cdef size_t slot
-    for slot in range(sizeof(l.service.tables.slots) // sizeof(instance *)):
-        i = l.service.tables.slots[slot]
-        while i != NULL:
-            if i.t != NULL and i.t.jobs == 0:  # a worker that hangs may still use it
-                Py_DECREF(<object> i.t.owner)
-                i.t = NULL
-            i = i.chain
-
-
 cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil:
     """Before all else, so that a request that came after a change gets the new content."""
     cdef bint ready = n == EVENTS  # a full turn may have left the watch out
@@ -254,7 +219,7 @@ cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil
         ready |= events[i].data.ptr == &l.changes
     if ready and watch_take(l.watch):
         concerned = True
-    if watch_was_taken(l.watch):  # asked last: whoever was quicker has said so first
+    if watch_was_taken(l.watch):  # asked last: a worker that was quicker has said so first
         concerned = True
     if concerned:
         opening_look(&l.service)
@@ -263,12 +228,11 @@ cdef void take_changes(loop *l, const epoll_event *events, int n) noexcept nogil
 cdef int wait_eagerly(loop *l, epoll_event *events) noexcept nogil:
     """The events of the next moment, if waiting for that long found some lately; -1 with errno.
 
-    To be woken takes tens of microseconds, and as much CPU time as looking so long.
+    See _eager.
     """
     cdef uint64_t until
     cdef int n
-    l.looks += 1
-    if l.luck == 0 and l.looks % RARELY:
+    if not is_time_to_look(&l.looks):
         return 0
     n = epoll_wait(l.epoll, events, EVENTS, 0)
     if n:
@@ -276,10 +240,7 @@ cdef int wait_eagerly(loop *l, epoll_event *events) noexcept nogil:
     until = now_ns() + EAGER_NS
     while n == 0 and now_ns() < until:
         n = epoll_wait(l.epoll, events, EVENTS, 0)
-    if n:
-        l.luck = LUCK
-    elif l.luck:
-        l.luck -= 1
+    has_looked(&l.looks, n)
     return n
 
 
@@ -318,24 +279,6 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     if paused and now_ms() >= l.resume_ms:
         set_accepting(l, True)
     return 0
-
-
-cdef dict describe(instance *i, uint64_t now):
-    """An instance for the administrator; with the GIL."""
-    name = i.name.data[i.name.start:i.name.end]
-    known = {
-        "table": os.fsdecode(name), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
-        "approved": not i.refused, "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
-    }
-    if i.t == NULL:
-        return {**known, "state": "being opened"}
-    table = <Table> i.t.owner
-    return {
-        **known, "state": "open" if i.t.reason == NULL else "unavailable", "generation": i.id,
-        "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
-        "entries": table.entries, "bytes": table.size, "index_bytes": table.index_bytes,
-        "slow": i.t.lookup == NULL, "cached": i.t.cached, "trouble": table.trouble or None,
-    }
 
 
 cdef class Loop:
@@ -448,7 +391,7 @@ cdef class Loop:
         if self.l.all.received != NULL:
             clients_free(&self.l.all)
         if self.l.listeners != NULL:
-            give_up_tables(&self.l)
+            catalog_give_up(&self.l.service.tables)
             service_free(&self.l.service)
         if self.l.results.slots != NULL:
             cache_free(&self.l.results)
@@ -501,11 +444,11 @@ cdef class Loop:
         self.l.listener_count = 0
 
     def drain(self, double seconds) -> int:
-        """Answer what has arrived and let everyone go; returns how many were left when time was up.
+        """Answer what has arrived and let all clients go; returns how many were left when time was up.
 
-        Without master that includes who waits to be accepted; master's next child
-        accepts those that wait now. Clients that wait for a table or a worker may take
-        all the time there is; who still asks without pause is let go before that.
+        Without master that includes connections that wait to be accepted; under master its next
+        child accepts them. Clients that wait for a table or a worker may take all the time there
+        is; a client that still asks without pause is let go before that.
         """
         cdef uint64_t start_ms = now_ms()
         cdef uint64_t until_ms = start_ms + <uint64_t> (seconds * 1000)
@@ -520,7 +463,7 @@ cdef class Loop:
             watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
             self.l.status.fd = -1
         self.l.all.closing = True
-        self.l.service.lends = False  # who is let go has its reply from the loop
+        self.l.service.lends = False  # a client that is let go has its reply from the loop
         with nogil:
             clients_let_go_quiet(&self.l.all)
             while self.l.all.count and now_ms() < until_ms:
@@ -539,37 +482,11 @@ cdef class Loop:
 
     def tables(self) -> list:
         """What is known of each instance of a table. Not while `run` is under way."""
-        cdef instance *i
-        cdef size_t slot
-        found = []
-        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
-            i = self.l.service.tables.slots[slot]
-            while i != NULL:
-                found.append(describe(i, now_ms()))
-                i = i.chain
-        return found
+        return report_tables(&self.l.service)
 
     def flush(self, bytes name=None, bytes key=None) -> int:
         """Empty the cache, or forget a table's answers, or those to one key; how many tables were hit?"""
-        cdef instance *i
-        cdef size_t slot
-        cdef uint64_t bits
-        count = 0
-        if name is None and self.l.service.results != NULL:
-            cache_clear(self.l.service.results)
-        for slot in range(sizeof(self.l.service.tables.slots) // sizeof(instance *)):
-            i = self.l.service.tables.slots[slot]
-            while i != NULL:
-                if name is None or i.name.data[i.name.start:i.name.end] == name:
-                    count += 1
-                    if key is None:
-                        self.l.service.tables.last_id += 1
-                        i.cache_id = self.l.service.tables.last_id
-                    elif self.l.service.results != NULL:  # with either try bit, both, or none
-                        for bits in range(4):
-                            cache_forget(&self.l.results, i.cache_id << 2 | bits, view_of(key, len(key)))
-                i = i.chain
-        return count
+        return forget_answers(&self.l.service, name, key)
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""

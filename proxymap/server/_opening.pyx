@@ -7,7 +7,7 @@ loop's; no GIL.
 from proxymap.base._buf cimport buf_append_view, buf_view, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._stamp cimport same_content, stamp_at
-from proxymap.server._catalog cimport catalog_add, catalog_opened, instance
+from proxymap.server._catalog cimport catalog_add, catalog_next, catalog_opened, instance
 from proxymap._codec cimport request
 from proxymap.tables._jobs cimport JOB_CLOSE, JOB_OPEN, job, job_free, job_new, queue_put
 from proxymap.server._service cimport service, service_warn
@@ -85,14 +85,11 @@ cdef void opening_turn(service *s) noexcept nogil:
 
 cdef void opening_look(service *s) noexcept nogil:
     """Something happened to the files of some tables, or of the configuration."""
-    cdef instance *i
-    cdef size_t slot
+    cdef instance *i = catalog_next(&s.tables, NULL)
     look_at_config(s)
-    for slot in range(sizeof(s.tables.slots) // sizeof(instance *)):
-        i = s.tables.slots[slot]
-        while i != NULL:
-            look_at(s, i)
-            i = i.chain
+    while i != NULL:
+        look_at(s, i)
+        i = catalog_next(&s.tables, i)
 
 
 cdef void look_at(service *s, instance *i) noexcept nogil:

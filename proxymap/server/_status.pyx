@@ -22,10 +22,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from proxymap.base._clock cimport now_ms
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int, const void *, size_t, int)
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL
+from proxymap.base._os cimport MSG_DONTWAIT, MSG_NOSIGNAL, send
 
 cdef enum:
     TAKEN = 0
@@ -69,6 +66,6 @@ cdef void status_watch(channel *c, bint busy, bint served) noexcept nogil:
     now = now_ms()
     if c.since_ms == 0:
         c.since_ms = now
-    elif now - c.since_ms >= (CALM_MS if c.taken else BUSY_MS):
+    elif now - c.since_ms >= <uint64_t> (CALM_MS if c.taken else BUSY_MS):
         c.since_ms = 0
         tell(c, TAKEN if busy else AVAIL)

@@ -3,14 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
+from proxymap.base._eager cimport eagerness
+from proxymap.base._os cimport pthread_mutex_t
 from proxymap.tables._table cimport table
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
 
 cdef extern from "<semaphore.h>" nogil:
     ctypedef struct sem_t:
@@ -34,8 +29,8 @@ cdef struct loan:
     uint64_t until_ms   # when the loop wants it back
     unsigned int taken  # how many requests the worker has taken from it since
     int asked_flags     # dictionary flags of the latest, as asked
-    size_t sent         # bytes of the latest reply that were sent,
-    bint replied        # which was all of it
+    size_t sent         # bytes of the latest reply that were sent
+    bint replied        # all of the latest reply was sent
     buf rest            # what was received besides
     buf folded          # scratch
 
@@ -75,13 +70,12 @@ cdef struct queue:
     uint64_t lost    # how many were
     int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
     bint closed
-    bint eager       # its taker looks for the next job before it goes to sleep,
-    int luck         # if that paid off lately
-    unsigned int looks
+    bint eager       # its taker looks for the next job before it goes to sleep
+    eagerness looks  # whether that pays off
 
 
 cdef enum:
-    EAGER_NS = 100000  # who was answered comes again within that time, or after a while
+    NEXT_JOB_NS = 100000  # a client that was answered asks again within that time, or after a while
 
 
 cpdef enum:  # log levels, as syslog has them
@@ -103,8 +97,6 @@ cdef class Job:
 cdef job *job_new(int kind) noexcept nogil
 cdef void job_free(job *j) noexcept nogil
 cdef int queue_put(queue *q, job *j) noexcept nogil
-cdef bint is_time_to_look(queue *q) noexcept nogil
-cdef void has_looked(queue *q, bint found) noexcept nogil
 cdef void queue_wake(queue *q) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

@@ -19,22 +19,15 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from proxymap.base._buf cimport buf_append, buf_append_view, buf_clear, buf_free, view, view_of
 from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.base._eager cimport has_looked, is_time_to_look
+from proxymap.base._os cimport (
+    CLOCK_REALTIME, clock_gettime, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sched_yield,
+    timespec,
+)
 from proxymap.tables._table cimport Table
 from proxymap._words cimport STAT_RETRY
 
 import os
-
-cdef extern from "<time.h>" nogil:
-    ctypedef struct timespec "struct timespec":
-        long tv_sec
-        long tv_nsec
-    enum: CLOCK_REALTIME
-    int clock_gettime(int, timespec *)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef extern from "<semaphore.h>" nogil:
     int sem_init(sem_t *, int, unsigned int)
@@ -48,8 +41,6 @@ cdef double FOREVER = 1e9  # seconds
 
 cdef enum:
     LINE_MAX = 2000  # bytes of a log line, where the log cuts; what clients send may be much longer
-    LUCK = 4         # times in vain after which looking for the next job
-    RARELY = 64      # is tried each so many times only
 
 
 cdef job *job_new(int kind) noexcept nogil:
@@ -79,7 +70,7 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
 
 
 cdef void queue_wake(queue *q) noexcept nogil:
-    """A job is there. Not with the lock held: who wakes wants it."""
+    """A job is there. Not with the lock held: the taker wants it as soon as it wakes."""
     cdef uint64_t one = 1
     if q.eventfd >= 0:
         write(q.eventfd, &one, sizeof(one))
@@ -113,19 +104,6 @@ cdef bint queue_await(queue *q, size_t count, uint64_t ns) noexcept nogil:
     return q.held >= count
 
 
-cdef bint is_time_to_look(queue *q) noexcept nogil:
-    """Is it worth while to look for the next job for EAGER_NS? It is if that found one lately."""
-    q.looks += 1
-    return q.luck != 0 or q.looks % RARELY == 0
-
-
-cdef void has_looked(queue *q, bint found) noexcept nogil:
-    if found:
-        q.luck = LUCK
-    elif q.luck:
-        q.luck -= 1
-
-
 cdef job *queue_take(queue *q, double wait) noexcept nogil:
     """The oldest job, or NULL: none came within `wait` seconds, or the queue is closed and empty."""
     cdef job *j
@@ -134,8 +112,8 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
     if 0 < wait < FOREVER:
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += <long> wait + 1
-    elif q.eager and not over and is_time_to_look(q):
-        has_looked(q, queue_await(q, 1, EAGER_NS))
+    elif q.eager and not over and is_time_to_look(&q.looks):
+        has_looked(&q.looks, queue_await(q, 1, NEXT_JOB_NS))
     while True:
         if q.eventfd < 0:
             over = semaphore_wait(q, wait, &until) or wait <= 0
@@ -194,7 +172,7 @@ cdef void log_line(queue *q, int level, const view *parts, int count) noexcept n
 cdef class Queue:
     """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting.
 
-    eager: who takes a job soon after the one before gets it sooner, at the price of some CPU time.
+    eager: a job that comes soon after the one before is taken sooner, at the price of some CPU time.
     """
 
     def __cinit__(self, bint wakes_loop=False, size_t limit=0, bint eager=False):
@@ -207,7 +185,7 @@ cdef class Queue:
         self.q.lost = 0
         self.q.closed = False
         self.q.eager = eager
-        self.q.luck = self.q.looks = 0
+        self.q.looks.luck = self.q.looks.looks = 0
         self.q.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if wakes_loop else -1
         self.eventfd = self.q.eventfd
 
@@ -289,7 +267,7 @@ cdef class Queue:
             queue_wake(&self.q)
 
     def log(self, int level, bytes text not None):
-        """Have a line logged by whoever takes from this queue."""
+        """Have the taker of this queue log a line."""
         cdef view part = view_of(text, len(text))
         log_line(&self.q, level, &part, 1)
 

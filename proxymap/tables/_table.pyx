@@ -8,10 +8,7 @@ struct lives as long as the object, which the catalog holds by reference.
 import os
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
-
 from cpython.bytes cimport PyBytes_AsString
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 from proxymap.base._buf cimport buf, buf_free, buf_init, view, view_of
 from proxymap.base._fold cimport fold_ascii, fold_utf8, utf8_valid
@@ -152,7 +149,10 @@ cdef class Table:
         return False
 
     def refuse(self, stamps):
-        """What its files had when these were their stamps is no good: go on with the old."""
+        """Remember this content as refused, so that it is not tried again; keep the old table.
+
+        stamps: those that its files had when the content was read.
+        """
         cdef origin *o = self.t.origins
         for device, inode, size, mtime_ns in stamps:
             o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
@@ -212,7 +212,7 @@ cdef class Table:
     def cached(self, bint cached):
         self.t.cached = cached
 
-    # Doors for tests, for `--direct` queries and benchmarks: what the loop does, under the GIL.
+    # Doors for tests and for `--direct` queries: what the loop does, under the GIL.
 
     @property
     def flags(self) -> int:
@@ -256,7 +256,7 @@ cdef class Table:
             buf_free(&scratch)
 
     def opened_flags(self, int given, bint utf8_layer) -> int:
-        """The flag word of this table for who opens it with the given flags."""
+        """The flag word of this table, opened with the given flags."""
         return table_flags(&self.t, given, utf8_layer)
 
     def fold(self, bytes key not None, int flags):
@@ -326,38 +326,6 @@ cdef class Table:
         finally:
             buf_free(&scratch)
 
-    def lookup_loop(self, list keys not None, long rounds, size_t ahead=1) -> int:
-        """Look all keys up again and again, for benchmarks; returns how many were found.
-
-        ahead: so many at a time are foreseen, as the loop does with those that are ready together.
-        """
-        cdef buf scratch
-        cdef view value
-        cdef long _, found = 0
-        cdef size_t i, n = len(keys)
-        cdef int flags
-        cdef view *wanted
-        if self.t.lookup == NULL:
-            raise TypeError("this table answers on a worker thread")
-        wanted = <view *> PyMem_Calloc(n + 1, sizeof(view))
-        if wanted == NULL:
-            raise MemoryError()
-        buf_init(&scratch)
-        try:
-            for i in range(n):
-                wanted[i] = view_of(keys[i], len(keys[i]))
-            with nogil:
-                for _ in range(rounds):
-                    for i in range(n):
-                        if ahead > 1 and i % ahead == 0:
-                            foresee_all(&self.t, &wanted[i], min(ahead, n - i))
-                        flags = DICT_FLAGS_TRY
-                        found += self.t.lookup(&self.t, wanted[i], &flags, &scratch, &value) == STAT_OK
-            return found
-        finally:
-            buf_free(&scratch)
-            PyMem_Free(wanted)
-
     def sequence(self):
         """Every record as (key, value), in the table's order; ends early where the table is damaged."""
         cdef cursor c
@@ -379,19 +347,6 @@ cdef class Table:
         finally:
             buf_free(&scratch)
             buf_free(&c.key)
-
-
-cdef void foresee_all(table *t, const view *keys, size_t count) noexcept nogil:
-    """Up to 64 of them."""
-    cdef glimpse glimpses[64]
-    cdef bint more = t.foresee != NULL
-    cdef size_t i
-    memset(glimpses, 0, sizeof(glimpses))
-    while more:
-        more = False
-        for i in range(count):
-            if t.foresee(t, keys[i], DICT_FLAGS_TRY, &glimpses[i]):
-                more = True
 
 
 cdef int origins_changed(table *t) noexcept nogil:
@@ -467,46 +422,3 @@ cdef class Slow(Table):
     @property
     def at_a_time(self) -> int:
         return self.answers.at_a_time
-
-
-cdef class Reader:
-    """A table as a program would have it, for benchmarks; it learns whether keys end with NUL."""
-
-    cdef Table of
-    cdef int flags
-    cdef buf scratch
-
-    def __cinit__(self, Table table not None):
-        if table.t.lookup == NULL:
-            raise TypeError("this table answers on a worker thread")
-        self.of = table
-        self.flags = DICT_FLAGS_TRY
-        buf_init(&self.scratch)
-
-    def __dealloc__(self):
-        buf_free(&self.scratch)
-
-    def get(self, bytes key not None):
-        """The value, or None: not found, or trouble."""
-        cdef view value
-        cdef int status = self.of.t.lookup(
-            &self.of.t, view_of(key, len(key)), &self.flags, &self.scratch, &value)
-        return value.ptr[:value.len] if status == STAT_OK else None
-
-    def get_loop(self, list keys not None, long rounds) -> int:
-        """Look all keys up again and again without Python; returns how many were found."""
-        cdef view value
-        cdef long _, found = 0
-        cdef size_t i, n = len(keys)
-        cdef view *wanted = <view *> PyMem_Calloc(n + 1, sizeof(view))
-        if wanted == NULL:
-            raise MemoryError()
-        for i in range(n):
-            wanted[i] = view_of(<bytes> keys[i], len(<bytes> keys[i]))
-        with nogil:
-            for _ in range(rounds):
-                for i in range(n):
-                    found += self.of.t.lookup(
-                        &self.of.t, wanted[i], &self.flags, &self.scratch, &value) == STAT_OK
-        PyMem_Free(wanted)
-        return found

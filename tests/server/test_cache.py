@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from proxymap.server._cache import Cache
+from proxymap.server._doors import Cache
 
 OK, NOKEY = 0, 1
 FEWEST_SLOTS = 64 * 8  # bytes that even an empty cache holds

@@ -3,11 +3,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap.base._buf cimport buf, view
+from proxymap.base._os cimport pthread_mutex_t
 from proxymap.tables._table cimport Table, table
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
 
 
 cdef struct record:

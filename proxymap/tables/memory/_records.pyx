@@ -20,14 +20,11 @@ from proxymap.base._buf cimport (
     buf, buf_append_view, buf_clear, buf_free, buf_init, buf_reserve, buf_view, memcmp, view, view_of,
 )
 from proxymap.base._hash cimport hash_view
+from proxymap.base._os cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
 from proxymap.tables._table cimport Table, cursor, table
 from proxymap._words cimport *
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef enum:
     SLOTS_MIN = 16

@@ -22,6 +22,9 @@ from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 
 from proxymap.base._buf cimport buf_append, buf_clear
+from proxymap.base._os cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
 from proxymap.tables.rules._pattern cimport (
     MATCHED, NO_GROUP, TOO_LONG, UNMATCHED, PatternTable, attempt, matcher,
 )
@@ -49,14 +52,6 @@ cdef extern from "<locale.h>" nogil:
     enum: LC_ALL_MASK
     locale_t newlocale(int, const char *, locale_t)
     locale_t uselocale(locale_t)
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef enum:
     COPIES = 4             # lookups that workers do at the same time

@@ -18,6 +18,7 @@ from contract import NOKEY, OK, found
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxymap.server._doors import lookup_loop
 from proxymap.tables import open_table
 from proxymap.tables._table import Table
 from proxymap.tables.base import PATTERN, RHS_IS_FILE, Host
@@ -369,7 +370,7 @@ def test_a_thousand_times_the_rules_take_less_than_three_times_as_long(
     for _ in range(25):
         for n, table in enumerate(tables):
             start = time.process_time()
-            table.lookup_loop(keys, 4)
+            lookup_loop(table, keys, 4)
             fastest[n] = min(fastest[n], time.process_time() - start)
     assert fastest[1] < 3 * fastest[0], fastest
 

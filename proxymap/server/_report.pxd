@@ -1,0 +1,6 @@
+# _report - what is known of the tables, for the administrator (see _report.pyx)
+
+from proxymap.server._service cimport service
+
+cdef list report_tables(service *s)
+cdef int forget_answers(service *s, bytes name, bytes key) except -1
