@@ -23,8 +23,8 @@ import servers
 
 from proxymap.server import _doors
 from proxymap.server._doors import Reader
-from proxymap.tables import open_table
 from proxymap.tables.base import Host
+from proxymap.tables.opening import open_table
 
 ENTRIES = int(os.environ.get("PROXYMAP_MICRO_ENTRIES", 1_000_000))  # fewer for a test
 KEYS = 1000  # asked in a loop

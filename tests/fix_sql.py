@@ -27,7 +27,7 @@ from fix_database import PrivateDatabase
 from fix_server import NOT_FOUND, Peer, ServerProcess, found, lookup, wait_until
 from oracle import Attributes, take_list
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 RECORDS = 20_000
 MANY = "SELECT v FROM many WHERE k = '%s'"

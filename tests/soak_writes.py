@@ -19,7 +19,7 @@ import time
 
 from fix_server import ServerProcess, request
 
-from proxymap.tables import open_table
+from proxymap.tables.opening import open_table
 
 CLIENTS = 6
 KEYS = 40  # of each client

@@ -34,7 +34,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy as Strategy
 from oracle import Attributes
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

@@ -24,7 +24,7 @@ from oracle import Attributes
 from sql_cases import fill, sql
 from test_differential import put, run
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

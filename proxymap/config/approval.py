@@ -9,7 +9,7 @@ smtpd_restriction_classes as that of 3.11 and later.
 
 from proxymap.config.maincf import ERRORS, TEXT, MainCf, Warn
 from proxymap.config.settings import Settings
-from proxymap.config.source import logical_lines, split_list, unbraced
+from proxymap.config.source import logical_lines, split_list, unbraced, without_proxy
 
 FILES_SINCE = (3, 11)  # `/file` items and smtpd_restriction_classes are read since this version
 
@@ -56,8 +56,7 @@ class _Scan:
             if members.startswith(b"{"):
                 self.list(unbraced(members), complaint)
         elif item.startswith(b"proxy:"):
-            while item.startswith(b"proxy:"):
-                item = item.removeprefix(b"proxy:")
+            item = without_proxy(item)
             if b":" in item:
                 self.found.add(item)
         elif item.startswith(b"/") and self.extended and item not in self.files:

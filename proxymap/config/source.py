@@ -9,16 +9,13 @@ Source: postconf(5) and postmap(1), "TABLE FORMAT"; the warnings as postmap 3.7 
 """
 
 import binascii
-import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 
-Stamp = tuple[int, int, int, int]  # what tells one content of a file from another; see stamp_of
+from proxymap.base.files import read_file
 
 BLANKS = b" \t\n\v\f\r"  # isspace() in the C locale
 SEPARATORS = b", \t\r\n"  # of a list
-ATTEMPTS = 10  # to read a file that changes all the time
 
 
 class RecordError(ValueError):
@@ -100,6 +97,13 @@ def key_end(line: bytes, ends: bytes) -> int:
     return -1 if quoted else len(line)
 
 
+def without_proxy(type_name: bytes) -> bytes:
+    """without_proxy - what stands behind "proxy:", however often that is said"""
+    while type_name.startswith(b"proxy:"):
+        type_name = type_name[6:]
+    return type_name
+
+
 def split_list(text: bytes) -> Iterator[bytes]:
     """split_list - items between commas and blanks, of which those in braces do not count"""
     start = level = 0
@@ -135,42 +139,6 @@ def unbraced(text: bytes) -> bytes:
 def split_braced(text: bytes) -> list[bytes]:
     """split_braced - the items of a list in braces; raises ValueError as unbraced does"""
     return list(split_list(unbraced(text)))
-
-
-def read_file(path: bytes) -> tuple[bytes, Stamp]:
-    """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError"""
-    for _ in range(ATTEMPTS):
-        with open(os.fsdecode(path), "rb", opener=_open_at_once) as opened:
-            stamp = stamp_of(os.fstat(opened.fileno()))
-            content = opened.read()
-            if stamp_of(os.fstat(opened.fileno())) == stamp:
-                break
-    return content, stamp
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """stamp_of - what tells one content of a file from another: device, inode, size, time of change in ns"""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def stamp_at(path: bytes) -> Stamp:
-    """stamp_at - of the file that path leads to by now; all zero: there is none"""
-    try:
-        return stamp_of(os.stat(path))
-    except OSError:
-        return 0, 0, 0, 0
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe or a device could keep us waiting, or never end."""
-    fd = os.open(path, flags | os.O_NONBLOCK)
-    status = os.fstat(fd)  # open() itself refuses a directory
-    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-        return fd
-    if os.path.samestat(status, os.stat(os.devnull)):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def base64_of_files(value: bytes) -> bytes:

@@ -19,10 +19,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from proxymap.base.files import folder_fault
 from proxymap.config.approval import approve, approved_tables
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import WRITE_MAPS, Settings, load
-from proxymap.config.source import split_braced
+from proxymap.config.source import split_braced, without_proxy
 from proxymap.ctl.mastercf import (
     SERVICES,
     STOCK,
@@ -36,13 +37,13 @@ from proxymap.ctl.mastercf import (
 )
 from proxymap.ctl.safety import Fault, account_of, as_user, faults_of_program, first_closed
 from proxymap.errors import ConfigError
-from proxymap.tables import GONE, TABLE_TYPES, load_types, open_table
-from proxymap.tables.base import folder_fault
+from proxymap.tables.opening import open_table
+from proxymap.tables.types import GONE, TABLE_TYPES, load_types, type_of
 
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
 INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
-COMPOSITE = ("unionmap", "pipemap")  # made of other tables, which are opened with them
+COMPOSITE = {name for name, maptype in TABLE_TYPES.items() if maptype.module.startswith("composite.")}
 
 # The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
 POSTFIX_TYPES = (
@@ -281,7 +282,7 @@ def _tables(site: Site) -> Iterator[Fault]:
     for service in site.services.values():
         default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
         tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
-        served = [table for table in tables if table.partition(":")[0] in TABLE_TYPES]
+        served = [table for table in tables if type_of(table) is not None]
         load_types(served)  # mail_owner may not be allowed to
         reasons = as_user(site.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
         for table in tables:
@@ -300,7 +301,7 @@ def _written(site: Site) -> Iterator[Fault]:
     data = os.path.realpath(service.main_cf.get("data_directory"))
     where = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
     for table in service.tables:
-        known = TABLE_TYPES.get(table.partition(":")[0])
+        known = type_of(table)
         if known is None or not known.writable or not known.suffix:
             continue
         file = os.path.realpath(os.path.join(service.settings.queue_directory, _file_of(table)))
@@ -314,16 +315,10 @@ def _parts(table: str) -> list[str]:
     maptype, _, name = table.partition(":")
     if maptype in COMPOSITE:
         with contextlib.suppress(ValueError):
-            members = [os.fsdecode(member) for member in split_braced(os.fsencode(name))]
+            members = [os.fsdecode(without_proxy(member)) for member in split_braced(os.fsencode(name))]
             if members and all(":" in member for member in members):
-                return [part for member in members for part in _parts(_without_proxy(member))]
+                return [part for member in members for part in _parts(member)]
     return [table]
-
-
-def _without_proxy(table: str) -> str:
-    while table.startswith("proxy:"):
-        table = table.removeprefix("proxy:")
-    return table
 
 
 def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | None] | None]:
@@ -340,7 +335,7 @@ def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | 
 def _reason(service: Service, table: str) -> str | None:
     """Why it does not open. Looking must not create or mend a table, so none is opened for updates."""
     writes = service.name == "proxywrite"
-    if writes and TABLE_TYPES[table.partition(":")[0]].writable:
+    if writes and (known := type_of(table)) is not None and known.writable:
         path = os.path.realpath(_file_of(table))
         try:
             if fault := folder_fault(path):
@@ -357,8 +352,8 @@ def _reason(service: Service, table: str) -> str | None:
 
 
 def _file_of(table: str) -> str:
-    maptype, _, name = table.partition(":")
-    return name + os.fsdecode(TABLE_TYPES[maptype].suffix or b"") if maptype in TABLE_TYPES else name
+    known = type_of(table)
+    return table.partition(":")[2] + os.fsdecode(known.suffix or b"" if known else b"")
 
 
 def _of_type(where: str, table: str) -> Fault:

@@ -12,8 +12,7 @@ from proxymap.client import Client
 from proxymap.ctl.options import socket_of
 from proxymap.ctl.outcome import advice_on
 from proxymap.errors import BadRequest, ConfigError, ProxymapError
-
-FLAG_FIXED = 1 << 4  # in the reply to open: keys are looked up whole, hence folded
+from proxymap.tables.flags import FIXED
 
 
 class Connection:
@@ -34,7 +33,7 @@ class Connection:
             self._client = Client(self._path, dialect="3.11")
             self._client.open(self.table)
             flags = 0  # this server folds by itself
-        self._folds = bool(flags & FLAG_FIXED)
+        self._folds = bool(flags & FIXED)
         return self
 
     def __exit__(self, *details: object) -> None:

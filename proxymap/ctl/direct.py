@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from proxymap.base import _fold
 from proxymap.ctl.safety import as_user
 from proxymap.errors import ProxymapError, TableConfig, TableRetry
-from proxymap.tables import open_table
 from proxymap.tables._table import SLOW_SEQUENCE
-from proxymap.tables.base import DUP_WARN, FOLD_FIX, LOCK, UTF8_ACTIVE, UTF8_REQUEST, Host
+from proxymap.tables.base import Host
+from proxymap.tables.flags import DUP_WARN, FOLD_FIX, LOCK, UTF8_ACTIVE, UTF8_REQUEST
+from proxymap.tables.opening import open_table
 
 if TYPE_CHECKING:
     from proxymap.config.maincf import MainCf

@@ -27,7 +27,7 @@ from proxymap.ctl.mastercf import SERVICES, STOCK, Entry, Postfix, entry_of, is_
 from proxymap.ctl.rehearsal import GREETING
 from proxymap.ctl.safety import account_of
 from proxymap.errors import BY_STATUS, ConfigError, ProtocolError
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import type_of
 
 STATUS_LIMIT = 5.0  # seconds for any server to answer
 KEY = b"proxymapctl-asks"  # looked up to see whether the service works; hardly anybody has it
@@ -93,7 +93,7 @@ def ask(instance: Instance, entry: Entry, limit: float) -> tuple[str, list[Proce
     settings = instance.settings_of(entry)
     path = instance.socket(entry.service)
     tables = [] if entry.service == "proxywrite" else instance.approved(entry)
-    table = next((table for table in tables if table.partition(":")[0] in TABLE_TYPES), None)
+    table = next((table for table in tables if type_of(table)), None)
     if table is None:
         with _greeted(path, settings, limit):
             return "greeting", processes_of(instance, entry.service)

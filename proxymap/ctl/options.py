@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, NoReturn
 
+from proxymap.config.source import without_proxy
 from proxymap.ctl.outcome import EX_USAGE
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def common_options() -> Parser:
 
 def table_name(text: str) -> str:
     """table_name - TYPE:NAME, without the proxy: that main.cf puts before it"""
-    while text.startswith("proxy:"):
-        text = text.removeprefix("proxy:")
+    text = os.fsdecode(without_proxy(os.fsencode(text)))
     if not all(text.partition(":")):
         raise argparse.ArgumentTypeError(f'"{text}" is not TYPE:NAME, for example cdb:/etc/postfix/virtual')
     return text

@@ -21,7 +21,7 @@ from proxymap.ctl.mastercf import STOCK, Entry, command_for, is_ours, only_entry
 from proxymap.ctl.rehearsal import rehearse
 from proxymap.ctl.safety import Fault, faults_of_program
 from proxymap.errors import ConfigError, ProtocolError
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import type_of
 
 MEMORY = "proxymap.previous"  # in config_directory, which is root's: what `disable` is to put back
 ANSWER_LIMIT = 15.0  # seconds for the right server to answer after a reload
@@ -92,7 +92,7 @@ def _is_enabled(instance: Instance, entry: Entry) -> bool:
 
 def _warnings(instance: Instance, entry: Entry) -> Iterator[str]:
     for table in instance.approved(entry):
-        if table.partition(":")[0] not in TABLE_TYPES:
+        if type_of(table) is None:
             yield f"warning: {entry.service}: {table} is not served yet: clients get RETRY, mail is deferred"
 
 

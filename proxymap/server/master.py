@@ -26,7 +26,7 @@ from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.log import Log
 from proxymap.server.shell import Server
-from proxymap.tables import TABLE_TYPES, load_types
+from proxymap.tables.types import TABLE_TYPES, load_types
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5

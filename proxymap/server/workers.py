@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 
-from proxymap import tables
 from proxymap.base import _fold
 from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
@@ -31,7 +30,9 @@ from proxymap.tables._jobs import (
     clock_ms,
 )  # fmt: skip
 from proxymap.tables._table import SLOW_WRITE, Surrogate, Table
-from proxymap.tables.base import UTF8_REQUEST, Host
+from proxymap.tables.base import Host
+from proxymap.tables.flags import UTF8_REQUEST
+from proxymap.tables.opening import open_table
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
@@ -170,9 +171,7 @@ class Workers:
         try:
             if job.flags & UTF8_REQUEST:
                 _fold.load()
-            table = tables.open_table(
-                job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle
-            )
+            table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
             self._man(table)
         except BaseException as error:  # whatever it is: the clients wait, and the thread must live
             self._complain(f"open {os.fsdecode(job.name)}", error)

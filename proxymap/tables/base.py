@@ -8,29 +8,16 @@ else is raised is logged with its traceback and becomes RETRY.
 
 from __future__ import annotations
 
-import os
-import pwd
-import stat
 from collections.abc import Callable
 
 from proxymap.base._fold import fold
-from proxymap.config.source import Stamp, stamp_at
+from proxymap.base.files import Stamp, folder_fault, stamp_at
+from proxymap.tables.flags import FIXED, FOLD_FIX, UTF8_REQUEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.base._watch import Watch
     from proxymap.tables._table import Table
-
-# Dictionary flags that a Python table type deals with; all of them are in _words.pxd.
-TRY0NULL, TRY1NULL = 1 << 2, 1 << 3  # keys without a trailing NUL, keys with one
-FIXED, PATTERN = 1 << 4, 1 << 5  # keys are looked up, or matched
-DUP_WARN, DUP_IGNORE, DUP_REPLACE = 1 << 0, 1 << 1, 1 << 7
-LOCK = 1 << 6  # locks are taken for each operation
-NO_REGSUB = 1 << 11  # rules with $number are refused
-FOLD_FIX, FOLD_MUL = 1 << 14, 1 << 15
-UTF8_REQUEST, UTF8_ACTIVE = 1 << 19, 1 << 20
-RHS_IS_FILE = 1 << 21  # values are names of files whose content is wanted, in base64
-ALL_FLAGS = -1
 
 
 class Host:
@@ -61,7 +48,7 @@ class Opening:
 
     flags: the dictionary flags of the request that opens it. writes: for updates,
     and created if it is missing. member: opens a table that this one is made of,
-    such as unionmap's, with the same flags; never raises (see tables.open_table).
+    such as unionmap's, with the same flags; never raises (see opening.open_table).
     utf8: keys and values are to be UTF-8. doubtful: the file was changed in place, so all
     of it is to be checked. files: what else it depends on, see `reads`.
     """
@@ -136,20 +123,6 @@ class Change:
         self.status = 2  # RETRY
 
 
-def folder_fault(path: str) -> str | None:
-    """folder_fault - why a table at `path` must not be written to: others have a say in its folder; or None
-
-    Whoever may put another file, or a link, in its place would have us write there.
-    """
-    folder = os.path.dirname(os.path.realpath(path))
-    status = os.stat(folder)
-    if status.st_uid != os.geteuid():
-        return f"the folder {folder} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
-    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
-        return f"others may write to the folder {folder} (mode {stat.S_IMODE(status.st_mode):o})"
-    return None
-
-
 def refuse_open_folder(path: str, host: Host) -> None:
     """refuse_open_folder - ValueError with the reason if a table at `path` must not be written to"""
     try:
@@ -162,19 +135,3 @@ def refuse_open_folder(path: str, host: Host) -> None:
             f"{path} is not opened for updates: {fault};"
             f" keep tables that Postfix writes in data_directory ({directory})"
         )
-
-
-def sync_folder(path: str) -> None:
-    """sync_folder - make a file's name last"""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"

@@ -463,13 +463,13 @@ def test_tables_whose_domain_lists_name_each_other_answer_retry_with_the_reason(
     with server.connect() as peer:
         for table in tables * 2:
             assert peer.ask(lookup(table, b"user@a.x")) == reply("lookup", "3.6", RETRY)
-        server.wait_log("a.cf names itself, by way of ")
+        server.wait_log("a.cf refers to itself through ")
         assert "RecursionError" not in server.log()
         files[1].write_text(text)
         for table in tables:
             wait_until(lambda: peer.ask(lookup(table, b"user@a.x")) == found(b"1"), "both")  # noqa: B023
         files[1].write_text(f"{text}domain = {tables[0].decode()}\n")
-        said = f"b.cf names itself, by way of sqlite:{files[0]}; going on with the previous content"
+        said = f"b.cf refers to itself through sqlite:{files[0]}; going on with the previous content"
         wait_until(lambda: ask(server, tables[1], b"user@a.x") and said in server.log(), "the refusal")
         for table in tables:
             assert peer.ask(lookup(table, b"user@a.x")) == found(b"1")

@@ -30,18 +30,19 @@ from fix_server import (
 )
 from oracle import reply
 
-from proxymap import tables
 from proxymap.base import _watch
+from proxymap.base.files import stamp_of
 from proxymap.config.settings import load
-from proxymap.config.source import stamp_of
 from proxymap.errors import TableConfig, TableRetry
 from proxymap.server import standalone
 from proxymap.server.log import Log
 from proxymap.server.shell import Server
 from proxymap.server.workers import Crew, Workers
+from proxymap.tables import opening
 from proxymap.tables._jobs import Job, Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Change, Opening, SlowTable
+from proxymap.tables.types import TABLE_TYPES, TableType
 
 OK, NOKEY, RETRY, BAD, DENY, CONFIG = range(6)
 WORKERS = 3
@@ -188,9 +189,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
     module = types.ModuleType("proxymap.tables.gated")
     module.open_table = gate.open_table  # type: ignore[attr-defined]
-    monkeypatch.setattr(tables, "_open", WeakValueDictionary())  # another test's tables have another gate
+    monkeypatch.setattr(opening, "_open", WeakValueDictionary())  # another test's tables have another gate
     monkeypatch.setitem(sys.modules, "proxymap.tables.gated", module)
-    monkeypatch.setitem(tables.TABLE_TYPES, "slow", tables.TableType("gated", writable=True))
+    monkeypatch.setitem(TABLE_TYPES, "slow", TableType("gated", writable=True))
     return gate
 
 

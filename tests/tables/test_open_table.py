@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
 
-from proxymap import tables
 from proxymap.base._watch import Watch
-from proxymap.tables import GONE, TABLE_TYPES, base, open_table
+from proxymap.tables import base, opening
 from proxymap.tables._table import Slow, Surrogate, Table
+from proxymap.tables.flags import FOLD_MUL, PATTERN
+from proxymap.tables.opening import open_table
+from proxymap.tables.types import GONE, TABLE_TYPES, TableType
 
-PATTERN = 1 << 5
 LIMIT = 30.0  # seconds; for a machine that is very busy
 IMAGES = {"cdb": cdb_image, "lmdb": lmdb_image}
 
@@ -166,12 +167,12 @@ def test_read_only_type_is_not_opened_for_updates(tmp_path: Path) -> None:
 
 def test_slow_table_shows_its_own_flags() -> None:
     class Answers(base.SlowTable):
-        flags = base.PATTERN
-        fold_bit = base.FOLD_MUL
+        flags = PATTERN
+        fold_bit = FOLD_MUL
 
     answers = Answers()
     table = Slow(b"slow:x", answers)
-    assert table.flags == base.PATTERN
+    assert table.flags == PATTERN
     assert table.answers is answers
     assert table.reason is None
     assert table.generation == 0
@@ -206,7 +207,7 @@ def test_table_that_is_being_closed_is_not_found_open(monkeypatch: pytest.Monkey
     module = types.ModuleType("proxymap.tables.closing")
     module.open_table = lambda *args: Answers()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "proxymap.tables.closing", module)
-    monkeypatch.setitem(tables.TABLE_TYPES, "closing", tables.TableType("closing"))
+    monkeypatch.setitem(TABLE_TYPES, "closing", TableType("closing"))
     held = [open_table(b"closing:x")]
     old = held[0].answers
     dropping = threading.Thread(target=held.clear)
@@ -221,8 +222,8 @@ def test_table_that_is_being_closed_is_not_found_open(monkeypatch: pytest.Monkey
 def test_what_clients_ask_for_leaves_nothing_behind() -> None:
     for flags in range(0, 1 << 16, 1 << 10):
         open_table(b"unionmap:{static:a}", flags)
-    assert not tables._openers
-    assert not tables._waiting
+    assert not opening._openers
+    assert not opening._waiting
 
 
 def test_two_that_name_each_other_and_are_opened_at_once_wait_for_no_one(
@@ -240,7 +241,7 @@ def test_two_that_name_each_other_and_are_opened_at_once_wait_for_no_one(
     module = types.ModuleType("proxymap.tables.ring")
     module.open_table = open_ring  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "proxymap.tables.ring", module)
-    monkeypatch.setitem(tables.TABLE_TYPES, "ring", tables.TableType("ring"))
+    monkeypatch.setitem(TABLE_TYPES, "ring", TableType("ring"))
     opened: list[Table] = []
     threads = [
         threading.Thread(target=lambda name=name: opened.append(open_table(name)), daemon=True)
@@ -253,9 +254,9 @@ def test_two_that_name_each_other_and_are_opened_at_once_wait_for_no_one(
     reasons = [table.reason for table in opened if table.reason is not None]
     assert len(opened) == 2
     assert len(reasons) == 1
-    assert b"names itself, by way of ring:" in reasons[0]
-    assert not tables._openers
-    assert not tables._waiting
+    assert b"refers to itself through ring:" in reasons[0]
+    assert not opening._openers
+    assert not opening._waiting
 
 
 def watching() -> base.Host:
@@ -302,7 +303,7 @@ def test_file_that_is_just_being_cut_is_not_taken_for_empty(
             file.write_text("key new\n")
             os.utime(file, (2, 2))
 
-    monkeypatch.setattr(tables.time, "sleep", go_on)
+    monkeypatch.setattr(opening.time, "sleep", go_on)
     assert found(open_table(name), b"key") == b"new"
 
 

@@ -14,8 +14,8 @@ import contextlib
 import os
 import re
 
+from proxymap.base.files import Stamp, stamp_of
 from proxymap.config.maincf import ERRORS, TEXT, read_parameters
-from proxymap.config.source import Stamp, stamp_of
 from proxymap.errors import ConfigError
 
 TYPE_CHECKING = False

@@ -34,18 +34,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from proxymap.base.files import sync_folder
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
-from proxymap.tables.base import (
-    FIXED,
-    TRY0NULL,
-    TRY1NULL,
-    Change,
-    Host,
-    Opening,
-    SlowTable,
-    refuse_open_folder,
-    sync_folder,
-)
+from proxymap.tables.base import Change, Host, Opening, SlowTable, refuse_open_folder
+from proxymap.tables.flags import FIXED, TRY0NULL, TRY1NULL
 from proxymap.tables.indexed import journal
 
 try:

@@ -23,7 +23,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from proxymap.tables.base import sync_folder
+from proxymap.base.files import sync_folder
 
 HEADER = struct.Struct("<8sIII")
 OFFSET = struct.Struct("<Q")  # the size too

@@ -35,7 +35,9 @@ from libc.stdint cimport uint64_t
 from proxymap.tables.indexed._lmdb cimport newest_in
 from proxymap.base._lockfile cimport LockFile
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
-from proxymap.tables.base import TRY0NULL, TRY1NULL, refuse_open_folder, sync_folder
+from proxymap.base.files import sync_folder
+from proxymap.tables.base import refuse_open_folder
+from proxymap.tables.flags import TRY0NULL, TRY1NULL
 
 with suppress(ImportError):
     import_module("lmdb._envid")  # lmdb.open() would load it; after chroot it cannot

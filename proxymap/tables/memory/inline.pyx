@@ -9,7 +9,7 @@ from proxymap.tables.memory._records cimport Records, RecordsTable
 
 from proxymap.base._fold import is_utf8
 from proxymap.config.source import BLANKS, base64_of_files, key_end, split_braced, unbraced
-from proxymap.tables.base import RHS_IS_FILE
+from proxymap.tables.flags import RHS_IS_FILE
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> RecordsTable:

@@ -14,7 +14,7 @@ from proxymap.tables._table cimport Table, table
 from proxymap._words cimport *
 
 from proxymap.config.source import base64_of_files, split_braced
-from proxymap.tables.base import RHS_IS_FILE
+from proxymap.tables.flags import RHS_IS_FILE
 
 cdef extern from *:
     """

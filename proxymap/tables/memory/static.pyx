@@ -8,7 +8,7 @@ from proxymap.tables._table cimport Table, table
 from proxymap._words cimport *
 
 from proxymap.config.source import BLANKS, base64_of_files, unbraced
-from proxymap.tables.base import RHS_IS_FILE
+from proxymap.tables.flags import RHS_IS_FILE
 
 
 cdef int static_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:

@@ -14,8 +14,9 @@ from proxymap.tables.memory._records cimport Records, RecordsTable
 
 from proxymap.base._fold import is_utf8
 from proxymap.tables.memory._plain import PlainLines
-from proxymap.config.source import RecordError, base64_of_files, logical_lines, read_file, split_record
-from proxymap.tables.base import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE
+from proxymap.base.files import read_file
+from proxymap.config.source import RecordError, base64_of_files, logical_lines, split_record
+from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE
 
 
 cdef class TexthashTable(RecordsTable):

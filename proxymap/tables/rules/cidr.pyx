@@ -21,7 +21,7 @@ from proxymap._words cimport *
 
 from proxymap.tables.rules.rules import Rules, split_word
 from proxymap.config.source import BLANKS, base64_of_files
-from proxymap.tables.base import RHS_IS_FILE
+from proxymap.tables.flags import RHS_IS_FILE
 
 cdef extern from "<arpa/inet.h>" nogil:
     enum: AF_INET

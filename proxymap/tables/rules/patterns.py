@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from proxymap.config.source import BLANKS, base64_of_files
-from proxymap.tables.base import NO_REGSUB, RHS_IS_FILE, Opening
+from proxymap.tables.base import Opening
+from proxymap.tables.flags import NO_REGSUB, RHS_IS_FILE
 from proxymap.tables.rules.rules import Rules, split_word
 
 BACKSLASH = 0x5C

@@ -17,7 +17,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from proxymap.config.source import BLANKS, Stamp, logical_lines, read_file, split_braced, unbraced
+from proxymap.base.files import Stamp, read_file
+from proxymap.config.source import BLANKS, logical_lines, split_braced, unbraced
 
 _word = re.compile(rb"[0-9A-Za-z]+")
 

@@ -42,9 +42,10 @@ from hypothesis import strategies as st
 
 from proxymap.base import _fold
 from proxymap.errors import ProxymapError, TableConfig, TableRetry
-from proxymap.tables import TABLE_TYPES, open_table
 from proxymap.tables._table import SLOW_LOOKUP, Table
 from proxymap.tables.base import Host
+from proxymap.tables.opening import open_table
+from proxymap.tables.types import TABLE_TYPES
 
 LATER = 100  # the loop leaves it to a worker
 FIXED, PATTERN = 1 << 4, 1 << 5

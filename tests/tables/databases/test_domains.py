@@ -8,9 +8,9 @@ import pytest
 from fix_server import write_cdb
 
 from proxymap.errors import ConfigError, TableRetry
-from proxymap.tables import open_table
 from proxymap.tables.base import Host, Opening, SlowTable
 from proxymap.tables.databases.domains import DomainList
+from proxymap.tables.opening import open_table
 
 
 def domain_list(text: str, utf8: bool = True) -> tuple[DomainList, list[str]]:

@@ -24,7 +24,7 @@ from fix_server import Peer, found, lookup, wait_until
 from oracle import Attributes
 from sql_cases import ALIAS, fill
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxymap.errors import TableRetry
-from proxymap.tables import open_table
 from proxymap.tables._table import Table
-from proxymap.tables.base import FIXED, FOLD_FIX, Host
+from proxymap.tables.base import Host
 from proxymap.tables.databases import sqlite
 from proxymap.tables.databases.sqlite import first_statement
+from proxymap.tables.flags import FIXED, FOLD_FIX
+from proxymap.tables.opening import open_table
 
 OK, NOKEY = 0, 1
 Rows = Iterable[tuple[object, object]]

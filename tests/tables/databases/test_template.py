@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from proxymap.errors import ConfigError, TableRetry
-from proxymap.tables import open_table
 from proxymap.tables.base import Host, Opening
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.tablecf import TableCf
 from proxymap.tables.databases.template import IN_RESULT, compile_query, compile_text
+from proxymap.tables.opening import open_table
 
 NAME = b"sqlite:t"
 

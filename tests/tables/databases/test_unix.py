@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from proxymap.errors import TableRetry
-from proxymap.tables import open_table
+from proxymap.tables.opening import open_table
 
 
 def answer(table: str, key: str) -> bytes | None:

@@ -23,8 +23,8 @@ from fix_server import DIALECTS, Peer, ServerProcess, lookup, request, wait_unti
 from oracle import Attributes, encode
 
 from proxymap.errors import TableRetry
-from proxymap.tables import open_table
 from proxymap.tables.base import Change, Host
+from proxymap.tables.opening import open_table
 
 db = pytest.importorskip("berkeleydb").db
 

@@ -25,11 +25,11 @@ from fix_server import can_lock
 from proxymap import errors
 from proxymap.base._lockfile import LockFile
 from proxymap.base._watch import Watch
-from proxymap.tables import open_table
 from proxymap.tables._table import CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table
 from proxymap.tables.base import Change, Host
 from proxymap.tables.indexed import lmdb_writer
 from proxymap.tables.indexed.lmdb import damage_in
+from proxymap.tables.opening import open_table
 
 CONFIG = 5
 LIMIT = 30.0
@@ -705,7 +705,8 @@ def test_no_damage_ends_the_process(place: Place, seed: int) -> None:
         image[rng.randrange(len(image))] = rng.choice([0, 1, 255, rng.randrange(256)])
     place.file.write_bytes(image)
     script = (
-        "import sys; from proxymap.tables import open_table; from proxymap.tables.base import Change\n"
+        "import sys\nfrom proxymap.tables.base import Change\n"
+        "from proxymap.tables.opening import open_table\n"
         "table = open_table(sys.argv[1].encode(), writes=True)\n"
         "for i in range(0, 300, 3): table.write([Change(b'key%d' % i, b'x' * i, 12),"
         " Change(b'key%d' % (i + 1), None, 12)])"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from contract import BOTH, FIXED, OK, RETRY, Contract, Records, found
 
-from proxymap.tables import base, open_table
 from proxymap.tables._table import Table
+from proxymap.tables.flags import FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
+from proxymap.tables.opening import open_table
 
 PATTERN = 1 << 5
 
@@ -65,7 +66,7 @@ INLINE = [
 @pytest.mark.parametrize("name", INLINE)
 def test_inline_is_read_as_postmap_reads_it(directory: Path, name: str) -> None:
     type_name = f"inline:{name}".encode()
-    table = open_table(type_name, base.FOLD_FIX | base.UTF8_REQUEST)
+    table = open_table(type_name, FOLD_FIX | UTF8_REQUEST)
     records, why = stock(directory, b"-s", type_name)
     assert (table.reason or b"").decode() == why
     expected = [] if why else [tuple(line.split(b"\t")) for line in records.split(b"\n")]
@@ -75,13 +76,13 @@ def test_inline_is_read_as_postmap_reads_it(directory: Path, name: str) -> None:
 def test_inline_of_strange_bytes() -> None:
     name = b"inline:{\xff=\xfe}"
     assert found(open_table(name), b"\xff") == b"\xfe"
-    reason = open_table(name, base.UTF8_REQUEST).reason
+    reason = open_table(name, UTF8_REQUEST).reason
     assert reason == b'bad UTF-8 syntax: "%s"; need "inline:{name=value...}"' % name
 
 
 def test_inline_keeps_its_case_unless_the_client_folds() -> None:
     assert open_table(b"inline:{Ab=Cd}").sequence() == [(b"Ab", b"Cd")]
-    assert open_table(b"inline:{Ab=Cd}", base.FOLD_FIX).sequence() == [(b"ab", b"Cd")]
+    assert open_table(b"inline:{Ab=Cd}", FOLD_FIX).sequence() == [(b"ab", b"Cd")]
 
 
 STATIC = ["text", " a b ", "{a}", "{ a b }", "{{a}}", "a}", "{a", "{a}b", "{ {a} } ", "{a}}", "{a, b}"]
@@ -144,13 +145,13 @@ def test_fail_is_retry() -> None:
 def test_values_that_name_files_are_their_contents(tmp_path: Path, form: str, wanted: str | None) -> None:
     (tmp_path / "f").write_bytes(b"1\n")
     name = form.format(file=tmp_path / "f").encode()
-    assert found(open_table(name, base.RHS_IS_FILE), b"a") == b"MQo="
+    assert found(open_table(name, RHS_IS_FILE), b"a") == b"MQo="
     assert found(open_table(name), b"a") == bytes(tmp_path / "f")
     name = form.format(file=tmp_path / "none").encode()
     reason = f"open {tmp_path}/none: No such file or directory"
     if wanted:
         reason += f': "{name.decode()}"; need "inline:{{name={wanted}...}}"'
-    assert open_table(name, base.RHS_IS_FILE).reason == reason.encode()
+    assert open_table(name, RHS_IS_FILE).reason == reason.encode()
 
 
 @pytest.mark.parametrize("name", ["inline:{a=b}", "randmap:{a}", "texthash:/dev/null"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from proxymap.config.source import RecordError, logical_lines, split_record
 from proxymap.tables import base
 from proxymap.tables._table import Surrogate
+from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, UTF8_REQUEST
 from proxymap.tables.memory import texthash
 from proxymap.tables.memory._plain import PlainLines
 from proxymap.tables.memory._records import Records, RecordsTable
@@ -55,7 +56,7 @@ def test_nothing_is_lost_and_nothing_read_twice(text: bytes) -> None:
 
 @given(
     TEXTS,
-    st.sampled_from([0, base.DUP_WARN, base.DUP_IGNORE, base.DUP_REPLACE]),
+    st.sampled_from([0, DUP_WARN, DUP_IGNORE, DUP_REPLACE]),
     st.booleans(),
     st.booleans(),
 )
@@ -63,7 +64,7 @@ def test_a_texthash_is_the_same_as_without(text: bytes, duplicates: int, fold: b
     def loaded() -> tuple[object, list[str]]:
         warnings: list[str] = []
         host = base.Host(utf8=utf8, warn=warnings.append)
-        flags = duplicates | base.UTF8_REQUEST * utf8 | base.FOLD_FIX * fold
+        flags = duplicates | UTF8_REQUEST * utf8 | FOLD_FIX * fold
         opening = base.Opening(flags, False, host, lambda name: Surrogate(name, b"no members"))
         with tempfile.NamedTemporaryFile() as file:
             file.write(text)

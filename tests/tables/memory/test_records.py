@@ -10,9 +10,9 @@ from contract import FIXED, NOKEY, OK, Contract, Records, found
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxymap.tables import open_table
 from proxymap.tables._table import Table
 from proxymap.tables.memory import _records
+from proxymap.tables.opening import open_table
 
 
 class TestRecords(Contract):

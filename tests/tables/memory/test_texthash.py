@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from contract import Contract, Records, found
 
-from proxymap.tables import base, open_table
+from proxymap.tables import base
 from proxymap.tables._table import Surrogate, Table
+from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
+from proxymap.tables.opening import open_table
 
 needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
 
@@ -79,7 +81,7 @@ def stock(place: Path, file: Path, utf8: bool) -> tuple[list[bytes], list[str]]:
 def test_odd_text_is_read_and_warned_of_as_postmap_does(tmp_path: Path, name: str, utf8: bool) -> None:
     file = written(tmp_path / "t", ODD[name])
     os.utime(file, (1e9, 1e9))  # Postfix waits while it is younger than a second
-    flags = base.DUP_WARN | base.FOLD_FIX | (base.UTF8_REQUEST if utf8 else 0)
+    flags = DUP_WARN | FOLD_FIX | (UTF8_REQUEST if utf8 else 0)
     table, warnings = opened(file, flags, utf8)
     lines = sorted([b"%s\t%s" % record for record in table.sequence()] + [b""])
     shown = ["".join(c if " " <= c < "\x7f" or "\xa0" <= c < "\ud800" else "?" for c in w) for w in warnings]
@@ -89,9 +91,9 @@ def test_odd_text_is_read_and_warned_of_as_postmap_does(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("flags", "value", "warned"),
     [
-        (base.DUP_WARN, b"1", True),
-        (base.DUP_IGNORE, b"1", False),
-        (base.DUP_REPLACE, b"3", False),
+        (DUP_WARN, b"1", True),
+        (DUP_IGNORE, b"1", False),
+        (DUP_REPLACE, b"3", False),
     ],
 )
 def test_duplicate_counts_as_the_first_client_says(
@@ -106,7 +108,7 @@ def test_duplicate_counts_as_the_first_client_says(
 def test_duplicate_spoils_the_table_if_no_client_says_what_counts(tmp_path: Path) -> None:
     file = written(tmp_path / "t", b"a 1\nB 2\nb 3\n")
     assert opened(file)[0].reason is None
-    table, warnings = opened(file, base.FOLD_FIX)
+    table, warnings = opened(file, FOLD_FIX)
     assert isinstance(table, Surrogate)
     assert table.reason == b'%s, line 3: duplicate entry: "b"' % bytes(file)
     assert warnings == []
@@ -115,13 +117,13 @@ def test_duplicate_spoils_the_table_if_no_client_says_what_counts(tmp_path: Path
 def test_keys_are_folded_at_load_if_the_client_says_so(tmp_path: Path) -> None:
     file = written(tmp_path / "t", b"KeY\xc3\x84 VaL\n")
     assert opened(file)[0].sequence() == [(b"KeY\xc3\x84", b"VaL")]
-    assert opened(file, base.FOLD_FIX)[0].sequence() == [(b"key\xc3\x84", b"VaL")]
+    assert opened(file, FOLD_FIX)[0].sequence() == [(b"key\xc3\x84", b"VaL")]
 
 
 def test_values_that_name_files_are_their_contents(tmp_path: Path) -> None:
     written(tmp_path / "one", b"1")
     file = written(tmp_path / "t", b"a %s\nb /nowhere\n" % bytes(tmp_path / "one"))
-    table, warnings = opened(file, base.RHS_IS_FILE)
+    table, warnings = opened(file, RHS_IS_FILE)
     assert table.sequence() == [(b"a", b"MQ==")]
     assert warnings == ["FILE, line 2: open /nowhere: No such file or directory: skipping this entry"]
     assert opened(file)[0].sequence()[1] == (b"b", b"/nowhere")
@@ -191,7 +193,7 @@ def test_file_that_is_written_to_while_it_is_read_is_not_read_for_ever(
 
 
 def test_explain_names_the_lines(tmp_path: Path) -> None:
-    table, _ = opened(written(tmp_path / "t", b"# none\nKey one\n  two\n"), base.FOLD_FIX)
+    table, _ = opened(written(tmp_path / "t", b"# none\nKey one\n  two\n"), FOLD_FIX)
     assert table.explain(b"key") == [f"{tmp_path}/t, line 2: one  two"]
     assert table.explain(b"none") == []
 

@@ -21,9 +21,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from proxymap.tables import open_table
 from proxymap.tables._table import CHANGED_REPLACED, SLOW_LOOKUP, Table
-from proxymap.tables.base import NO_REGSUB, PATTERN, RHS_IS_FILE, Host
+from proxymap.tables.base import Host
+from proxymap.tables.flags import NO_REGSUB, PATTERN, RHS_IS_FILE
+from proxymap.tables.opening import open_table
 from proxymap.tables.rules.patterns import anatomy
 
 HERE = Path(__file__).parent

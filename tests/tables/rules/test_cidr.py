@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxymap.server._doors import lookup_loop
-from proxymap.tables import open_table
 from proxymap.tables._table import Table
-from proxymap.tables.base import PATTERN, RHS_IS_FILE, Host
+from proxymap.tables.base import Host
+from proxymap.tables.flags import PATTERN, RHS_IS_FILE
+from proxymap.tables.opening import open_table
 
 HERE = Path(__file__).parent
 FULL = ipaddress.ip_network("::/0"), ipaddress.ip_network("0.0.0.0/0")

@@ -80,7 +80,7 @@ def test_obsolete_option_is_warned_of() -> None:
 
 OPEN = """
 import ctypes, sys
-from proxymap.tables import open_table
+from proxymap.tables.opening import open_table
 from proxymap.tables.base import Host
 if "MDWE" in sys.argv:
     ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) and sys.exit()  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN

@@ -1,0 +1,76 @@
+"""files - files and folders as Python sees them: stamps, whole contents, who may write where"""
+
+import errno
+import os
+import pwd
+import stat
+
+Stamp = tuple[int, int, int, int]  # what tells one content of a file from another; see stamp_of
+
+ATTEMPTS = 10  # to read a file that changes all the time
+
+
+def read_file(path: bytes) -> tuple[bytes, Stamp]:
+    """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError"""
+    for _ in range(ATTEMPTS):
+        with open(os.fsdecode(path), "rb", opener=_open_at_once) as opened:
+            stamp = stamp_of(os.fstat(opened.fileno()))
+            content = opened.read()
+            if stamp_of(os.fstat(opened.fileno())) == stamp:
+                break
+    return content, stamp
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """stamp_of - what tells one content of a file from another: device, inode, size, time of change in ns"""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def stamp_at(path: bytes) -> Stamp:
+    """stamp_at - of the file that path leads to by now; all zero: there is none"""
+    try:
+        return stamp_of(os.stat(path))
+    except OSError:
+        return 0, 0, 0, 0
+
+
+def sync_folder(path: str) -> None:
+    """sync_folder - make a file's name last"""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def folder_fault(path: str) -> str | None:
+    """folder_fault - why a table at `path` must not be written to: others have a say in its folder; or None
+
+    Whoever may put another file, or a link, in its place would have us write there.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    status = os.stat(folder)
+    if status.st_uid != os.geteuid():
+        return f"the folder {folder} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
+        return f"others may write to the folder {folder} (mode {stat.S_IMODE(status.st_mode):o})"
+    return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe or a device could keep us waiting, or never end."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    status = os.fstat(fd)  # open() itself refuses a directory
+    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        return fd
+    if os.path.samestat(status, os.stat(os.devnull)):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -1,0 +1,96 @@
+"""types - the table types: one file each, one line each in TABLE_TYPES
+
+The file is imported when the first table of its type is opened. It offers
+`open_table(type_name, mapname, opening)`, which returns a Table (a .pyx type,
+answers on the loop) or a SlowTable (answers on a worker; see base), and raises
+OSError, ValueError or an exception of errors.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from importlib import import_module
+
+from proxymap.tables.flags import (
+    ALL_FLAGS,
+    DUP_IGNORE,
+    DUP_REPLACE,
+    DUP_WARN,
+    FOLD_FIX,
+    NO_REGSUB,
+    RHS_IS_FILE,
+    UTF8_REQUEST,
+)
+
+
+class TableType:
+    """One type.
+
+    module: the file, below this folder. suffix: what follows a table's name in the name of its
+    file; None if it has no single one. writable: can it be opened for updates?
+    flags: dictionary flags that make another table of it when they are given at open.
+    writer: another module that updates need.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        suffix: bytes | None = None,
+        writable: bool = False,
+        flags: int = 0,
+        writer: str | None = None,
+    ) -> None:
+        self.module, self.suffix, self.writable, self.flags = module, suffix, writable, flags
+        self.writer = writer
+
+
+TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
+
+TABLE_TYPES = {
+    "btree": TableType("indexed.bdb", suffix=b".db", writable=True),
+    "cdb": TableType("indexed.cdb", suffix=b".cdb"),
+    "cidr": TableType("rules.cidr", suffix=b"", flags=RHS_IS_FILE),
+    "environ": TableType("memory.environ", writable=True),
+    "fail": TableType("memory.fail", writable=True),
+    "hash": TableType("indexed.bdb", suffix=b".db", writable=True),
+    "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
+    "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
+    "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
+    "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "pipemap": TableType("composite.pipemap", flags=ALL_FLAGS),  # members keep the flags of their opening
+    "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
+    "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "sqlite": TableType("databases.sqlite"),
+    "static": TableType("memory.static", writable=True, flags=RHS_IS_FILE),
+    "texthash": TableType("memory.texthash", suffix=b"", flags=TEXTHASH_FLAGS),
+    "unionmap": TableType("composite.unionmap", flags=ALL_FLAGS),
+    "unix": TableType("databases.unix"),
+}
+
+# Types that Postfix has or had and we do not, with what to use in their place.
+GONE = {
+    "dbm": "lmdb or cdb",
+    "sdbm": "lmdb or cdb",
+    "netinfo": "ldap",
+    "nis": "ldap, or unix",
+    "nisplus": "ldap, or unix",
+}
+
+
+def type_of(type_name: bytes | str) -> TableType | None:
+    """type_of - the type of the table called "maptype:mapname"; None: there is no such type"""
+    return TABLE_TYPES.get(os.fsdecode(type_name).partition(":")[0])
+
+
+def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
+    """load_types - import what these tables (or types) and their members need, while that can be done"""
+    text = " ".join(os.fsdecode(name) + ":" for name in names)
+    for name, maptype in TABLE_TYPES.items():
+        if name + ":" in text:
+            for module in (maptype.module, maptype.writer if writes else None):
+                with contextlib.suppress(ImportError):  # a library is missing, which open_table will say
+                    if module:
+                        import_module(f"proxymap.tables.{module}")
