@@ -93,7 +93,7 @@ def test_no_underscored_module_reads_the_settings_or_the_configuration() -> None
     for path in SOURCES:
         if path.name.startswith("_") and path.name != "__init__.py":
             known = imports_of(path)
-            assert not known & {"config.settings", "config.maincf", "config.approval", "server.shell"}, path
+            assert not known & {"config.settings", "config.maincf", "config.approval", "server.daemon"}, path
 
 
 @pytest.mark.parametrize("name", UNDER_THE_LOOP)

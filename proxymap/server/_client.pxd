@@ -25,7 +25,7 @@ cdef enum:
 cdef enum:  # what an epoll event is about; the first field of what its data points to
     SOURCE_LISTENER = 1
     SOURCE_ANSWERS = 2   # the eventfd of the workers' answers
-    SOURCE_WAKE = 3      # a signal, or the shell wants the loop to return
+    SOURCE_WAKE = 3      # a signal, or the daemon wants the loop to return
     SOURCE_TIMER = 4
     SOURCE_CLIENT = 5
     SOURCE_IDLE = 6      # the timer of max_idle

@@ -1,6 +1,6 @@
 """_loop - epoll, accept, timers: drives clients; holds the loop's one `with nogil`
 
-`run` serves until something needs the shell: a signal, or `wake`. Between two
+`run` serves until something needs the daemon: a signal, or `wake`. Between two
 returns the loop thread never takes the GIL, so no Python thread can delay a
 reply. What needs Python goes to the workers as a job; the eventfd of the
 answers wakes the loop.
@@ -404,7 +404,7 @@ cdef class Loop:
             close(self.l.idle.fd)
 
     def run(self) -> int:
-        """Serve until something needs the shell; returns what, END_*. OSError if the loop cannot go on."""
+        """Serve until something needs the daemon; returns what, END_*. OSError if the loop cannot go on."""
         cdef int failed = 0
         self.l.ended = 0
         with nogil:

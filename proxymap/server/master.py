@@ -24,8 +24,8 @@ from importlib import import_module
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
+from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
-from proxymap.server.shell import Server
 from proxymap.tables.types import TABLE_TYPES, load_types
 
 FLOW_FDS = (3, 4)
@@ -66,7 +66,7 @@ def run(
         }
     enter_queue_directory(settings)
     control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
-    server = Server(settings, main_cf, log, listeners, writes=writes, control=control, **life)
+    server = Daemon(settings, main_cf, log, listeners, writes=writes, control=control, **life)
     load_what_is_needed_later(server.approved, writes=writes, all_types=start.chroot)
     drop_privileges(settings, start)
     if writes:
@@ -164,7 +164,7 @@ def run_debugger(main_cf: MainCf) -> None:
         subprocess.Popen(["/bin/sh", "-c", command], env={**os.environ, **names})
 
 
-def stop_on_sigterm(server: Server) -> None:
+def stop_on_sigterm(server: Daemon) -> None:
     """master's word when the service has left master.cf; until we are gone it does nothing but wait."""
 
     def stop(*_: object) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
+from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
-from proxymap.server.shell import Server
 
 Load = Callable[[], tuple[Settings, MainCf]]
 
@@ -42,7 +42,7 @@ def run(
         enter_queue_directory(settings, log)
         sockets = listeners.sockets
         control = listeners.path or sockets[0].getsockname()
-        server = Server(
+        server = Daemon(
             settings, main_cf, log, [sock.fileno() for sock in sockets], writes=writes,
             control=control if isinstance(control, str) else None,
         )  # fmt: skip
@@ -207,7 +207,7 @@ def inherited_sockets() -> Iterator[Listeners]:
 
 
 @contextlib.contextmanager
-def obey_signals(server: Server) -> Iterator[None]:
+def obey_signals(server: Daemon) -> Iterator[None]:
     """SIGTERM and SIGINT stop the server after its pending replies. SIGHUP reloads.
 
     Afterwards they do nothing: a repeated signal asks for what is already happening, and a process
@@ -235,7 +235,7 @@ def obey_signals(server: Server) -> Iterator[None]:
         signal.set_wakeup_fd(-1)
 
 
-def start_reloader(server: Server) -> int:
+def start_reloader(server: Daemon) -> int:
     """Start the thread that reloads; returns the pipe that wakes it.
 
     It exists from the start on, since later no thread may be to be had. All signals that come
@@ -253,7 +253,7 @@ def start_reloader(server: Server) -> int:
     return wake
 
 
-def _reload(server: Server) -> None:
+def _reload(server: Daemon) -> None:
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         server.reload()

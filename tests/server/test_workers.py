@@ -35,8 +35,8 @@ from proxymap.base.files import stamp_of
 from proxymap.config.settings import load
 from proxymap.errors import TableConfig, TableRetry
 from proxymap.server import standalone
+from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
-from proxymap.server.shell import Server
 from proxymap.server.workers import Crew, Workers
 from proxymap.tables import opening
 from proxymap.tables._jobs import Job, Queue
@@ -122,7 +122,7 @@ class GatedTable(SlowTable):
 
 
 class InProcess:
-    """A Server on a thread, with cdb:DIR/t and slow:t."""
+    """A Daemon on a thread, with cdb:DIR/t and slow:t."""
 
     def __init__(self, folder: Path, gate: Gate, writes: bool = False) -> None:
         self.gate = gate
@@ -158,7 +158,7 @@ class InProcess:
         listeners = self.sockets.__enter__()
         log = Log([lambda level, line: self.lines.append(line)])
         fds = [sock.fileno() for sock in listeners.sockets]
-        self.server = Server(settings, main_cf, log, fds, writes=writes)
+        self.server = Daemon(settings, main_cf, log, fds, writes=writes)
         listeners.publish()
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

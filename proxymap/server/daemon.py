@@ -1,4 +1,4 @@
-"""server - the shell around the loop: starts workers and logger, stops them again
+"""daemon - all around the loop: starts workers and logger, answers control, stops them again
 
 The only file that knows all the parts; it does not know which life (master.py,
 standalone.py) it lives. One thread runs the loop, without the GIL; the worker
@@ -39,7 +39,7 @@ STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
 LOG_LINES_MAX = 1000  # waiting for the logger; more are lost and counted
 
 
-class Server:
+class Daemon:
     """Serves the listening sockets `listeners` (descriptors) until its life is over.
 
     writes: the service is proxywrite, and approves by proxy_write_maps. control: the path
