@@ -119,7 +119,7 @@ def read_parameters(
                 if known is not None and name not in known:
                     raise ConfigError(f"{place}: unknown parameter {name}{_nearest(name, known)}")
                 if values.get(name, value) != value:
-                    warn(f"{place}: overriding earlier entry: {name}={values[name]}")
+                    warn(mask_secrets(f"{place}: overriding earlier entry: {name}={values[name]}"))
                 values[name] = value
                 lines[name] = place
     except OSError as trouble:
@@ -132,10 +132,19 @@ def split_parameter(text: str, place: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name = name.strip(BLANK)
     if not equals or any(blank in name for blank in BLANK):
-        raise ConfigError(f"{place}: missing '=' after attribute name: \"{text}\"; expected name = value")
+        shown = mask_secrets(text)
+        raise ConfigError(f"{place}: missing '=' after attribute name: \"{shown}\"; expected name = value")
     if not name:
-        raise ConfigError(f'{place}: missing attribute name: "{text}"; expected name = value')
+        raise ConfigError(f'{place}: missing attribute name: "{mask_secrets(text)}"; expected name = value')
     return name, value.strip(BLANK)
+
+
+def mask_secrets(text: str) -> str:
+    """mask_secrets - text as a log may have it: without what follows the word password, or is one in a URI"""
+    import re
+
+    text = re.sub(r"((?:password|bind_pw)[ \t]*[ \t=]).*", r"\1***", text, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"(://[^\s:@/]*:)\S*@", r"\1***@", text)
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -66,4 +66,6 @@ cdef class DatabaseTable(Table):
 
     cdef str refuse(self, question *q, bytes key)
     cdef object run(self, bytes key, list lines)
+    cdef object run_here(self, question *q, list lines)
+    cdef object run_there(self, bytes key, list lines)
     cdef add(self, question *q, bytes value, buf *out)

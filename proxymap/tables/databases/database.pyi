@@ -12,5 +12,13 @@ class DatabaseTable(Table):
     domains: DomainList | None
     server: Any
     def __init__(
-        self, type_name: bytes, cf: TableCf, opening: Opening, query: Program, *, utf8: bool = True
+        self,
+        type_name: bytes,
+        cf: TableCf,
+        opening: Opening,
+        query: Program,
+        *,
+        utf8: bool = True,
+        result_set_required: bool = True,
     ) -> None: ...
+    def serve(self, server: Any) -> None: ...

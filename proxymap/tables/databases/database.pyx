@@ -181,8 +181,9 @@ cdef int database_changed(table *t) noexcept nogil:
 cdef class DatabaseTable(Table):
     """One table. cf: its parameters. query: its template. utf8: are queries text in UTF-8?
 
-    Without a server, a subclass has `values(sql)`: a context with an iterator over what the
-    database finds, a value (bytes or None) for each row.
+    result_set_required: is a statement that gives no rows at all an error? Without a server, a
+    subclass has `values(sql)`: a context with an iterator over what the database finds, a value
+    (bytes or None) for each row.
     """
 
     def __cinit__(self, bytes type_name, *args, **kwargs):
@@ -193,7 +194,8 @@ cdef class DatabaseTable(Table):
         self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.t.slow = SLOW_LOOKUP
 
-    def __init__(self, bytes type_name, cf, opening, Program query not None, *, bint utf8=True):
+    def __init__(self, bytes type_name, cf, opening, Program query not None, *, bint utf8=True,
+                 bint result_set_required=True):
         self.warn = opening.host.warn
         self.query = query
         self.result = compile_result(cf)
@@ -201,6 +203,7 @@ cdef class DatabaseTable(Table):
         self.d.wants = self.d.query.wants | self.d.result.wants
         self.d.limit = cf.integer("expansion_limit", 0)
         self.d.utf8 = utf8
+        self.d.result_set_required = result_set_required
         self.domains = DomainList.of(cf, opening)
         if self.domains is not None:
             self.d.addresses_only = True
@@ -211,6 +214,14 @@ cdef class DatabaseTable(Table):
         self.loaded_from([*cf.files, *opening.files])
         self.t.lookup = database_lookup
         self.t.changed = database_changed
+
+    def serve(self, server):
+        """Have a server (pool.Server) answer, unless workers have to ask a list of domains first."""
+        self.server = server
+        server.attach(self)
+        if self.domains is not None and self.quick_domains is None:
+            self.t.asks = NULL
+            self.crews = None
 
     def ask(self, bytes key not None, int flags):
         value = self.run(key, None)
@@ -243,30 +254,44 @@ cdef class DatabaseTable(Table):
     cdef object run(self, bytes key, list lines):
         """The value or None; tells lines how it was found."""
         cdef question q
+        try:
+            why = self.refuse(&q, key)
+            if why is None:
+                return self.run_here(&q, lines) if self.server is None else self.run_there(key, lines)
+            if lines is not None:
+                lines.append(f"no query for this key: {why}")
+        finally:
+            self.tell_lines()
+
+    cdef object run_there(self, bytes key, list lines):
+        status, value, told = self.server.ask(self, key, lines is not None)
+        if told is not None:
+            shown = told["sql"].decode(TEXT, ERRORS)
+            lines += [shown, f"answered by {told['host']}", f"rows: {told['rows']}"]
+        if status == STAT_OK:
+            return value
+        if status != STAT_NOKEY:
+            raise TableRetry("no answer for now")
+
+    cdef object run_here(self, question *q, list lines):
         cdef buf sql, out
         buf_init(&sql)
         buf_init(&out)
         try:
-            why = self.refuse(&q, key)
-            if why is not None:
-                if lines is not None:
-                    lines.append(f"no query for this key: {why}")
-                return None
-            if question_text(&q, quote_doubling, NULL, &sql) != STAT_OK:
+            if question_text(q, quote_doubling, NULL, &sql) != STAT_OK:
                 raise MemoryError
             text = self.statement(sql.data[:buf_len(&sql)])
             with self.values(text) as values:
                 for value in values:
-                    question_row(&q)
+                    question_row(q)
                     if value is not None:
-                        self.add(&q, value, &out)
+                        self.add(q, value, &out)
             if lines is not None:
                 lines += [text.decode(TEXT, ERRORS), f"rows: {q.rows}"]
-            return out.data[:buf_len(&out)] if question_end(&q, NULL) == STAT_OK else None
+            return out.data[:buf_len(&out)] if question_end(q, NULL) == STAT_OK else None
         finally:
             buf_free(&sql)
             buf_free(&out)
-            self.tell_lines()
 
     def statement(self, bytes text not None) -> bytes:
         """What is asked of the filled query, if the database takes only a part of it."""

@@ -22,10 +22,9 @@ from urllib.parse import quote as quote_path
 
 from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables.base import Opening
-from proxymap.tables.databases._template import Program
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import compile_query
+from proxymap.tables.databases.template import query_of
 
 BUSY_WAIT = 1.0  # seconds to wait for a database that somebody else has locked
 TIME_LIMIT = 10.0  # seconds; a query that takes longer is ended
@@ -79,7 +78,7 @@ class Sqlite(DatabaseTable):
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         self.path = cf.required("dbpath")
-        super().__init__(type_name, cf, opening, _query(cf))
+        super().__init__(type_name, cf, opening, query_of(cf))
         self._idle: list[Connection] = []
         try:
             self._idle.append(Connection(self.path, self._identity()))
@@ -142,22 +141,6 @@ def first_statement(sql: str) -> str:
     found = FIRST_STATEMENT.match(sql)
     assert found is not None
     return found[0]
-
-
-def _query(cf: TableCf) -> Program:
-    """From the parameter query, or from those that came before it."""
-    name, text = "query", cf.text("query")
-    if not text:
-        name, table = "table", cf.text("table")
-        if not table:
-            raise cf.wrong("query", "an SQL statement")
-        select, where = cf.required("select_field"), cf.required("where_field")
-        text = f"SELECT {select} FROM {table} WHERE {where} = '%s' {cf.text('additional_conditions')}"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise cf.wrong(name, "text in UTF-8") from None
-    return compile_query(cf, name, text)
 
 
 def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> Sqlite:

@@ -15,7 +15,7 @@ import os
 import re
 
 from proxymap.base.files import Stamp, stamp_of
-from proxymap.config.maincf import ERRORS, TEXT, read_parameters
+from proxymap.config.maincf import ERRORS, TEXT, mask_secrets, read_parameters
 from proxymap.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -54,6 +54,10 @@ class TableCf:
             raise self.wrong(name, "some text")
         return value
 
+    def optional(self, name: str) -> str | None:
+        """optional - the value, which may be empty; None if there is none"""
+        return self._value(name)
+
     def integer(self, name: str, default: int, low: int = INT_MIN, high: int = INT_MAX) -> int:
         """integer - a decimal number from low to high"""
         value = self._value(name)
@@ -75,7 +79,7 @@ class TableCf:
     def wrong(self, name: str, expected: str) -> ConfigError:
         """wrong - the error to raise for a value; also for rules that only the caller knows"""
         value = self._value(name)
-        found = "is missing" if value is None else f'is "{value}"'
+        found = "is missing" if value is None else f'is "{mask_secrets(value)}"'
         return ConfigError(f"{self.where(name)} {found}; expected {expected}")
 
     def where(self, name: str) -> str:

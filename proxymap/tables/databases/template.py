@@ -66,6 +66,28 @@ def compile_query(cf: TableCf, name: str, text: str) -> Program:
     return _compile(cf, name, text, IN_QUERY)
 
 
+def query_of(cf: TableCf, *, functions: bool = False, utf8: bool = True) -> Program:
+    """query_of - the query, from its parameter or from those that came before it; raises ConfigError
+
+    functions: may select_function be given? utf8: has the text to be UTF-8?
+    """
+    name, text = "query", cf.text("query")
+    if not text and functions and (function := cf.optional("select_function")) is not None:
+        name, text = "select_function", f"SELECT {function}('%s')"
+    elif not text:
+        name, table = "table", cf.text("table")
+        if not table:
+            raise cf.wrong("query", "an SQL statement")
+        select, where = cf.required("select_field"), cf.required("where_field")
+        text = f"SELECT {select} FROM {table} WHERE {where} = '%s' {cf.text('additional_conditions')}"
+    if utf8:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise cf.wrong(name, "text in UTF-8") from None
+    return compile_query(cf, name, text)
+
+
 def compile_result(cf: TableCf) -> Program:
     """compile_result - result_format; raises ConfigError"""
     return _compile(cf, "result_format", cf.text("result_format", "%s"), IN_RESULT)

@@ -101,3 +101,22 @@ def test_empty_text_is_refused_where_there_is_a_default(tmp_path: Path) -> None:
         cf.text("a", "%s")
     with pytest.raises(ConfigError, match=r'line 1: parameter a is ""; expected some text$'):
         cf.required("a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password = secret\npassword = x\n",
+        "a = 1\npassword secret\n",
+        "bind_pw secret\n",
+        "hosts p://u:secret@h\n",
+    ],
+)
+def test_no_password_is_told(tmp_path: Path, text: str) -> None:
+    warnings: list[str] = []
+    try:
+        table_cf(tmp_path, text, warnings)
+    except ConfigError as error:
+        warnings.append(str(error))
+    assert "secret" not in warnings[0]
+    assert "***" in warnings[0]
