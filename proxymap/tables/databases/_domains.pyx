@@ -86,6 +86,17 @@ cdef class Domains:
         free(self.l.members)
         free(self.l.slots)
 
+    def __contains__(self, bytes domain not None):
+        cdef view asked = view_of(domain, len(domain))
+        cdef buf scratch
+        cdef table *trouble
+        cdef int status
+        buf_init(&scratch)
+        with nogil:
+            status = domain_find(&self.l, asked, &scratch, &trouble)
+        buf_free(&scratch)
+        return status == STAT_OK
+
     def _add(self, int number, what, bint wanted):
         cdef domain_rule *rule = &self.l.rules[number]
         cdef size_t slot
