@@ -58,10 +58,8 @@ def encode(attributes: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def take_string(data: bytes) -> tuple[bytes, bytes] | None:
     """The first string and what follows its NUL."""
-    for i in range(len(data)):
-        if data[i] == 0:
-            return data[:i], data[i + 1 :]
-    return None
+    at = data.find(b"\0")
+    return None if at < 0 else (data[:at], data[at + 1 :])
 
 
 def take_list(data: bytes) -> tuple[Attributes, bytes] | None:

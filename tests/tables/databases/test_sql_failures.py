@@ -12,81 +12,20 @@ import contextlib
 import select
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from fix_database import PASSWORD, PrivateDatabase, free_port
+from fix_database import PASSWORD, free_port
 from fix_pair import Pair
 from fix_postfix import unavailable
 from fix_relay import Relay
-from fix_server import Peer, found, lookup, wait_until
+from fix_rows import KNOWN, RETRY, Rows, mysql, pgsql, readable
+from fix_server import Peer, lookup, wait_until
 from oracle import Attributes
-from sql_cases import ALIAS, fill
 
-from proxymap.tables.types import TABLE_TYPES
+__all__ = ["mysql", "pgsql"]
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-
-RETRY = [(b"status", b"2"), (b"value", b"")]
-NAMES = 80  # of tables, for one life of the servers
-KNOWN = b"o'brien@b.c"
-
-
-class Rows:
-    """Both servers before one database."""
-
-    def __init__(self, pair: Pair, database: PrivateDatabase) -> None:
-        self.pair, self.database = pair, database
-
-    def table(self, **parameters: str) -> bytes:
-        """A table of a name that neither knows yet."""
-        name = self.pair.fresh_name()
-        self.database.write_cf(self.pair.path(name), **({"query": ALIAS} | parameters))
-        return name
-
-    def fails(self, words: str, key: bytes = KNOWN, ours: str | None = None, **parameters: str) -> bytes:
-        """Both say RETRY and log these words (ours others, if given); returns the table's name."""
-        name = self.table(**parameters)
-        self.asked_in_vain(name, words, key, words if ours is None else ours)
-        return name
-
-    def asked_in_vain(self, name: bytes, words: str, key: bytes, ours: str) -> None:
-        logs = self.pair.stock.log, self.pair.ours.log
-        before = [len(log()) for log in logs]
-        assert self.pair.ask(lookup(name, key)) == (RETRY, RETRY)
-        for log, start, wanted in zip(logs, before, (words, ours), strict=True):
-            wait_for(log, start, wanted)
-
-    def answers(self, name: bytes) -> None:
-        assert self.pair.ask(lookup(name, KNOWN)) == (found(b"ob"), found(b"ob"))
-
-    @property
-    def tcp(self) -> str:
-        return f"127.0.0.1:{self.database.port}"
-
-
-@contextlib.contextmanager
-def rows_of(maptype: str, database: PrivateDatabase) -> Iterator[Rows]:
-    if maptype not in TABLE_TYPES:
-        pytest.skip(f"{maptype} is not there yet")
-    with contextlib.suppress(RuntimeError):  # the session's server may have them already
-        fill(database)
-    with Pair(maptype, in_a_life=NAMES) as pair:
-        yield Rows(pair, database)
-
-
-@pytest.fixture(scope="module")
-def mysql(mariadb: PrivateDatabase) -> Iterator[Rows]:
-    with rows_of("mysql", mariadb) as rows:
-        yield rows
-
-
-@pytest.fixture(scope="module")
-def pgsql(postgresql: PrivateDatabase) -> Iterator[Rows]:
-    with rows_of("pgsql", postgresql) as rows:
-        yield rows
-
 
 # Connecting to MariaDB
 
@@ -302,22 +241,6 @@ def test_statement_that_is_cancelled_by_the_server(pgsql: Rows) -> None:
     options = "options=-c%20statement_timeout%3D200"
     uri = f"postgresql://pm:{PASSWORD.replace(' ', '%20')}@{pgsql.tcp}/mail?{options}"
     pgsql.fails("canceling statement due to statement timeout", hosts=uri, query="SELECT pg_sleep(30), '%s'")
-
-
-def wait_for(log: Callable[[], str], start: int, wanted: str) -> None:
-    """Until these words are in what was logged since."""
-    try:
-        wait_until(lambda: wanted in log()[start:], "")
-    except AssertionError:
-        raise AssertionError(f"{wanted!r} is not in {log()[start:]!r}") from None
-
-
-def readable(rows: Rows, name: str) -> str:
-    """A certificate, where mail_owner can read it."""
-    path: Path = rows.pair.shared.parent / f"{name}.pem"
-    path.write_bytes(Path(rows.database.certificates.pem(name)).read_bytes())
-    path.chmod(0o644)
-    return str(path)
 
 
 def ended_meanwhile(pair: Pair, name: bytes, end: Callable[[], object]) -> list[Attributes]:
