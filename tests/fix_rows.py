@@ -20,7 +20,7 @@ from fix_server import found, lookup, wait_until
 from oracle import Attributes
 from sql_cases import ALIAS, fill
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 RETRY = [(b"status", b"2"), (b"value", b"")]
 NAMES = 80  # of tables, for one life of the servers

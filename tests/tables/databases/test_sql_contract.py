@@ -1,4 +1,4 @@
-"""test_sql_contract - what every table over a database server holds: over pretended servers, and over real ones
+"""test_sql_contract - what tables over a database server hold: over pretended servers and over real ones
 
 The pretenders (fix_fake) count what they are asked and misbehave; what only they
 can show is below "Only pretended".
@@ -17,7 +17,7 @@ from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
 from fix_server import NOT_FOUND, Peer, ServerProcess, found, lookup, peers, wait_until
 from oracle import Attributes
 
-from proxymap.tables import TABLE_TYPES
+from proxymap.tables.types import TABLE_TYPES
 
 RETRY: Attributes = [(b"status", b"2"), (b"value", b"")]
 FAIL_FAST = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s"}
