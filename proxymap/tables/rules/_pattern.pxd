@@ -9,7 +9,11 @@ cdef enum:  # what a matcher says
     MATCHED = 1
     UNMATCHED = 0
     FAILED = -1    # this text cannot be matched, as with text that is not UTF-8 and a pattern that wants it
-    TOO_LONG = -2  # it gave up; what would have come of it is not known
+    TOO_LONG = -2  # there was no time or memory; what would have come of it is not known
+    GAVE_UP = -3   # a patient attempt, at a limit of its library: the rule does not hold, as for Postfix
+
+cdef enum:
+    GIVEN_UP_MAX = 8  # rules that one lookup names in the log
 
 cdef enum:
     NONE = -1  # no expression, no rule
@@ -41,6 +45,12 @@ cdef struct rule:
     unsigned char risky       # its expressions may take very long, and cannot be stopped
 
 
+cdef struct given_up:
+    # A rule that the matcher gave up on, and the matcher's number for why.
+    const rule *at
+    int why
+
+
 cdef struct attempt:
     # One lookup, by one thread.
     view key
@@ -49,6 +59,9 @@ cdef struct attempt:
     size_t spent       # bytes matched, or so, since the clock was last asked
     buf *scratch       # the caller's; the matcher's own from begin to end
     const rule *at     # which rule decided or, after TOO_LONG, took too long; NULL: none
+    given_up skipped[GIVEN_UP_MAX]
+    int skips          # how many of these there are
+    int why            # after GAVE_UP
     void *means        # the matcher's own: what it matches with
     void *limits       # the matcher's own, too
     size_t *groups     # after a match: start and end of each group, or NO_GROUP
@@ -60,7 +73,7 @@ cdef struct matcher:
     # Get ready; TOO_LONG if there is nothing left to match with.
     int (*begin)(matcher *m, attempt *a) noexcept nogil
     void (*end)(matcher *m, attempt *a) noexcept nogil
-    # MATCHED, UNMATCHED, FAILED or TOO_LONG. Sets a.groups if they are wanted.
+    # MATCHED, UNMATCHED, FAILED, TOO_LONG or GAVE_UP. Sets a.groups if they are wanted.
     int (*match)(matcher *m, attempt *a, int32_t expression, bint groups) noexcept nogil
     size_t budget        # bytes matched, or so, that a lookup on the loop may take
     void *self
@@ -80,4 +93,8 @@ cdef class PatternTable(Table):
     cdef list lines      # of the rules: (number, text)
     cdef bytes texts     # what pieces point to
 
+    cdef object warn     # takes a line for the log
+
     cdef int take_rules(self, source, list made, examine) except -1
+    cdef str reason(self, int why)
+    cdef list tell_skipped(self, const attempt *a)

@@ -89,6 +89,10 @@ cdef inline int holds(rules *r, attempt *a, const rule *one, uint64_t have) noex
         found = match(&r.m, a, one.second, False)
         if found == MATCHED or found == UNMATCHED:
             return UNMATCHED if found == one.second_negated else MATCHED
+    if found == GAVE_UP and a.skips < GIVEN_UP_MAX:
+        a.skipped[a.skips].at = one
+        a.skipped[a.skips].why = a.why
+        a.skips += 1
     return TOO_LONG if found == TOO_LONG else UNMATCHED
 
 
@@ -141,7 +145,7 @@ cdef int answer(rules *r, attempt *a, view *value) noexcept nogil:
     cdef int status = STAT_LATER
     cdef int held
     a.at = NULL
-    a.spent = 0
+    a.spent = a.skips = 0
     if a.key.len == 0:
         a.key = view_of(b"", 0)  # a pointer that may be read
     if not a.patient:
@@ -180,9 +184,10 @@ cdef int pattern_lookup_patiently(table *t, view key, int *flags, buf *scratch, 
 cdef class PatternTable(Table):
     """Rules and how they are tried. A subclass sets r.m, and then calls take_rules."""
 
-    def __cinit__(self, bytes type_name, *args):
-        maptype, _, mapname = type_name.partition(b":")
+    def __cinit__(self, bytes type_name, bytes mapname, opening):
+        maptype = type_name.partition(b":")[0]
         self.title = f"{os.fsdecode(maptype)} map {os.fsdecode(mapname)}"
+        self.warn = opening.host.warn
         self.t.self = &self.r
         self.t.flags = DICT_FLAG_PATTERN
         self.t.fold_bit = DICT_FLAG_FOLD_MUL
@@ -239,7 +244,20 @@ cdef class PatternTable(Table):
     def under_way(self) -> str:
         return f"at line {self.lines[self.r.trying - self.r.all][0]}" if self.r.trying != NULL else ""
 
+    cdef str reason(self, int why):
+        """What an attempt's `why` means."""
+        return ""
+
+    cdef list tell_skipped(self, const attempt *a):
+        """The rules that were given up on, as (line, why)."""
+        cdef int i
+        told = []
+        for i in range(a.skips):
+            told.append((self.lines[a.skipped[i].at - self.r.all][0], self.reason(a.skipped[i].why)))
+        return told
+
     def ask(self, bytes key not None, int flags):
+        """A rule on which the library gives up does not hold, negated or not, and the log says so."""
         cdef attempt a
         cdef buf scratch
         cdef view value = view_of(NULL, 0)
@@ -251,6 +269,8 @@ cdef class PatternTable(Table):
         try:
             with nogil:
                 status = answer(&self.r, &a, &value)
+            for line, why in self.tell_skipped(&a):
+                self.warn(f"{self.title}, line {line}: {why}")
             if status == STAT_LATER and a.at == NULL:
                 raise TableRetry(f"{self.title}: too many lookups that take long are under way")
             if status == STAT_LATER:
@@ -272,11 +292,12 @@ cdef class PatternTable(Table):
         with nogil:
             status = answer(&self.r, &a, &value)
         buf_free(&scratch)
-        if a.at == NULL:
-            return []
-        line, text = self.lines[a.at - self.r.all]
-        outcome = " (takes too long)" if status == STAT_LATER else ""
-        return [f"line {line}: {text.decode(errors='surrogateescape')}{outcome}"]
+        told = [f"line {line}: {why}; the rule is skipped" for line, why in self.tell_skipped(&a)]
+        if a.at != NULL:
+            line, text = self.lines[a.at - self.r.all]
+            outcome = " (takes too long)" if status == STAT_LATER else ""
+            told.append(f"line {line}: {text.decode(errors='surrogateescape')}{outcome}")
+        return told
 
     def __dealloc__(self):
         free(self.r.all)

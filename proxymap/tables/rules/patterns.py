@@ -108,7 +108,7 @@ class Reader:
 
     def _if(self, line: int, text: bytes, rest: bytes) -> Rule:
         expression, extra = self._take_pattern(line, rest)
-        if extra:
+        if extra := extra.strip(BLANKS):
             self.rules.warn(line, f'ignoring extra text after IF statement: "{_shown(extra)}"')
             self.rules.warn(line, "do not prepend whitespace to statements between IF and ENDIF")
         self.compile(expression)
@@ -117,8 +117,9 @@ class Reader:
     def _match(self, line: int, text: bytes) -> Rule:
         expression, rest = self._take_pattern(line, text)
         second = None
-        if self.dialect.pairs and rest.startswith(b"!"):
+        if self.dialect.pairs and rest.startswith(b"!"):  # behind a blank it belongs to the result
             second, rest = self._take_pattern(line, rest)
+        rest = rest.strip(BLANKS)
         if not rest:
             self.rules.warn(line, "no replacement text: using empty string")
         if self.flags & RHS_IS_FILE:
@@ -140,7 +141,10 @@ class Reader:
         return Rule(line, text, expression, second, result)
 
     def _take_pattern(self, line: int, text: bytes) -> tuple[Expression, bytes]:
-        """[!]DpatternDflags at the start of text, and what follows. A backslash protects D, and stays."""
+        """[!]DpatternDflags at the start of text, and what follows as it stands.
+
+        A backslash protects D, and stays.
+        """
         negated = False
         while text.startswith(b"!"):
             negated = not negated
@@ -168,7 +172,7 @@ class Reader:
                 raise ValueError(f'unknown regexp option "{shown}": skipping this rule')
         else:
             text = b""
-        return Expression(pattern, frozenset(options), negated), text.strip(BLANKS)
+        return Expression(pattern, frozenset(options), negated), text
 
     def _take_result(self, line: int, text: bytes) -> list[bytes | int]:
         """Text and, for each $number, a number."""

@@ -8,8 +8,11 @@ patterns are compiled to machine code; where not (MemoryDenyWriteExecute), they
 are interpreted, with the same results.
 
 PCRE2 counts its steps and gives up at a limit. On the loop the limit is small:
-a lookup that needs more steps is done by a worker, with PCRE2's own limit; if
-even that is not enough the answer is RETRY, and the log names the rule.
+a lookup that needs more steps is done by a worker, with PCRE2's own limit. If
+that is not enough either, the interpreter has the last word, as it counts for
+Postfix: where it gives up the rule is skipped, and the log names it. A pattern
+with a limit of its own, (*LIMIT_MATCH=n), is always interpreted, since machine
+code counts otherwise. Memory is less than PCRE2 would take; what needs more is RETRY.
 
 Match data lives as long as one lookup. Nothing else changes while matching, so
 that loop and workers share compiled patterns.
@@ -21,7 +24,7 @@ from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport free, realloc
 
 from proxymap.tables.rules._pattern cimport (
-    FAILED, MATCHED, TOO_LONG, UNMATCHED, PatternTable, attempt, matcher,
+    FAILED, GAVE_UP, MATCHED, TOO_LONG, UNMATCHED, PatternTable, attempt, matcher,
 )
 
 from proxymap.tables.rules.patterns import PCRE, Reader, anatomy
@@ -51,6 +54,9 @@ cdef enum:  # pcre2.h
     PCRE2_INFO_ALLOPTIONS = 0
     PCRE2_INFO_CAPTURECOUNT = 4
     PCRE2_INFO_JITSIZE = 10
+    PCRE2_INFO_MATCHLIMIT = 14
+    PCRE2_INFO_DEPTHLIMIT = 21
+    PCRE2_INFO_HEAPLIMIT = 25
     PCRE2_ERROR_NOMATCH = -1
     PCRE2_ERROR_JIT_STACKLIMIT = -46
     PCRE2_ERROR_MATCHLIMIT = -47
@@ -139,6 +145,7 @@ for _n in range(KEY_SIZES):
 cdef struct compiled:
     void *code
     bint interpreted  # no machine code, or of no use: it takes it for granted that text is UTF-8
+    bint own_heap     # the pattern itself limits it
 
 
 cdef struct expressions:
@@ -169,17 +176,19 @@ cdef int pcre_match(matcher *m, attempt *a, int32_t number, bint groups) noexcep
     cdef int found = PCRE2_ERROR_JIT_STACKLIMIT
     if not e.interpreted:
         found = pcre2_jit_match(e.code, a.key.ptr, a.key.len, 0, 0, a.means, within.machine)
-    if e.interpreted or found == PCRE2_ERROR_JIT_STACKLIMIT and a.patient:  # the interpreter uses the heap
+    if e.interpreted or a.patient and found in (PCRE2_ERROR_JIT_STACKLIMIT, PCRE2_ERROR_MATCHLIMIT):
         found = pcre2_match(e.code, a.key.ptr, a.key.len, 0, PCRE2_NO_JIT, a.means, within.interpreted)
     if found >= 0:
         return MATCHED
     if found == PCRE2_ERROR_NOMATCH:
         return UNMATCHED
-    if found in (
-        PCRE2_ERROR_JIT_STACKLIMIT, PCRE2_ERROR_MATCHLIMIT, PCRE2_ERROR_NOMEMORY,
-        PCRE2_ERROR_DEPTHLIMIT, PCRE2_ERROR_HEAPLIMIT,
-    ):
+    if found == PCRE2_ERROR_JIT_STACKLIMIT or found == PCRE2_ERROR_NOMEMORY:
         return TOO_LONG
+    if found in (PCRE2_ERROR_MATCHLIMIT, PCRE2_ERROR_DEPTHLIMIT, PCRE2_ERROR_HEAPLIMIT):
+        if not a.patient or found == PCRE2_ERROR_HEAPLIMIT and not e.own_heap:
+            return TOO_LONG
+        a.why = found
+        return GAVE_UP
     return FAILED
 
 
@@ -190,7 +199,6 @@ cdef class PcreTable(PatternTable):
     """pcre:FILE or pcre:{ {rule}, {rule} }. Raises ValueError if there are no rules to be had."""
 
     cdef expressions e
-    cdef object warn
 
     def __cinit__(self, bytes type_name, bytes mapname, opening):
         self.r.m.begin = pcre_begin
@@ -198,7 +206,6 @@ cdef class PcreTable(PatternTable):
         self.r.m.match = pcre_match
         self.r.m.budget = BUDGET
         self.r.m.self = &self.e
-        self.warn = opening.host.warn
         rules = Rules("pcre", mapname, opening.host.warn)
         self.take_rules(rules, Reader(PCRE, rules, opening, self.compile).read(), examine)
 
@@ -206,7 +213,7 @@ cdef class PcreTable(PatternTable):
         cdef bytes pattern = expression.pattern
         cdef char text[ERROR_SIZE]
         cdef compiled *e
-        cdef uint32_t groups = 0, options = 0
+        cdef uint32_t groups = 0, options = 0, limit = PATIENT_HEAP_KB
         cdef size_t offset = 0, machine_code = 0
         cdef void *moved
         cdef int error = 0
@@ -226,7 +233,10 @@ cdef class PcreTable(PatternTable):
         pcre2_pattern_info(e.code, PCRE2_INFO_JITSIZE, &machine_code)
         pcre2_pattern_info(e.code, PCRE2_INFO_ALLOPTIONS, &options)
         pcre2_pattern_info(e.code, PCRE2_INFO_CAPTURECOUNT, &groups)
-        e.interpreted = machine_code == 0 or options & PCRE2_UTF != 0
+        e.own_heap = pcre2_pattern_info(e.code, PCRE2_INFO_HEAPLIMIT, &limit) == 0 and limit < PATIENT_HEAP_KB
+        e.interpreted = machine_code == 0 or options & PCRE2_UTF != 0 or e.own_heap
+        for what in (PCRE2_INFO_MATCHLIMIT, PCRE2_INFO_DEPTHLIMIT):
+            e.interpreted = e.interpreted or pcre2_pattern_info(e.code, what, &limit) == 0
         if expression.has_groups:
             self.e.groups_max = max(self.e.groups_max, groups)
         return groups
@@ -239,6 +249,11 @@ cdef class PcreTable(PatternTable):
             jit_is_refused = True
             self.warn("pcre: no machine code is allowed here (MemoryDenyWriteExecute?); it is interpreted")
         return 0
+
+    cdef str reason(self, int why):
+        cdef char text[ERROR_SIZE]
+        pcre2_get_error_message(why, text, sizeof(text))
+        return (<bytes> text).decode(errors="replace")
 
     def __dealloc__(self):
         cdef uint32_t i

@@ -72,6 +72,7 @@ ATOMS = [
 ]
 ATOMS += ["{2}", "{0,1}", "{1,}", r"\/", "(", ")", "[", "]", r"\w", "A", "-", "@", "{", "[[:alpha:]]", "()"]
 RESULTS = ["", "r", "$1", "${1}-$(1)", "$2", "$$1", "$0", "$x", "${1", "a$", "${}", "$1$2", " s  t ", "$(1"]
+RESULTS += ["!r", "! /b/ s"]
 pattern = st.lists(st.sampled_from(ATOMS), max_size=6).map("".join)
 negation = st.sampled_from(["", "", "", "!", "! ", "!!"])
 

@@ -40,12 +40,46 @@ def test_key_that_takes_long_is_left_to_a_worker() -> None:
     assert hard.ask(key, 0) == (0, 0, b"yes")
 
 
-def test_key_that_takes_too_long_is_retry_with_the_line() -> None:
-    hopeless = table("/a{100}/ no", CATASTROPHE)
+def test_rule_that_pcre2_gives_up_on_is_skipped_with_a_warning_as_by_postfix() -> None:
+    hopeless, warnings = opened(TestPcre().inline("/a{100}/ no", CATASTROPHE, f"!{CATASTROPHE}", "/./ next"))
     assert hopeless.lookup(HOSTILE, 0)[0] == LATER
-    with pytest.raises(TableRetry, match=r"pcre map .*, line 2: matching takes too long"):
-        hopeless.ask(HOSTILE, 0)
-    assert hopeless.explain(HOSTILE) == [f"line 2: {CATASTROPHE} (takes too long)"]
+    assert hopeless.ask(HOSTILE, 0) == (0, 0, b"next")
+    title = f"pcre map {hopeless.type_name[5:].decode()}"
+    assert warnings == [f"{title}, line {line}: match limit exceeded" for line in (2, 3)]
+    skipped = [f"line {line}: match limit exceeded; the rule is skipped" for line in (2, 3)]
+    assert hopeless.explain(HOSTILE) == [*skipped, "line 4: /./ next"]
+
+
+LIMITS = [
+    "/(*LIMIT_MATCH=3)a.*b.*c/ steps",
+    "!/(*LIMIT_DEPTH=2)(((a)))*d/ depth",
+    "/(*LIMIT_HEAP=0)(((a)+)+)d/ heap",
+    "/(*LIMIT_MATCH=100)^ab$/ enough",
+    "/./ next",
+]
+
+
+def test_limits_in_patterns_mean_what_they_mean_to_postfix(folder: Path) -> None:  # noqa: F811
+    """Of which machine code counts only the first, and that otherwise."""
+    if "pcre" not in subprocess.check_output(["postconf", "-m"], text=True).split():
+        pytest.skip("postfix-pcre is not installed")
+    rules = folder / "limits"
+    rules.write_text("".join(line + "\n" for line in LIMITS))
+    limited, warnings = opened(f"pcre:{rules}")
+    for key in ("abc", "xxxxabxxxxc", "ab", "aaad", "q"):
+        command = ["postmap", "-c", str(folder), "-q", key, f"pcre:{rules}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        answer = ask(limited, key.encode())
+        assert (answer or b"").decode() == done.stdout.strip(), key
+        assert warnings == [line.removeprefix("postmap: warning: ") for line in done.stderr.splitlines()], key
+        warnings.clear()
+
+
+def test_what_needs_more_memory_than_we_give_is_retry() -> None:
+    """Postfix would take up to 20 GB."""
+    greedy = table("/^(?:(a|b))*$/ x", "/z/ y")
+    with pytest.raises(TableRetry, match=r"pcre map .*, line 1: matching takes too long"):
+        greedy.ask(b"ab" * 500_000 + b"z", 0)
 
 
 def test_long_key_is_matched_however_deep_the_groups_nest() -> None:

@@ -83,5 +83,15 @@ def test_workers_match_at_the_same_time_and_get_what_the_loop_gets() -> None:
     assert wrong == []
 
 
+BANGS = ["/^a/ !x", "/^b/i !y y", "/^g/ ! /h/ v", "/^(k)$/ !host!$1", "/^p/ !", "/^q/!/^qq/ two"]
+
+
+def test_exclamation_mark_behind_a_blank_belongs_to_the_result() -> None:
+    """As in UUCP's paths."""
+    made = table(*BANGS)
+    answers = [ask(made, key) for key in (b"a", b"bob", b"g", b"k", b"p", b"qa", b"qq")]
+    assert answers == [b"!x", b"!y y", b"! /h/ v", b"!host!k", b"!", b"two", None]
+
+
 def test_unused_groups_are_empty() -> None:
     assert ask(table("/^(a)|(b)(c)?/ <$1$2$3>"), b"b") == b"<b>"
