@@ -22,7 +22,6 @@ LOOKUPS = 200_000
 MAIN_CF = """\
 # All that proxymap reads of a main.cf, in five lines.
 compatibility_level = 3.7
-mail_version = 3.7.11
 queue_directory = {folder}
 proxy_read_maps = proxy:cdb:{folder}/virtual proxy:lmdb:{folder}/aliases
     proxy:regexp:{folder}/headers proxy:cidr:{folder}/clients

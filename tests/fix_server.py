@@ -174,6 +174,16 @@ class ServerProcess:
         self.approve(f"lmdb:{self.dir}/{name}")
         return f"lmdb:{self.dir}/{name}".encode()
 
+    def beside_postfix(self, version: str, **defaults: str) -> None:
+        """Have it find a Postfix of that version, with these defaults."""
+        lines = "".join(
+            f"{name} = {value}\n" for name, value in {"mail_version": version, **defaults}.items()
+        )
+        (self.dir / "defaults").write_text(lines)
+        (self.dir / "postconf").write_text(f"#!/bin/sh\ncat {self.dir}/defaults\n")
+        (self.dir / "postconf").chmod(0o755)
+        self.main["command_directory"] = str(self.dir)
+
     # Life
 
     def write_config(self) -> None:

@@ -1,8 +1,9 @@
 """maincf - main.cf, -o and proxymap.cf as plain strings
 
 A value is text in UTF-8; bytes that are not survive as surrogates
-(TEXT, ERRORS: use them to get the bytes back). Whatever cannot be used is a
-ConfigError that names file, line and parameter.
+(TEXT, ERRORS: use them to get the bytes back). A line that is no parameter is a
+ConfigError with file and line; a value that cannot be expanded is told to
+`warn`, with the parameter, and counts as its default, so that it stops nothing else.
 
 Source: postconf(5); checked against postconf and proxymap of 3.7.11.
 """
@@ -13,11 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from proxymap.config.source import BLANKS, logical_lines
 from proxymap.errors import ConfigError
 
+UNUSABLE = "; it counts as its default"  # ends what is told of a value that is not understood
 TEXT, ERRORS = "utf-8", "surrogateescape"
 BLANK = BLANKS.decode()
 NESTING_LIMIT = 100  # values within values; more is taken for a loop, as Postfix does
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 OPERATOR_CHARS = "<>=!?+-*/~&|%"
+LOCAL_DOMAIN = "localdomain"  # mydomain of a host whose name has no dot
 USUAL_DIRECTORY = "/usr/sbin"  # of postconf; master(8) gives us no PATH
 
 # What the values of interest refer to, for a host without Postfix. 3.7 and 3.12 agree.
@@ -52,6 +55,9 @@ class MainCf:
         self.path = os.path.join(config_directory, "main.cf")
         self.raw, self._lines = read_parameters(self.path, warn)
         self._config_directory = config_directory
+        self._warn = warn
+        self._broken: set[str] = set()  # their values cannot be expanded, which was told
+        self._expanding: set[str] = set()
         self._defaults: Mapping[str, str] | None = None
         self._own_defaults = {**FALLBACKS, **(defaults or {})}
         for override in overrides:
@@ -63,27 +69,55 @@ class MainCf:
             self._lines.pop(name, None)
 
     def get(self, name: str) -> str:
-        """get - the expanded value; empty if nobody knows the name"""
-        return self._value(name, 0)
+        """get - the expanded value; empty if nobody knows the name, the default if it cannot be expanded"""
+        value = self._value(name, 0)
+        return self.default(name) if name in self._broken else value
+
+    def default(self, name: str) -> str:
+        """default - the value, expanded, that it would have if main.cf did not set it; perhaps empty"""
+        try:
+            return _Expansion(self._unexpanded, self._value, 0).text(self._default(name))
+        except _Malformed:
+            return ""
 
     def where(self, name: str) -> str:
         """where - file and line of the value, for error messages"""
         return self._lines.get(name) or f"{self.path}, default value"
 
     def _value(self, name: str, depth: int) -> str:
+        """Empty if it cannot be expanded; the log is told once."""
+        if name in self._broken:
+            return ""
+        if name in self._expanding and name in COMPUTED and name not in self.raw:
+            return ""  # by now Postfix has none either
+        if name in self._expanding:
+            raise _Malformed(f"${name} leads back to itself, a loop")
+        self._expanding.add(name)
         try:
             return _Expansion(self._unexpanded, self._value, depth).text(self._unexpanded(name))
         except _Malformed as trouble:
-            raise ConfigError(f"{self.where(name)}: parameter {name}: {trouble}") from None
+            self._broken.add(name)
+            self._warn(f"{self.where(name)}: parameter {name}: {trouble}{UNUSABLE}")
+            return ""
+        finally:
+            self._expanding.remove(name)
 
     def _unexpanded(self, name: str) -> str:
         value = self.raw.get(name)
-        if value is None:
-            if self._defaults is None:
-                self._defaults = self._own_defaults  # while the path of postconf is expanded
-                self._defaults = {**self._own_defaults, **self._ask_postconf()}
-            value = self._defaults.get(name, "")
-        return value
+        return self._default(name) if value is None else value
+
+    def _default(self, name: str) -> str:
+        """As Postfix has it: computed from other values, or built in."""
+        if name in COMPUTED:
+            return COMPUTED[name](self._known_by_now).replace("$", "$$")
+        if self._defaults is None:
+            self._defaults = self._own_defaults  # while the path of postconf is expanded
+            self._defaults = {**self._own_defaults, **self._ask_postconf()}
+        return self._defaults.get(name, "")
+
+    def _known_by_now(self, name: str) -> str:
+        """For a default that is computed: the value, but for one whose expansion needs that default."""
+        return "" if name in self._expanding else self.get(name)
 
     def _ask_postconf(self) -> dict[str, str]:
         """The defaults as built into the Postfix of this host; empty if there is none."""
@@ -100,6 +134,22 @@ class MainCf:
                 pairs = (line.partition(" =") for line in output.split("\n"))
                 return {name: value.strip(BLANK) for name, equals, value in pairs if equals}
         return {}
+
+
+def _myhostname(value: Callable[[str], str]) -> str:
+    """The host's name, with mydomain if it has no dot."""
+    name = os.uname().nodename
+    return name if "." in name else f"{name}.{value('mydomain') or LOCAL_DOMAIN}"
+
+
+def _mydomain(value: Callable[[str], str]) -> str:
+    """What follows the first dot of myhostname."""
+    name, dot, domain = value("myhostname").partition(".")
+    return domain if dot or not name else LOCAL_DOMAIN
+
+
+# Defaults that Postfix computes when it starts, which `postconf -d` does not tell.
+COMPUTED = {"myhostname": _myhostname, "mydomain": _mydomain}
 
 
 def read_parameters(
@@ -174,7 +224,7 @@ class _Malformed(Exception):
 
 
 class _Expansion:
-    """Replaces $name, ${name}, $(name), ${name?text}, ${{a} == {b} ? {c} : {d}} ... in one value.
+    """Replaces $name, ${name}, $(name), ${name?text}, ${{a} == {b} ? {c} : {d}}, ${function{text}}
 
     raw(name) is a value as it stands: `?` and `:` ask whether *that* is empty, so a value of
     `$nothing` counts as text. value(name, depth) is expanded. What is not chosen is not looked at.
@@ -217,9 +267,24 @@ class _Expansion:
             return self.choice(truth, rest) if rest else ("true" if truth else "")
         name = _leading(body, 0, NAME_CHARS)
         rest = body[len(name) :].lstrip(BLANK)
+        if name and rest.startswith("{"):
+            return self.call(name, rest)
         if not content or (rest and rest[0] not in "?:"):
             raise _Malformed(f'expected a name, then the end or "?" or ":", in "{content}"')
         return self.choice(bool(self.raw(name)), rest) if rest else self.value(name, self.depth + 1)
+
+    def call(self, name: str, rest: str) -> str:
+        """`{text}` behind the name of a function, as Postfix 3.11 has it."""
+        text, rest = _group(rest)
+        if name not in FUNCTIONS or rest:
+            raise _Malformed(f'unexpected text "{rest}" after "}}"' if rest else f'unknown function "{name}"')
+        domain = self.inner(text).strip(BLANK)
+        try:
+            if domain:
+                return FUNCTIONS[name](domain)
+        except UnicodeError:
+            pass
+        raise _Malformed(f'{name}: "{domain}" is no domain')
 
     def choice(self, truth: bool, rest: str) -> str:
         """`?yes`, `?{yes}:no` or `:no`; text in braces may have blanks around them."""
@@ -247,6 +312,32 @@ class _Expansion:
         right, rest = _group(after)
         return _order(self.inner(left), self.inner(right), bool(suffix)) in HOLDS[sign], rest
 
+
+def _to_ascii(domain: str) -> str:
+    """As it is, if it is ASCII; else label by label as ICU has it (UTS 46), but for rare letters."""
+    if domain.isascii():
+        return domain
+    import unicodedata
+
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", domain).lower())
+    labels = text.replace("\u3002", ".").split(".")
+    return ".".join(
+        label if label.isascii() else f"{IDNA_PREFIX}{label.encode('punycode').decode()}" for label in labels
+    )
+
+
+def _to_utf8(domain: str) -> str:
+    """In lower case, whatever it was."""
+    labels = domain.lower().split(".")
+    return ".".join(
+        label[len(IDNA_PREFIX) :].encode().decode("punycode") if label.startswith(IDNA_PREFIX) else label
+        for label in labels
+    )
+
+
+IDNA_PREFIX = "xn--"
+# Of Postfix 3.11 and later, whatever release is installed.
+FUNCTIONS = {"domain_to_ascii": _to_ascii, "domain_to_utf8": _to_utf8}
 
 # Operator -> the orders (-1 less, 0 equal, 1 greater) for which it holds.
 HOLDS = {"==": (0,), "!=": (-1, 1), "<": (-1,), "<=": (-1, 0), ">=": (0, 1), ">": (1,)}

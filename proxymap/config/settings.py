@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from proxymap.config.maincf import MainCf, Warn, read_parameters, split_parameter
+from proxymap.config.maincf import UNUSABLE, MainCf, Warn, read_parameters, split_parameter
 from proxymap.errors import ConfigError
 
 # typing and dataclasses would take 13 ms to import, more than all the rest of start-up here.
@@ -181,8 +182,8 @@ class Settings:
     queue_directory = main("/var/spool/postfix", word)
     data_directory = main("/var/lib/postfix", word)
     mail_owner = main("postfix", word, "user")
-    mail_version = main("3.11", version)  # of the clients: decides on greeting and approval
-    myhostname = main(os.uname().nodename, word)
+    mail_version = main("3.11", version)  # of the installed Postfix, whatever main.cf says
+    myhostname = main("", word)
     smtputf8_enable = main("${{$compatibility_level} <level {1} ? {no} : {yes}}", boolean)
 
     syslog_name = main("${multi_instance_name?{$multi_instance_name}:{postfix}}", word)
@@ -237,6 +238,10 @@ class Settings:
         return self.version >= (3, 6) if self.greeting == "auto" else self.greeting == "yes"
 
 
+NOT_ASKED = ("mail_version",)  # Postfix's protocol goes by what is installed
+LAST_RESORT = {"smtputf8_enable": "yes", "syslog_name": "postfix"}  # where the default cannot be expanded
+
+
 def load(
     config_directory: str,
     overrides: Iterable[str] = (),
@@ -244,7 +249,7 @@ def load(
     process_name: str = "proxymap",
     warn: Warn = lambda text: None,
 ) -> tuple[Settings, MainCf]:
-    """load - read all configuration; raises ConfigError
+    """load - read all configuration; raises ConfigError, but only warns of values of main.cf's
 
     overrides: the arguments of -o. MainCf is for what is not in Settings: the text
     of smtpd_restriction_classes, and NAME_param of tables without a file.
@@ -256,13 +261,34 @@ def load(
     values, places = _own_values(config_directory, overrides, warn)
     settings = {}
     for name, param in PARAMETERS.items():
-        value = main_cf.get(name) if param.file == "main.cf" else values.get(name, param.default)
-        try:
-            settings[name] = param.convert(value)
-        except ValueError as expected:
-            place = f"{places.get(name) or main_cf.where(name)}: parameter {name}"
-            raise ConfigError(f'{place}: bad value "{value}", expected {expected}') from None
+        if param.file == "main.cf":
+            settings[name] = _of_main_cf(main_cf, param, warn)
+        else:
+            value = values.get(name, param.default)
+            try:
+                settings[name] = param.convert(value)
+            except ValueError as expected:
+                raise ConfigError(f"{places[name]}: {_complaint(name, value, expected)}") from None
     return Settings(**settings), main_cf
+
+
+def _complaint(name: str, value: str, expected: ValueError) -> str:
+    return f'parameter {name}: bad value "{value}", expected {expected}'
+
+
+def _of_main_cf(main_cf: MainCf, param: Param, warn: Warn) -> object:
+    """The typed value. One that we do not understand counts as the default, and stops nothing else."""
+    name = param.name
+    if name not in NOT_ASKED:
+        value = main_cf.get(name)
+        try:
+            return param.convert(value)
+        except ValueError as expected:
+            warn(f"{main_cf.where(name)}: {_complaint(name, value, expected)}{UNUSABLE}")
+    for value in (main_cf.default(name), param.default, LAST_RESORT.get(name, "")):
+        with suppress(ValueError):
+            return param.convert(value)
+    raise ConfigError(f"parameter {name} has no default that can be used")
 
 
 def _own_values(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from proxymap.base.files import folder_fault
 from proxymap.config.approval import approve, approved_tables
-from proxymap.config.maincf import MainCf
+from proxymap.config.maincf import UNUSABLE, MainCf
 from proxymap.config.settings import WRITE_MAPS, Settings, load
 from proxymap.config.source import split_braced, without_proxy
 from proxymap.ctl.mastercf import (
@@ -145,7 +145,10 @@ def _complaints(site: Site) -> Iterator[Fault]:
     """What readers warned of: double entries, blanks, braces that do not fit."""
     for complaint in site.complaints:
         where, _, what = complaint.partition(": ")
-        yield Fault(where, what or complaint, "Postfix reads on, perhaps not as meant", warning=True)
+        if what.endswith(UNUSABLE):
+            yield Fault(where, what, "put that right")
+        else:
+            yield Fault(where, what or complaint, "Postfix reads on, perhaps not as meant", warning=True)
 
 
 def _who_checks(site: Site) -> Iterator[Fault]:

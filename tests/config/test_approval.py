@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxymap.config.approval import approve, approved_tables
+from proxymap.config.maincf import MainCf
 from proxymap.config.settings import load
 
 PROXYMAP = "/usr/lib/postfix/sbin/proxymap"
@@ -75,10 +76,13 @@ def test_each_service_has_its_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "wanted"), [("3.10.2", {b"a:b"}), ("3.11.0", {b"a:b", b"c:d", b"e:f"})])
-def test_restriction_classes_are_read_since_3_11(tmp_path: Path, version: str, wanted: set[bytes]) -> None:
+def test_restriction_classes_are_read_since_3_11(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, wanted: set[bytes]
+) -> None:
+    monkeypatch.setattr(MainCf, "_ask_postconf", lambda self: {"mail_version": version})
     (tmp_path / "main.cf").write_text(
         "smtpd_restriction_classes = one, two\none = check_client_access proxy:c:d\n"
-        f"two = {{check_x proxy:z:z}} proxy:e:f\nproxy_read_maps = proxy:a:b\nmail_version = {version}\n"
+        "two = {check_x proxy:z:z} proxy:e:f\nproxy_read_maps = proxy:a:b\n"
         "proxy_write_maps = proxy:w:w\n"
     )
     found, main_cf = load(str(tmp_path))
@@ -151,3 +155,29 @@ pieces = st.sampled_from(
 @given(value=st.lists(pieces, max_size=20).map("".join) | st.sampled_from([*LISTS, *MALFORMED]))
 def test_stock_proxymap_approves_and_warns_the_same(stock_directory: Path, value: str) -> None:
     assert approved(value.strip()) == stock(stock_directory, value)
+
+
+def test_default_of_postfix_3_11_needs_its_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """proxy_read_maps names smtp_requiretls_policy, in whose default mydomain is translated."""
+    name = "${domain_to_ascii{$mydomain}}"
+    policy = f"inline:{{{{{name}=opportunistic}}, {{.{name}=opportunistic}}}}, enforce"
+    defaults = {
+        "smtp_requiretls_policy": policy,
+        "proxy_read_maps": "$virtual_alias_maps $smtp_requiretls_policy",
+    }
+    monkeypatch.setattr(MainCf, "_ask_postconf", lambda self: {"mail_version": "3.11.7", **defaults})
+    (tmp_path / "main.cf").write_text(
+        "myhostname = mail.test.example\nvirtual_alias_maps = proxy:cdb:/etc/postfix/tables/$mydomain\n"
+    )
+    warnings: list[str] = []
+    found, main_cf = load(str(tmp_path), warn=warnings.append)
+    assert approve(found, main_cf, False, warnings.append) == {b"cdb:/etc/postfix/tables/test.example"}
+    assert warnings == []
+    monkeypatch.setattr(
+        MainCf,
+        "_ask_postconf",
+        lambda self: {"x": "${later{y}}", "proxy_read_maps": "$virtual_alias_maps $x"},
+    )
+    found, main_cf = load(str(tmp_path), warn=warnings.append)
+    assert approve(found, main_cf, False, warnings.append) == {b"cdb:/etc/postfix/tables/test.example"}
+    assert len(warnings) == 1

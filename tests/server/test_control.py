@@ -384,7 +384,7 @@ def test_bad_configuration_leaves_the_old_one_in_force(
     new = server.cdb("new", TABLE)
     server.write_config()
     with (server.dir / file).open("a") as opened:
-        opened.write("cache_size = nonsense\n" if file == "proxymap.cf" else "smtputf8_enable = perhaps\n")
+        opened.write("cache_size = nonsense\n" if file == "proxymap.cf" else "what is this\n")
     with server.connect() as peer:
         assert peer.ask(lookup(old, b"k")) == found(b"v")
         assert proxymapctl(server, "reload") == ctl.EX_CONFIG
@@ -396,6 +396,22 @@ def test_bad_configuration_leaves_the_old_one_in_force(
         assert peer.ask(lookup(old, b"k")) == found(b"v")
         assert peer.ask(lookup(new, b"k")) == reply("lookup", "3.6", DENY)
         reload(server, proxymapctl, "SIGHUP")
+        assert peer.ask(lookup(new, b"k")) == found(b"v")
+
+
+def test_value_of_main_cf_that_is_not_understood_stops_nothing_else(
+    server: ServerProcess, proxymapctl: Ctl
+) -> None:
+    server.cdb("old", TABLE)
+    server.start()
+    new = server.cdb("new", TABLE)
+    server.main["smtputf8_enable"] = "perhaps"
+    server.write_config()
+    reload(server, proxymapctl, "proxymapctl")
+    server.wait_log(
+        'parameter smtputf8_enable: bad value "perhaps", expected yes or no; it counts as its default'
+    )
+    with server.connect() as peer:
         assert peer.ask(lookup(new, b"k")) == found(b"v")
 
 

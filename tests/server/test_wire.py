@@ -24,6 +24,7 @@ from fix_server import (
     TRY1,
     Peer,
     ServerProcess,
+    found,
     lookup,
     request,
 )
@@ -473,17 +474,19 @@ def test_lookup_before_open_does_not_spoil_the_open_reply_of_others(wire: Wire) 
 
 
 @pytest.mark.parametrize(
-    ("main", "own", "expected"),
+    ("version", "own", "expected"),
     [
-        ({"mail_version": "3.5.25"}, {}, b""),
-        ({"mail_version": "3.6.0"}, {}, GREETING),
-        ({"mail_version": "3.12-20260821"}, {}, GREETING),
-        ({"mail_version": "3.5.25"}, {"greeting": "yes"}, GREETING),
-        ({"mail_version": "3.7.11"}, {"greeting": "no"}, b""),
+        ("3.5.25", {}, b""),
+        ("3.6.0", {}, GREETING),
+        ("3.12-20260821", {}, GREETING),
+        ("3.5.25", {"greeting": "yes"}, GREETING),
+        ("3.7.11", {"greeting": "no"}, b""),
     ],
 )
-def test_greeting_is_sent_as_configured(main: dict[str, str], own: dict[str, str], expected: bytes) -> None:
-    with ServerProcess(main, own=own, greeted=False) as server:
+def test_greeting_is_sent_as_configured(version: str, own: dict[str, str], expected: bytes) -> None:
+    """main.cf's own mail_version decides nothing."""
+    with ServerProcess({"mail_version": "3.3.2"}, own=own, greeted=False) as server:
+        server.beside_postfix(version)
         table = server.cdb("c", {b"k": b"v"})
         server.start()
         with server.connect() as peer:
@@ -493,6 +496,20 @@ def test_greeting_is_sent_as_configured(main: dict[str, str], own: dict[str, str
 
 
 # The log lines that administrators search for
+
+
+def test_it_serves_beside_postfix_3_11_and_what_may_come_after_it() -> None:
+    """A default that has functions, one that we know and one that we do not."""
+    with ServerProcess({"myhostname": "mail.test.example"}) as server:
+        policy = "inline:{{${domain_to_ascii{$mydomain}}=opportunistic}}, enforce"
+        server.beside_postfix("3.11.7", smtp_requiretls_policy=policy, later="${later{x}}")
+        table = server.cdb("test.example", {b"k": b"v"})
+        server.main["virtual_alias_maps"] = f"proxy:cdb:{server.dir}/$mydomain"
+        server.main["proxy_read_maps"] = "$virtual_alias_maps $smtp_requiretls_policy $later"
+        server.start()
+        with server.connect() as peer:
+            assert peer.ask(lookup(table, b"k")) == found(b"v")
+        server.wait_log('parameter later: unknown function "later"; it counts as its default')
 
 
 def test_log_has_the_words_that_administrators_search_for() -> None:
