@@ -389,7 +389,7 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
             f"{table}: {settings.mail_owner} may not {'enter' if os.path.isdir(closed) else 'read'} {closed}"
         )
         return Fault(where, what, f"chmod o+{'x' if os.path.isdir(closed) else 'r'} {closed}")
-    if "pip install" in reason:
+    if "install " in reason:
         return Fault(where, f"{table}: {reason}", "install it")
     return Fault(where, f"{table}: {reason}", f"postmap {table}" if maptype in INDEXED else "correct it")
 

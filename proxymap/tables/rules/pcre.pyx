@@ -2,10 +2,9 @@
 
     /pattern/flags result
 
-The library is opened with dlopen when this module is imported: nothing of it is
-needed to build, and a chroot does not matter. Where the system allows it
-patterns are compiled to machine code; where not (MemoryDenyWriteExecute), they
-are interpreted, with the same results.
+The library is opened when this module is imported (see base/_dl). Where the
+system allows it patterns are compiled to machine code; where not
+(MemoryDenyWriteExecute), they are interpreted, with the same results.
 
 PCRE2 counts its steps and gives up at a limit. On the loop the limit is small:
 a lookup that needs more steps is done by a worker, with PCRE2's own limit. If
@@ -23,17 +22,13 @@ Source: pcre_table(5), pcre2api(3), pcre2jit(3), whose numbers are below; tables
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport free, realloc
 
+from proxymap.base._dl cimport Library
 from proxymap.tables.rules._pattern cimport (
     FAILED, GAVE_UP, MATCHED, TOO_LONG, UNMATCHED, PatternTable, attempt, matcher,
 )
 
 from proxymap.tables.rules.patterns import PCRE, Reader, anatomy
 from proxymap.tables.rules.rules import Rules
-
-cdef extern from "<dlfcn.h>" nogil:
-    enum: RTLD_NOW
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
 
 cdef extern from *:
     """
@@ -91,32 +86,24 @@ ctypedef size_t *(*ovector_function)(void *data) noexcept nogil
 ctypedef void *(*context_function)(void *context) noexcept nogil
 ctypedef int (*limit_function)(void *context, uint32_t limit) noexcept nogil
 
-cdef void *library = dlopen(b"libpcre2-8.so.0", RTLD_NOW)
-if library == NULL:
-    raise ImportError("pcre needs libpcre2-8.so.0, which Debian has in the package libpcre2-8-0")
+cdef Library library = Library("pcre", ["libpcre2-8.so.0"], "libpcre2-8-0 (Debian), pcre2 (Fedora, Alpine)")
 
-
-cdef void *symbol(str name) except NULL:
-    cdef bytes full = f"pcre2_{name}_8".encode()
-    cdef void *found = dlsym(library, full)
-    if found == NULL:
-        raise ImportError(f"libpcre2-8.so.0 has no {full.decode()}")
-    return found
-
-
-cdef compile_function pcre2_compile = <compile_function> symbol("compile")
-cdef free_function pcre2_code_free = <free_function> symbol("code_free")
-cdef jit_compile_function pcre2_jit_compile = <jit_compile_function> symbol("jit_compile")
-cdef match_function pcre2_match = <match_function> symbol("match")
-cdef match_function pcre2_jit_match = <match_function> symbol("jit_match")
-cdef info_function pcre2_pattern_info = <info_function> symbol("pattern_info")
-cdef message_function pcre2_get_error_message = <message_function> symbol("get_error_message")
-cdef data_function pcre2_match_data_create = <data_function> symbol("match_data_create")
-cdef free_function pcre2_match_data_free = <free_function> symbol("match_data_free")
-cdef ovector_function pcre2_get_ovector_pointer = <ovector_function> symbol("get_ovector_pointer")
-cdef context_function pcre2_match_context_create = <context_function> symbol("match_context_create")
-cdef limit_function pcre2_set_match_limit = <limit_function> symbol("set_match_limit")
-cdef limit_function pcre2_set_heap_limit = <limit_function> symbol("set_heap_limit")
+cdef compile_function pcre2_compile = <compile_function> library.symbol("pcre2_compile_8")
+cdef free_function pcre2_code_free = <free_function> library.symbol("pcre2_code_free_8")
+cdef jit_compile_function pcre2_jit_compile = <jit_compile_function> library.symbol("pcre2_jit_compile_8")
+cdef match_function pcre2_match = <match_function> library.symbol("pcre2_match_8")
+cdef match_function pcre2_jit_match = <match_function> library.symbol("pcre2_jit_match_8")
+cdef info_function pcre2_pattern_info = <info_function> library.symbol("pcre2_pattern_info_8")
+cdef message_function pcre2_get_error_message = \
+    <message_function> library.symbol("pcre2_get_error_message_8")
+cdef data_function pcre2_match_data_create = <data_function> library.symbol("pcre2_match_data_create_8")
+cdef free_function pcre2_match_data_free = <free_function> library.symbol("pcre2_match_data_free_8")
+cdef ovector_function pcre2_get_ovector_pointer = \
+    <ovector_function> library.symbol("pcre2_get_ovector_pointer_8")
+cdef context_function pcre2_match_context_create = \
+    <context_function> library.symbol("pcre2_match_context_create_8")
+cdef limit_function pcre2_set_match_limit = <limit_function> library.symbol("pcre2_set_match_limit_8")
+cdef limit_function pcre2_set_heap_limit = <limit_function> library.symbol("pcre2_set_heap_limit_8")
 
 
 cdef void *limited(uint32_t steps) except NULL:
