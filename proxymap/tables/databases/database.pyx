@@ -29,7 +29,7 @@ from proxymap._words cimport *
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
 from proxymap.tables.databases.domains import DomainList
-from proxymap.tables.databases.template import compile_result
+from proxymap.tables.databases.template import compile_result, parts_outside_quotes
 
 WHY = {
     NO_ADDRESS: "it is no user@domain, and parameter domain is set",
@@ -140,7 +140,7 @@ cdef void question_restart(question *q, buf *out) noexcept nogil:
 cdef int question_end(const question *q, queue *log) noexcept nogil:
     """All that is wanted has come: STAT_OK, STAT_NOKEY if no value is left, STAT_RETRY for too many."""
     if q.over:
-        tell(q, log, b"more values than expansion_limit for: ", True, b"")
+        tell(q, log, b"Expansion limit exceeded for key: ", True, b"")
         return STAT_RETRY
     return STAT_OK if q.values else STAT_NOKEY
 
@@ -293,6 +293,14 @@ cdef class DatabaseTable(Table):
             buf_free(&sql)
             buf_free(&out)
 
+    def doubts(self) -> list:
+        """What an administrator should know of it although it opens: (what, remedy) of each."""
+        parts = parts_outside_quotes(self.query.text)
+        if not parts:
+            return []
+        what = f"{', '.join(parts)} in its query is not between single quotes: what strangers send is SQL"
+        return [(what, f"write '{parts[0]}'")]
+
     def statement(self, bytes text not None) -> bytes:
         """What is asked of the filled query, if the database takes only a part of it."""
         return text
@@ -302,7 +310,7 @@ cdef class DatabaseTable(Table):
             if not q.over:
                 raise MemoryError
             shown = q.key.ptr[:q.key.len].decode(TEXT, ERRORS)
-            raise TableRetry(f'more than {self.d.limit} values (expansion_limit) for: "{shown}"')
+            raise TableRetry(f'Expansion limit exceeded for key: "{shown}"')
 
     def tell_lines(self):
         """Have what C has to say logged."""

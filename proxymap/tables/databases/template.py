@@ -45,6 +45,14 @@ IN_QUERY = OF_KEY | LABELS | {"s": PART_KEY, "u": PART_USER, "d": PART_DOMAIN}
 IN_RESULT = OF_KEY | LABELS | {"s": PART_VALUE, "u": PART_VALUE_USER, "d": PART_VALUE_DOMAIN}
 
 
+# A comment, or a string or name with its quotes: E'...' of PostgreSQL counts as plain text.
+QUOTED = re.compile(
+    r"""--[^\n]* | /\*.*?\*/ | \b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^'\\]|\\.|'')*'
+        | "[^"]*" | `[^`]*` | \$(\w*)\$.*?\$\1\$""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
 def compile_text(text: str, parts: Mapping[str, int]) -> Program:
     """compile_text - what a template says; ValueError (what was expected) for a `%` that means nothing"""
     pieces: list[tuple[bytes, int]] = []
@@ -59,6 +67,16 @@ def compile_text(text: str, parts: Mapping[str, int]) -> Program:
         elif letter:
             raise ValueError(f'a template, in which "{letter}" means nothing (a percent sign is "%%")')
     return Program(text, [*pieces, (plain.encode(TEXT, ERRORS), NO_PART)])
+
+
+def parts_outside_quotes(text: str) -> list[str]:
+    """parts_outside_quotes - what of a query, such as "%s", does not stand between single quotes
+
+    Only there does quoting make of it a part of a string, and not of the statement. Where a
+    backslash quotes in a string, it is taken to do so: of E'...' and the like nothing is said.
+    """
+    plain = QUOTED.sub(lambda found: "" if found[0].startswith("'") else found[0], text)
+    return [f"%{letter}" for letter in re.findall(r"%([^%]|%)", plain) if letter != "%"]
 
 
 def compile_query(cf: TableCf, name: str, text: str) -> Program:

@@ -110,7 +110,7 @@ def test_only_the_first_column_counts(place: Place) -> None:
 def test_limits_formats_and_domains(place: Place) -> None:
     table = place.table(result_format="<%s>%U", expansion_limit="1", domain="b.c")
     assert (found(table, "a@b.c"), found(table, "b")) == (b"<5>a", None)
-    with pytest.raises(TableRetry, match=r'^more than 1 values \(expansion_limit\) for: "a"$'):
+    with pytest.raises(TableRetry, match=r'^Expansion limit exceeded for key: "a"$'):
         place.table(expansion_limit="1").ask(b"a", 0)
 
 

@@ -12,7 +12,7 @@ from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables.base import Host, Opening
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import IN_RESULT, compile_query, compile_text
+from proxymap.tables.databases.template import IN_RESULT, compile_query, compile_text, parts_outside_quotes
 from proxymap.tables.opening import open_table
 
 NAME = b"sqlite:t"
@@ -189,7 +189,7 @@ def test_more_values_than_expansion_limit_is_retry_and_the_rest_is_not_read(tmp_
     assert recipe.joined(b"k", b"plain", b"u@a", None, b"u@b", b"", b"plain") == b"a,b"
     values = iter([b"u@a", b"u@b", b"u@c", b"u@d"])
     recipe.found = values
-    with pytest.raises(TableRetry, match=r'^more than 2 values \(expansion_limit\) for: "k"$'):
+    with pytest.raises(TableRetry, match=r'^Expansion limit exceeded for key: "k"$'):
         recipe.ask(b"k", 0)
     assert list(values) == [b"u@d"]
 
@@ -197,3 +197,26 @@ def test_more_values_than_expansion_limit_is_retry_and_the_rest_is_not_read(tmp_
 def test_limit_of_zero_or_less_is_none(tmp_path: Path) -> None:
     for limit in (0, -1):
         assert Recipe(tmp_path, "%s", limit=limit).joined(b"k", b"a", b"b", b"c") == b"a,b,c"
+
+
+@pytest.mark.parametrize(
+    ("query", "parts"),
+    [
+        ("SELECT v FROM t WHERE k = '%s'", []),
+        ("SELECT v FROM t WHERE k = lower('%u@%d') AND n = '%%'", []),
+        ("SELECT v FROM t WHERE k = 'it''s %s' -- it's %%", []),
+        ("SELECT v FROM t WHERE k='\\'%s'", []),
+        ("SELECT v FROM t WHERE k LIKE'%s'", []),
+        ("SELECT `a'b` FROM t WHERE k='%s'", []),
+        ("SELECT v FROM t WHERE k = %s", ["%s"]),
+        ("SELECT v FROM t WHERE k = '%u' AND d = %d", ["%d"]),
+        ('SELECT v FROM t WHERE k = "%s"', ["%s"]),
+        ("SELECT v FROM t WHERE k = E'%s'", ["%s"]),
+        ("SELECT v FROM t WHERE k = $$%s$$ OR k = $a$%1$a$", ["%s", "%1"]),
+        ("SELECT v FROM t WHERE k = '' || %s || ''", ["%s"]),
+        ("SELECT v FROM t /* '%s' */", ["%s"]),
+        ("SELECT v FROM t WHERE k = 'open %s", ["%s"]),
+    ],
+)
+def test_part_of_the_key_outside_single_quotes_is_seen(query: str, parts: list[str]) -> None:
+    assert parts_outside_quotes(query) == parts
