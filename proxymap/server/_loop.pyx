@@ -319,7 +319,7 @@ cdef class Loop:
         if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
             raise MemoryError
         self.configure(**settings)
-        self.l.done = &done.q
+        self.l.done = self.l.service.done = &done.q
         self.watching = watching
         self.l.watch = &watching.w
         self.config = config

@@ -35,6 +35,7 @@ cdef struct service:
     cache *results       # NULL: no cache
     queue *todo          # tables to open and to close
     queue *asks          # lookups that turn out to take long
+    queue *done          # all answers
     queue *log
     bint writes          # proxywrite
     bint utf8_layer      # smtputf8_enable

@@ -77,6 +77,7 @@ cdef job *job_for(
         return NULL
     j.flags = flags
     j.asker = who
+    j.replies = s.done
     j.t = i.t
     if r.kind == REQ_UPDATE:
         j.kind = JOB_UPDATE

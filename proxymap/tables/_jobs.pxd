@@ -19,6 +19,7 @@ cpdef enum:  # what a job asks for
     JOB_SEQUENCE = 5  # the same: cursor, first -> status, key, value
     JOB_UPDATE = 6   # key, value -> status, flags
     JOB_DELETE = 7   # key -> status, flags
+    JOB_EXPLAIN = 8  # as JOB_LOOKUP, and name, cursor: how the answer came about (databases/_driver)
 
 
 cdef struct loan:
@@ -35,6 +36,9 @@ cdef struct loan:
     buf folded          # scratch
 
 
+cdef struct queue
+
+
 cdef struct job:
     int kind       # JOB_*
     int flags      # dictionary flags
@@ -44,6 +48,8 @@ cdef struct job:
     bint settle        # of an open: the file was being written to; wait until it is quiet
     uint64_t since_ms  # when it was put into a queue
     void *asker    # whom the answer is for; the loop's own business
+    queue *replies  # where a driver puts the answer
+    int tries      # a driver's: connections that broke with it
     table *t
     loan lent      # of a change: what else the worker has
     buf name       # owned copies
@@ -69,6 +75,8 @@ cdef struct queue:
     size_t limit     # more are refused; 0: no limit
     uint64_t lost    # how many were
     int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
+    bint sleepy      # its taker says when it goes to sleep (queue_sleep), and is woken only then,
+    bint asleep      # which it is
     bint closed
     bint eager       # its taker looks for the next job before it goes to sleep
     eagerness looks  # whether that pays off
@@ -97,6 +105,10 @@ cdef class Job:
 cdef job *job_new(int kind) noexcept nogil
 cdef void job_free(job *j) noexcept nogil
 cdef int queue_put(queue *q, job *j) noexcept nogil
+cdef int queue_link(queue *q, job *j) noexcept nogil
+cdef void queue_return(queue *q, job *j) noexcept nogil
+cdef bint queue_sleep(queue *q) noexcept nogil
+cdef job *queue_take_old(queue *q, uint64_t age_ms) noexcept nogil
 cdef void queue_wake(queue *q) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

@@ -72,6 +72,14 @@ cdef int queue_put(queue *q, job *j) noexcept nogil:
 cdef void queue_wake(queue *q) noexcept nogil:
     """A job is there. Not with the lock held: the taker wants it as soon as it wakes."""
     cdef uint64_t one = 1
+    cdef bint asleep
+    if q.sleepy:
+        pthread_mutex_lock(&q.lock)
+        asleep = q.asleep
+        q.asleep = False
+        pthread_mutex_unlock(&q.lock)
+        if not asleep:
+            return
     if q.eventfd >= 0:
         write(q.eventfd, &one, sizeof(one))
     else:
@@ -79,6 +87,7 @@ cdef void queue_wake(queue *q) noexcept nogil:
 
 
 cdef int queue_link(queue *q, job *j) noexcept nogil:
+    """As queue_put, but the taker is not woken: queue_wake is to follow."""
     pthread_mutex_lock(&q.lock)
     if q.limit and q.held >= q.limit:
         q.lost += 1
@@ -91,6 +100,37 @@ cdef int queue_link(queue *q, job *j) noexcept nogil:
     q.held += 1
     pthread_mutex_unlock(&q.lock)
     return 0
+
+
+cdef void queue_return(queue *q, job *j) noexcept nogil:
+    """Put a job back that was taken; it is the next to be taken again, and as old as it was."""
+    pthread_mutex_lock(&q.lock)
+    j.next = q.first
+    if q.first == NULL:
+        q.last = &j.next
+    q.first = j
+    q.held += 1
+    pthread_mutex_unlock(&q.lock)
+
+
+cdef bint queue_sleep(queue *q) noexcept nogil:
+    """The taker of a sleepy queue goes to sleep, if no job waits; may it?"""
+    cdef bint may
+    pthread_mutex_lock(&q.lock)
+    may = q.asleep = q.first == NULL
+    pthread_mutex_unlock(&q.lock)
+    return may
+
+
+cdef job *queue_take_old(queue *q, uint64_t age_ms) noexcept nogil:
+    """The oldest job, if it has waited for so long; else NULL."""
+    cdef job *j = NULL
+    pthread_mutex_lock(&q.lock)
+    if q.first != NULL and now_ms() - q.first.since_ms >= age_ms:
+        j = unlink_first(q)
+        sem_trywait(&q.more)
+    pthread_mutex_unlock(&q.lock)
+    return j
 
 
 cdef bint queue_await(queue *q, size_t count, uint64_t ns) noexcept nogil:
@@ -111,7 +151,11 @@ cdef job *queue_take(queue *q, double wait) noexcept nogil:
     cdef bint over = wait <= 0
     if 0 < wait < FOREVER:
         clock_gettime(CLOCK_REALTIME, &until)
-        until.tv_sec += <long> wait + 1
+        until.tv_sec += <long> wait
+        until.tv_nsec += <long> ((wait - <long> wait) * 1e9)
+        if until.tv_nsec >= 1000000000:
+            until.tv_sec += 1
+            until.tv_nsec -= 1000000000
     elif q.eager and not over and is_time_to_look(&q.looks):
         has_looked(&q.looks, queue_await(q, 1, NEXT_JOB_NS))
     while True:
@@ -169,6 +213,16 @@ cdef void log_line(queue *q, int level, const view *parts, int count) noexcept n
         job_free(j)
 
 
+cdef object wrap(job *j):
+    """A Job that owns j, or None for NULL."""
+    cdef Job wrapped
+    if j == NULL:
+        return None
+    wrapped = Job.__new__(Job)
+    wrapped.j = j
+    return wrapped
+
+
 cdef class Queue:
     """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting.
 
@@ -185,6 +239,7 @@ cdef class Queue:
         self.q.lost = 0
         self.q.closed = False
         self.q.eager = eager
+        self.q.sleepy = self.q.asleep = False
         self.q.looks.luck = self.q.looks.looks = 0
         self.q.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if wakes_loop else -1
         self.eventfd = self.q.eventfd
@@ -206,14 +261,9 @@ cdef class Queue:
     def take(self, double wait=FOREVER):
         """Wait for a job, without the GIL; None after `wait` seconds, or when closed and empty."""
         cdef job *j
-        cdef Job wrapped
         with nogil:
             j = queue_take(&self.q, wait)
-        if j == NULL:
-            return None
-        wrapped = Job.__new__(Job)
-        wrapped.j = j
-        return wrapped
+        return wrap(j)
 
     @property
     def held(self) -> int:
@@ -222,14 +272,7 @@ cdef class Queue:
 
     def take_old(self, uint64_t age_ms):
         """A job that has waited for so long, or None."""
-        cdef Job wrapped = None
-        pthread_mutex_lock(&self.q.lock)
-        if self.q.first != NULL and now_ms() - self.q.first.since_ms >= age_ms:
-            wrapped = Job.__new__(Job)
-            wrapped.j = unlink_first(&self.q)
-            sem_trywait(&self.q.more)
-        pthread_mutex_unlock(&self.q.lock)
-        return wrapped
+        return wrap(queue_take_old(&self.q, age_ms))
 
     def take_all(self, size_t limit) -> list:
         """The jobs that are there, `limit` at most."""
@@ -380,6 +423,7 @@ cdef class Job:
         if answer.j == NULL:
             raise MemoryError
         answer.j.asker = self.j.asker
+        answer.j.replies = self.j.replies
         answer.j.t = self.j.t
         answer.j.flags = self.j.flags
         answer.j.status = STAT_RETRY

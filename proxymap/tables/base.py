@@ -26,10 +26,13 @@ class Host:
     utf8: smtputf8_enable. warn: takes a line for the log, without "warning: ".
     parameter: the value of a main.cf parameter, expanded; "" if it is not set.
     replace_damaged: lmdb_replace_damaged. index_size: lmdb_index_size. watch: what files are
-    watched with, or None.
+    watched with, or None. inform: takes a line for the log that is no warning. server_limits:
+    the parameters for the database server of the table with this name (pool.ServerLimits).
     """
 
     watch: Watch | None = None
+    inform: Callable[[str], None] = staticmethod(lambda text: None)
+    server_limits: Callable[[bytes], dict[str, int]] = staticmethod(lambda type_name: {})
 
     def __init__(
         self,

@@ -1,0 +1,166 @@
+"""_connection - a connection to a database server, as its client library drives it
+
+A connection is made by a thread that may wait (_mariadb, _pq), driven by one
+that must not (_driver), and closed by one that may. It belongs to one of them
+at a time, which is whoever has the Connection, or the driver.
+"""
+
+import os
+import socket
+import threading
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strlen
+
+from proxymap.base._buf cimport buf_append, buf_free
+from proxymap.base._clock cimport now_ms
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum: POLLIN, POLLOUT
+    int poll(pollfd *, unsigned long, int)
+
+
+cdef void connection_free(connection *c) noexcept nogil:
+    buf_free(&c.shown)
+    buf_free(&c.sql)
+    free(c)
+
+
+cdef void connection_say(connection *c, const char *text) noexcept nogil:
+    """Keep what a library says, without the line breaks at its end."""
+    cdef size_t n = min(strlen(text), <size_t> (TEXT_SIZE - 1))
+    cdef size_t i
+    while n and (text[n - 1] == c"\n" or text[n - 1] == c" "):
+        n -= 1
+    for i in range(n):
+        c.text[i] = text[i]
+    c.text[n] = 0
+
+
+cdef int wait_for(int fd, int wants, uint64_t until_ms) noexcept nogil:
+    """Wait until fd is ready; WANT_*, or 0 if it is too late (see now_ms)."""
+    cdef pollfd p
+    cdef uint64_t now
+    cdef int found
+    p.fd = fd
+    p.events = (POLLIN if wants & WANT_READ else 0) | (POLLOUT if wants & WANT_WRITE else 0)
+    while True:
+        now = now_ms()
+        if now >= until_ms:
+            return 0
+        p.revents = 0
+        found = poll(&p, 1, <int> min(until_ms - now, <uint64_t> 60000))
+        if found > 0:
+            break
+        if found < 0 and errno != EINTR:
+            return 0
+    if p.revents & ~(POLLIN | POLLOUT):
+        return wants  # an error, which the library is to see
+    return (WANT_READ if p.revents & POLLIN else 0) | (WANT_WRITE if p.revents & POLLOUT else 0)
+
+
+cdef class Connection:
+    """A connection that no driver has."""
+
+    def __cinit__(self):
+        self.c = NULL
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            self.c.calls.close(self.c, False)
+            connection_free(self.c)
+
+    @property
+    def host(self) -> int:
+        return self.c.host
+
+    @property
+    def shown(self) -> bytes:
+        return self.c.shown.data[:self.c.shown.end]
+
+    @property
+    def suspended(self) -> bool:
+        """Was a question under way when it ended?"""
+        return self.c.suspended
+
+    @property
+    def fresh(self) -> bool:
+        """Has it never had an answer?"""
+        return self.c.answers == 0
+
+    @property
+    def reason(self) -> str:
+        """What the library said last."""
+        return os.fsdecode(<bytes> self.c.text)
+
+    def close(self, bint politely=True):
+        """End it. politely: tell the server, if it can be told at once."""
+        cdef connection *c = self.c
+        self.c = NULL
+        if c != NULL:
+            with nogil:
+                c.calls.close(c, politely)
+                connection_free(c)
+
+
+cdef Connection made(const library *calls, void *handle, int fd, int host, bytes shown):
+    """Of what a library has connected; the caller closes handle if this raises."""
+    cdef Connection wrapper = Connection.__new__(Connection)
+    cdef connection *c = <connection *> calloc(1, sizeof(connection))
+    if c == NULL:
+        raise MemoryError
+    if buf_append(&c.shown, shown, len(shown)) < 0:
+        connection_free(c)
+        raise MemoryError
+    c.calls, c.handle, c.fd, c.host = calls, handle, fd, host
+    c.born_ms = c.used_ms = now_ms()
+    wrapper.c = c
+    return wrapper
+
+
+cdef class Attempt:
+    """An attempt to connect, which another thread may end. host: its number, the pool's."""
+
+    def __init__(self, int host):
+        self.host = host
+        self.fd = -1
+        self.aborted = False
+        self.lock = threading.Lock()
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    cdef int know(self, int fd) except -1:
+        """The library uses this socket; -1: none any more. Returns whether the attempt was ended."""
+        with self.lock:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+            if fd >= 0:
+                self.fd = os.dup(fd)  # the library may close its own at any time
+            return self.aborted
+
+    def abort(self):
+        """Have it end soon, with an error. It may go on for a while, in the resolver's hands."""
+        with self.lock:
+            self.aborted = True
+            if self.fd >= 0:
+                shut_down(self.fd)
+
+
+def shut_down(int fd):
+    """Whoever waits for something from this socket waits no more."""
+    cdef object peer = socket.socket(fileno=os.dup(fd))
+    try:
+        peer.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it is not connected yet
+        pass
+    finally:
+        peer.close()

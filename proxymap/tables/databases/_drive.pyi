@@ -1,0 +1,6 @@
+NOTE_GROW: int
+NOTE_ENDED: int
+NOTE_LINES: int
+NOTE_DROP: int
+NOTE_SUSPECT: int
+NOTE_NUDGE: int

@@ -1,0 +1,475 @@
+"""_drive - what the thread does that drives all connections of a server
+
+It takes jobs from its queue, has a connection ask for each, and puts the answers
+where the jobs say. All of it is C, without the GIL; the library's calls do not
+wait. What has to wait (connecting, closing) and what needs Python (the log) is
+the pool's, which is told by notes (pool.py).
+
+    job -> question (database) -> text -> library -> rows -> value -> job
+
+A question that the server refuses is answered RETRY and hurts nobody else. When a
+connection breaks with a question that was not its first, the question is asked once
+more on another, since the server may have closed it long before. Whatever is
+unclear is RETRY, never NOKEY.
+
+Jobs that are under way belong to the driver, but the minder may answer them
+(take_late) if it hangs: so what is under way changes hands under the lock.
+
+Source: epoll(7), eventfd(2).
+"""
+
+from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport read
+
+from proxymap._words cimport STAT_OK, STAT_RETRY
+from proxymap.base._buf cimport (
+    buf_append, buf_append_view, buf_clear, buf_len, buf_view, view, view_of, view_str,
+)
+from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.base._os cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_ctl, epoll_event,
+    epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
+)
+from proxymap.tables._jobs cimport (
+    JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_link, queue_put, queue_return,
+    queue_sleep, queue_take, queue_take_old, queue_wake,
+)
+from proxymap.tables.databases._connection cimport (
+    ANSWERED, BROKEN, ENDED_BROKEN, ENDED_DOWN, ENDED_LATE, ENDED_OLD, ENDED_SPOILED, FAILED, SPOILED,
+    WANT_READ, WANT_WRITE, connection, connection_say,
+)
+from proxymap.tables.databases.database cimport (
+    database, question, question_begin, question_end, question_row, question_text, question_value,
+)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_PEEK
+
+cdef enum:
+    EVENTS = 64
+    PATIENCE_NS = 1000000  # a job that has waited for so long is worth another connection
+    PATIENCE_MS = 1
+    OPENING_MAX = 4        # connections that are opened at the same time
+    SWEEP_MS = 100         # between two looks for late jobs and old connections
+    IDLE_MS = 1000         # the same while nothing is under way
+    DOUBTFUL_MS = 1000     # where one connection broke, another that was idle for so long is not trusted
+    TRIES = 3              # times that a job is asked, at most
+    PROOF = 10             # answers after which twice as many connections are allowed
+
+
+# The loop
+
+cdef void drive(driver *d) noexcept nogil:
+    cdef epoll_event events[EVENTS]
+    cdef connection *c
+    cdef uint64_t ticks
+    cdef int i, n
+    while not d.stopping:
+        n = epoll_wait(d.epoll, events, EVENTS, time_to_wait(d))
+        for i in range(n):
+            c = <connection *> events[i].data.ptr
+            if c == NULL:
+                read(d.asks.eventfd, &ticks, sizeof(ticks))
+            elif c.has_ended:
+                pass  # in this turn
+            elif c.busy:
+                settle(d, c, c.calls.go_on(c, ready_of(events[i].events)))
+            elif not c.calls.is_good(c):
+                end(d, c, ENDED_OLD)
+        take_orders(d)
+        match(d)
+        sweep(d)
+        end_turn(d)
+    leave_hosts(d, <uint64_t> -1)
+    end_turn(d)
+
+
+cdef inline int ready_of(uint32_t events) noexcept nogil:
+    cdef int ready = WANT_WRITE if events & EPOLLOUT else 0
+    return ready | WANT_READ if events & ~<uint32_t> EPOLLOUT else ready
+
+
+cdef int time_to_wait(driver *d) noexcept nogil:
+    """Milliseconds until something is to be done without an event."""
+    if queue_sleep(d.asks):
+        return SWEEP_MS if d.busy else IDLE_MS
+    return PATIENCE_MS if d.starved_ns and may_grow(d) else SWEEP_MS if d.starved_ns else 0
+
+
+cdef void end_turn(driver *d) noexcept nogil:
+    """Wake whoever waits for the answers of this turn, and have lines logged."""
+    cdef bint note = False
+    cdef connection *c
+    if d.woken != NULL:
+        queue_wake(d.woken)
+        d.woken = NULL
+    while d.ended != NULL:
+        c = d.ended
+        d.ended = c.next
+        tell(d, NOTE_ENDED, c)
+    if d.log.held:
+        pthread_mutex_lock(&d.lock)
+        note = not d.lines_noted
+        d.lines_noted = True
+        pthread_mutex_unlock(&d.lock)
+    if note and tell(d, NOTE_LINES, NULL) < 0:
+        d.lines_noted = False
+
+
+cdef int tell(driver *d, int kind, connection *c) noexcept nogil:
+    """Put a note for the pool; -1 without memory."""
+    cdef job *note = job_new(kind)
+    if note == NULL:
+        return -1
+    note.asker = c
+    queue_put(d.notes, note)
+    return 0
+
+
+cdef void suspect(driver *d, int host) noexcept nogil:
+    """A host has been silent for a while: the pool is to look whether it is alive."""
+    cdef job *note = job_new(NOTE_SUSPECT)
+    if note != NULL:
+        note.status = host
+        queue_put(d.notes, note)
+
+
+cdef void take_orders(driver *d) noexcept nogil:
+    """What the pool has for the driver."""
+    cdef connection *c
+    cdef uint64_t down
+    pthread_mutex_lock(&d.lock)
+    while d.arrived != NULL:
+        c = d.arrived
+        d.arrived = c.next
+        c.next = d.all
+        d.all = c
+        watch(d, c, EPOLL_CTL_ADD, False)
+        make_idle(d, c)
+    down = d.down_hosts
+    d.down_hosts = 0
+    pthread_mutex_unlock(&d.lock)
+    if down:
+        leave_hosts(d, down)
+
+
+cdef void leave_hosts(driver *d, uint64_t hosts) noexcept nogil:
+    """Hosts are down, a bit for each: what they were asked is asked elsewhere."""
+    cdef connection *next
+    cdef connection *c = d.all
+    while c != NULL:
+        next = c.next
+        if hosts >> c.host & 1:
+            end(d, c, ENDED_DOWN)
+        c = next
+
+
+# Jobs to connections
+
+cdef void match(driver *d) noexcept nogil:
+    """Have idle connections ask for the jobs that wait; have another opened if that takes too long."""
+    cdef job *j
+    while d.refusing or trusted(d):
+        j = queue_take(d.asks, 0)
+        if j == NULL:
+            break
+        if d.refusing:
+            refuse(d, j)
+        else:
+            ask(d, d.idle, j)
+    if not d.asks.held:
+        d.starved_ns = 0
+    elif d.open + d.opening == 0 or (d.starved_ns and now_ns() - d.starved_ns >= PATIENCE_NS):
+        grow(d)
+        d.starved_ns = now_ns()
+    elif not d.starved_ns:
+        d.starved_ns = now_ns()
+
+
+cdef inline bint may_grow(driver *d) noexcept nogil:
+    return d.open + d.opening < min(d.limit, d.allowed) and d.opening < OPENING_MAX
+
+
+cdef void grow(driver *d) noexcept nogil:
+    """Have another connection opened, if there may be one."""
+    cdef bint may
+    pthread_mutex_lock(&d.lock)
+    may = may_grow(d)
+    if may:
+        d.opening += 1
+    pthread_mutex_unlock(&d.lock)
+    if may and tell(d, NOTE_GROW, NULL) < 0:
+        pthread_mutex_lock(&d.lock)
+        d.opening -= 1
+        pthread_mutex_unlock(&d.lock)
+
+
+cdef bint trusted(driver *d) noexcept nogil:
+    """Is there an idle connection that has nothing unread, so is not closed? It is the first one then."""
+    cdef char byte
+    while d.idle != NULL:
+        if recv(d.idle.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN:
+            return True
+        if d.idle.calls.is_good(d.idle):
+            return True
+        end(d, d.idle, ENDED_OLD)
+    return False
+
+
+cdef void refuse(driver *d, job *j) noexcept nogil:
+    """No host can be asked. What needs no asking is answered all the same."""
+    cdef question q
+    cdef int status = question_begin(
+        &q, <const database *> j.t.self, buf_view(&j.key), &d.scratch, d.log)
+    answer(d, j, STAT_RETRY if status == STAT_OK else status, b"no server can be reached")
+
+
+cdef void ask(driver *d, connection *c, job *j) noexcept nogil:
+    """Begin to ask for j on the idle connection c."""
+    cdef const database *table = <const database *> j.t.self
+    cdef int status = question_begin(&c.question, table, buf_view(&j.key), &d.scratch, d.log)
+    if status == STAT_OK:
+        buf_clear(&c.sql)
+        buf_clear(&j.value)
+        status = question_text(&c.question, c.calls.quote, c, &c.sql)
+        if status == STAT_OK and buf_append(&c.sql, b"\0", 1) < 0:
+            status = STAT_RETRY
+    if status != STAT_OK:
+        answer(d, j, status, b"no memory")
+        return
+    d.idle = c.next_idle
+    c.result_required = table.result_set_required
+    c.used_ms = now_ms()
+    pthread_mutex_lock(&d.lock)
+    c.busy, c.given_up, c.suspect, c.job = True, False, False, j
+    d.busy += 1
+    pthread_mutex_unlock(&d.lock)
+    settle(d, c, c.calls.start(c, view_of(c.sql.data, buf_len(&c.sql) - 1)))
+
+
+cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
+    """Act on what a call of the library has come to."""
+    cdef bint writes = outcome & WANT_WRITE
+    if not outcome & (ANSWERED | FAILED | SPOILED | BROKEN):
+        if writes != c.watches_write:
+            watch(d, c, EPOLL_CTL_MOD, writes)
+        return
+    if outcome == BROKEN:
+        end(d, c, ENDED_BROKEN)
+        return
+    if outcome == ANSWERED:
+        take_rows(d, c)
+    else:
+        complain(d, c)
+        answer_of(d, c, STAT_RETRY, c.text)
+    if outcome == SPOILED:
+        end(d, c, ENDED_SPOILED)
+        return
+    c.calls.finish(c)
+    c.answers += 1
+    prove(d)
+    if c.watches_write:
+        watch(d, c, EPOLL_CTL_MOD, False)
+    make_idle(d, c)
+
+
+cdef void prove(driver *d) noexcept nogil:
+    """A server that was down gets more to do as it answers."""
+    d.answers += 1
+    if d.allowed < d.limit:
+        d.successes += 1
+        if d.successes >= PROOF:
+            d.successes = 0
+            d.allowed *= 2
+
+
+cdef void take_rows(driver *d, connection *c) noexcept nogil:
+    """Make the answer of what was found."""
+    cdef job *j = c.job
+    cdef int status = STAT_OK
+    cdef int n
+    while status == STAT_OK and c.calls.row(c):
+        question_row(&c.question)
+        for n in range(c.columns):
+            status = question_value(&c.question, c.calls.column(c, n), &j.value, d.log)
+            if status != STAT_OK:
+                break
+    if status == STAT_OK:
+        status = question_end(&c.question, d.log)
+    if j.kind == JOB_EXPLAIN:
+        explain(c, j)
+    answer_of(d, c, status, b"too many values (expansion_limit), or no memory")
+
+
+cdef void explain(connection *c, job *j) noexcept nogil:
+    """Which host was asked what, and how many rows that gave."""
+    buf_clear(&j.name)
+    buf_append_view(&j.name, buf_view(&c.shown))
+    buf_append(&j.name, b"\0", 1)
+    buf_append(&j.name, c.sql.data, buf_len(&c.sql) - 1)
+    j.cursor = c.question.rows
+
+
+cdef void complain(driver *d, connection *c) noexcept nogil:
+    """The server refuses a question."""
+    cdef view parts[6]
+    parts[0] = c.question.of.name
+    parts[1] = view_str(b": query failed: ")
+    parts[2] = view_str(c.text)
+    parts[3] = view_str(b" (host ")
+    parts[4] = buf_view(&c.shown)
+    parts[5] = view_str(b")")
+    log_line(d.log, LEVEL_WARNING, parts, 6)
+
+
+# Answers
+
+cdef job *take_away(driver *d, connection *c) noexcept nogil:
+    """The job of c, which is the caller's now; NULL if somebody else has answered it."""
+    cdef job *j
+    cdef bint given_up
+    pthread_mutex_lock(&d.lock)
+    j = c.job
+    given_up = c.given_up
+    c.job = NULL
+    if c.busy:
+        c.busy = False
+        d.busy -= 1
+    pthread_mutex_unlock(&d.lock)
+    if not given_up:
+        return j
+    j.kind = NOTE_DROP
+    queue_put(d.notes, j)
+    return NULL
+
+
+cdef void answer_of(driver *d, connection *c, int status, const char *why) noexcept nogil:
+    """Answer the job of c."""
+    cdef job *j = take_away(d, c)
+    if j != NULL:
+        answer(d, j, status, why)
+
+
+cdef void answer(driver *d, job *j, int status, const char *why) noexcept nogil:
+    """Hand the job back. why: of RETRY, for a caller who wants to know."""
+    if status != STAT_OK:
+        buf_clear(&j.value)
+    if status == STAT_RETRY:
+        buf_clear(&j.name)
+        buf_append_view(&j.name, view_str(why))
+    j.status = status
+    if d.woken != NULL and d.woken != j.replies:
+        queue_wake(d.woken)
+    d.woken = j.replies
+    queue_link(j.replies, j)
+    if j.replies.eventfd < 0:
+        queue_wake(j.replies)  # each job counts
+        d.woken = NULL
+
+
+# Connections
+
+cdef void watch(driver *d, connection *c, int operation, bint writes) noexcept nogil:
+    cdef epoll_event e
+    e.events = EPOLLIN | (EPOLLOUT if writes else 0)
+    e.data.ptr = c
+    epoll_ctl(d.epoll, operation, c.fd, &e)
+    c.watches_write = writes
+
+
+cdef void make_idle(driver *d, connection *c) noexcept nogil:
+    c.next_idle = d.idle
+    d.idle = c
+
+
+cdef void end(driver *d, connection *c, int why) noexcept nogil:
+    """Give the connection to the pool, which closes it; see to its job."""
+    cdef bint busy = c.busy
+    cdef bint reused = c.answers > 0
+    cdef job *j = NULL
+    watch(d, c, EPOLL_CTL_DEL, False)
+    if busy:
+        j = take_away(d, c)
+    unlink(d, c)
+    c.has_ended, c.ended_why, c.suspended = True, why, busy
+    c.next = d.ended
+    d.ended = c
+    if j != NULL:
+        if may_try_again(why, reused, j):
+            j.tries += 1
+            d.retries += 1
+            queue_return(d.asks, j)
+        else:
+            answer(d, j, STAT_RETRY, b"no answer in time" if why == ENDED_LATE else b"the connection broke")
+    if why == ENDED_BROKEN and reused:
+        distrust(d, c.host)
+
+
+cdef bint may_try_again(int why, bint reused, job *j) noexcept nogil:
+    if j.tries + 1 >= TRIES:
+        return False
+    return why == ENDED_DOWN or (why == ENDED_BROKEN and reused)
+
+
+cdef void distrust(driver *d, int host) noexcept nogil:
+    """One connection broke: others that were idle for a while are likely to be broken, too."""
+    cdef connection *next
+    cdef connection *c = d.idle
+    cdef uint64_t now = now_ms()
+    while c != NULL:
+        next = c.next_idle
+        if c.host == host and c.answers and now - c.used_ms >= DOUBTFUL_MS:
+            end(d, c, ENDED_OLD)
+        c = next
+
+
+cdef void unlink(driver *d, connection *c) noexcept nogil:
+    """Take it out of all lists."""
+    cdef connection **link = &d.idle
+    while link[0] != NULL:
+        if link[0] == c:
+            link[0] = c.next_idle
+            break
+        link = &link[0].next_idle
+    pthread_mutex_lock(&d.lock)
+    link = &d.all
+    while link[0] != NULL:
+        if link[0] == c:
+            link[0] = c.next
+            break
+        link = &link[0].next
+    d.open -= 1
+    pthread_mutex_unlock(&d.lock)
+
+
+cdef void sweep(driver *d) noexcept nogil:
+    """Now and then: answer what is too late, end what is too old."""
+    cdef uint64_t now = now_ms()
+    cdef connection *next
+    cdef connection *c
+    cdef job *j
+    if now - d.swept_ms < SWEEP_MS:
+        return
+    d.swept_ms = now
+    while True:
+        j = queue_take_old(d.asks, d.time_limit_ms)
+        if j == NULL:
+            break
+        d.late += 1
+        answer(d, j, STAT_RETRY, b"no connection in time")
+    c = d.all
+    while c != NULL:
+        next = c.next
+        if c.busy:
+            if c.given_up or now - c.job.since_ms >= d.time_limit_ms:
+                d.late += 1
+                connection_say(c, b"no answer in time")
+                complain(d, c)
+                end(d, c, ENDED_LATE)
+            elif now - c.used_ms >= d.suspect_ms and not c.suspect:
+                c.suspect = True
+                suspect(d, c.host)
+        elif now - c.used_ms >= d.idle_limit_ms or now - c.born_ms >= d.age_limit_ms:
+            end(d, c, ENDED_OLD)
+        c = next

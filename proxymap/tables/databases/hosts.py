@@ -1,0 +1,89 @@
+"""hosts - the hosts that a database server consists of: which is next, and which are down
+
+A host is down after `error_limit` failures in a row, or when it stays silent. It is
+not used then, until a probe in the background succeeds. Probes come each
+`probe_interval` in the first minute, then at gaps that double up to `longest_gap`.
+
+Source: mysql_table(5), pgsql_table(5), `hosts`: UNIX sockets come first, then
+names, then URIs, in random order each.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from proxymap.tables.databases.addresses import Address
+
+ORDER = {"unix": 0, "inet": 1, "uri": 2}
+MANY_PROBES = 60.0  # seconds of an outage with a probe each probe_interval
+JITTER = 0.2  # part of a gap
+
+
+class ConnectFailed(Exception):
+    """No connection could be made. too_many: the server has as many as it wants."""
+
+    def __init__(self, reason: str, *, too_many: bool = False) -> None:
+        super().__init__(reason)
+        self.too_many = too_many
+
+
+class DatabaseHost:
+    """One host. Times are those of time.monotonic.
+
+    number: its place in the list. failures: in a row. down_since: None while it is up.
+    next_probe: when to try whether it is up again. reason: of the latest failure.
+    """
+
+    def __init__(self, number: int, address: Address) -> None:
+        self.number, self.address = number, address
+        self.failures = 0
+        self.down_since: float | None = None
+        self.next_probe = 0.0
+        self.gap = 0.0
+        self.reason = ""
+        self.luck = random.random()
+
+
+class Hosts:
+    """The hosts of one server."""
+
+    def __init__(
+        self, addresses: Sequence[Address], error_limit: int, probe_interval: float, longest_gap: float
+    ) -> None:
+        self.all = [DatabaseHost(number, address) for number, address in enumerate(addresses)]
+        self.error_limit, self.interval, self.longest_gap = error_limit, probe_interval, longest_gap
+
+    def choose(self) -> DatabaseHost | None:
+        """The host for the next connection; None if all are down."""
+        up = [host for host in self.all if host.down_since is None]
+        return min(up, key=lambda h: (h.failures, ORDER[h.address.kind], h.luck)) if up else None
+
+    def failed(self, host: DatabaseHost, now: float, reason: str, *, outright: bool = False) -> bool:
+        """Count a failure; is the host down from now on? outright: this one is enough."""
+        host.failures += 1
+        host.reason = reason
+        if host.down_since is not None:
+            late = now - host.down_since > MANY_PROBES
+            host.gap = min(host.gap * 2, self.longest_gap) if late else self.interval
+        elif outright or host.failures >= self.error_limit:
+            host.down_since = now
+            host.gap = self.interval
+        else:
+            return False
+        host.next_probe = now + host.gap * random.uniform(1 - JITTER, 1 + JITTER)
+        return host.down_since == now
+
+    def succeeded(self, host: DatabaseHost, now: float) -> float | None:
+        """A connection was made; how long was the host down? None: it was up."""
+        down_since = host.down_since
+        host.failures = 0
+        host.down_since = None
+        host.luck = random.random()
+        return None if down_since is None else now - down_since
+
+    def due(self, now: float) -> list[DatabaseHost]:
+        """Those that should be probed."""
+        return [host for host in self.all if host.down_since is not None and host.next_probe <= now]
