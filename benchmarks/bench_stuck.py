@@ -27,6 +27,7 @@ def main() -> None:
     import fix_server  # in tests/, where servers.py leads to
 
     with tempfile.TemporaryDirectory(prefix="pm-bench-") as name, fix_server.ServerProcess() as server:
+        fix_server.give(name)
         library = Path(name) / "slow_users.so"
         subprocess.run(
             ["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/server/slow_users.c", "-ldl"], check=True

@@ -215,8 +215,11 @@ def proxied(maps: Iterable[str]) -> str:
 @contextmanager
 def ours(folder: Path, *options: str) -> Iterator[Server]:
     """Our daemon, by itself, with the main.cf of that folder."""
+    import fix_server
+
+    fix_server.give(folder)
     path = folder / f"ours-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "proxymap", "--listen", f"unix:{path}"]
+    command = [sys.executable, "-m", "proxymap", "--listen", f"unix:{path}", *fix_server.as_user()]
     with started([*command, "--config-directory", str(folder), *options], path) as process:
         yield Server(path, process.pid)
 
@@ -292,6 +295,7 @@ def both_writing() -> Iterator[dict[str, tuple[Server, str]]]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(fix_server.ServerProcess())
         (server.dir / "data").mkdir()  # such tables are not where main.cf is
+        fix_server.give(server.dir / "data")
         name = f"lmdb:{server.dir}/data/w"
         server.approve(name)
         server.start("-n", "proxywrite")

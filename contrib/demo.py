@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,9 @@ def write_sources(folder: Path) -> None:
 
 def start_server(folder: Path) -> subprocess.Popen[bytes]:
     command = ["proxymap", "--listen", f"unix:{folder}/proxymap", "--config-directory", str(folder)]
+    if os.geteuid() == 0:  # which the server does not stay
+        shutil.chown(folder, "nobody")
+        command += ["--user", "nobody"]
     say("Serve them, with this main.cf:")
     print((folder / "main.cf").read_text(), end="")
     print("$", shlex.join(command), "&")

@@ -31,6 +31,8 @@ Serve Postfix's proxymap protocol: lookup tables that main.cf approves
                            without it: the sockets of a systemd .socket unit
   --config-directory DIR   where main.cf and proxymap.cf are
                            (default: $MAIL_CONFIG, else /etc/postfix)
+  --user NAME              become this user when started as root, which it does not
+                           stay (default: main.cf's mail_owner)
   -n proxymap|proxywrite   the service: read-only tables, or read-write ones
                            (default: proxymap)
   -o NAME=VALUE            override a parameter; may be repeated
@@ -49,13 +51,13 @@ SIGTERM and SIGINT: stop after answering what is pending. SIGHUP (without
 master): read main.cf and proxymap.cf anew; connections stay.
 Exit status: 0 stopped on request; 1 a fatal error, which is logged.
 
-Example: proxymap --listen unix:/run/proxymap.sock --config-directory /etc/postfix
+Example: proxymap --listen unix:/run/proxymap/socket --config-directory /etc/postfix
 """
 
 FATAL_PAUSE = 1.0  # seconds before a fatal exit, so that a restart loop is slow
 IDENT = "proxymap"  # the process name in the log, for both services
 SHORT = "cdDi:lm:n:o:s:St:uvVz"  # multi_server(3)
-LONG = ["listen=", "config-directory=", "log-to=", "version", "help"]
+LONG = ["listen=", "user=", "config-directory=", "log-to=", "version", "help"]
 
 
 class Options:
@@ -64,6 +66,7 @@ class Options:
     def __init__(self, arguments: list[str]) -> None:
         self.config_directory = os.environ.get("MAIL_CONFIG") or "/etc/postfix"
         self.listen: str | None = None
+        self.user = ""
         self.service_name = "proxymap"
         self.overrides: list[str] = []
         self.log_to = ""
@@ -113,7 +116,12 @@ class Options:
 
 
 OVERRIDES = {"-o": "", "-i": "max_idle=", "-m": "max_use="}
-WORDS = {"--listen": "listen", "--config-directory": "config_directory", "-n": "service_name"}
+WORDS = {
+    "--listen": "listen",
+    "--user": "user",
+    "--config-directory": "config_directory",
+    "-n": "service_name",
+}
 SWITCHES = {"-c": "chroot", "-d": "not_daemon", "-D": "debug", "-S": "on_stdin", "-u": "unprivileged"}
 
 
@@ -157,6 +165,7 @@ def serve(options: Options, log: Log) -> None:
     if options.under_master:
         master.run(settings, main_cf, log, options.start, service_name=options.service_name, writes=writes)
     else:
+        standalone.become_unprivileged(settings, options.user)
         standalone.run(settings, main_cf, log, listen=options.listen, writes=writes, load=read)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 30.0  # seconds; for a machine that is very busy
 GREETING = b"protocol\0proxymap_protocol\0\0"
 DIALECTS = ("3.6", "3.11")
+USER = "nobody" if os.geteuid() == 0 else None  # as whom the daemon runs when root runs the tests
 
 # Dictionary flags, as tests spell them.
 TRY0, TRY1, FIXED, PATTERN, LOCK = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6
@@ -143,6 +145,7 @@ class ServerProcess:
     ) -> None:
         """main, own: parameters of main.cf and of proxymap.cf. Not started yet."""
         self.dir = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))  # short: a socket's path is limited
+        give(self.dir)
         self.path = str(self.dir / "s")
         self.log_file = self.dir / "log"
         self.greeted = greeted
@@ -151,6 +154,7 @@ class ServerProcess:
             "compatibility_level": "3.6",
             "queue_directory": str(self.dir),
             "myhostname": "test.invalid",
+            **({"mail_owner": USER} if USER else {}),
             **(main or {}),
         }
         self.own = dict(own or {})
@@ -171,6 +175,7 @@ class ServerProcess:
     def lmdb(self, name: str, records: Mapping[bytes, bytes]) -> bytes:
         """The same for lmdb; keys and values are stored as they are given."""
         write_lmdb(self.dir / f"{name}.lmdb", records)
+        give(self.dir / f"{name}.lmdb")
         self.approve(f"lmdb:{self.dir}/{name}")
         return f"lmdb:{self.dir}/{name}".encode()
 
@@ -275,6 +280,12 @@ class ServerProcess:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
+    def limit(self, **soft: int) -> None:
+        """Set limits of resources, such as nofile=10. As the user that the daemon is: no other may."""
+        options = [f"--{name}={value}:" for name, value in soft.items()]
+        group = pwd.getpwnam(USER).pw_gid if USER else None
+        subprocess.run(["prlimit", "--pid", str(self.pid), *options], check=True, user=USER, group=group)
+
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -285,6 +296,18 @@ def environment(**more: str) -> dict[str, str]:
     drop = ("MAIL_CONFIG", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def as_user() -> list[str]:
+    """What has the daemon run as USER, whatever its main.cf says."""
+    return ["--user", USER] if USER else []
+
+
+def give(*paths: Path | str) -> None:
+    """Let these be the daemon's own."""
+    if USER:
+        for path in paths:
+            shutil.chown(path, USER)
 
 
 def write_parameters(path: Path, parameters: Mapping[str, str]) -> None:

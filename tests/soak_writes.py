@@ -10,6 +10,7 @@ not answered any more says. Stock's postmap reads the table.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 
-from fix_server import ServerProcess, request
+from fix_server import ServerProcess, give, request
 
 from proxymap.tables.opening import open_table
 
@@ -91,8 +92,10 @@ def kill_round(rng: random.Random, maptype: str = "lmdb", count: int = CLIENTS) 
             server.stop(signal.SIGKILL)
             for client in clients:
                 client.thread.join()
+            os.chown(server.dir, os.geteuid(), -1)
             reason = open_table(table.encode(), writes=True).reason  # as the next server begins
             assert reason is None, reason
+            give(server.dir)
             read = subprocess.run(["postmap", "-s", table], capture_output=True, check=False)
             assert not read.stderr, read.stderr
             stored = dict(line.split(b"\t") for line in read.stdout.splitlines())

@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVES = """
-import subprocess, sys, time, pathlib, proxymap
-folder = pathlib.Path(sys.argv[1])
+import os, shutil, subprocess, sys, tempfile, time, pathlib, proxymap
+folder = pathlib.Path(tempfile.mkdtemp(prefix="pm-"))
 (folder / "main.cf").write_text(f"queue_directory = {folder}\\nproxy_read_maps = proxy:cdb:{folder}/none\\n")
-server = subprocess.Popen(
-    [sys.argv[2], "--listen", f"unix:{folder}/s", "--config-directory", folder], stderr=subprocess.DEVNULL
-)
+command = [sys.argv[1], "--listen", f"unix:{folder}/s", "--config-directory", folder]
+if os.geteuid() == 0:
+    shutil.chown(folder, "nobody")
+    command += ["--user", "nobody"]
+server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 while not (folder / "s").exists():
     assert server.poll() is None
     time.sleep(0.01)
@@ -26,6 +28,7 @@ with proxymap.Client(f"{folder}/s") as client:
     print(client.open(f"cdb:{folder}/none"), "site-packages" in proxymap.__file__)
 server.terminate()
 print(server.wait(60))
+shutil.rmtree(folder)
 """
 
 
@@ -87,7 +90,5 @@ def test_wheel_serves_from_a_clean_environment(wheel: Path, tmp_path: Path) -> N
     run(scripts / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel)
     assert run(scripts / "proxymap", "--version").startswith("proxymap ")
     assert "query" in run(scripts / "proxymapctl", "--help")
-    folder = tmp_path / "s"
-    folder.mkdir()
-    said = run(scripts / "python", "-c", SERVES, folder, scripts / "proxymap", cwd=tmp_path)
+    said = run(scripts / "python", "-c", SERVES, scripts / "proxymap", cwd=tmp_path)
     assert said == "32 True\n0\n"  # a surrogate's flags, and exit status 0

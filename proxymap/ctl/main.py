@@ -61,7 +61,7 @@ examples:
   proxymapctl disable
   proxymapctl tables
   proxymapctl flush lmdb:/etc/postfix/access user@example.com
-  proxymapctl --socket /run/proxymap.sock reload
+  proxymapctl --socket /run/proxymap/socket reload
 
 exit status:
   0 found or done   1 not found      64 wrong usage      65 bad line, or source to build

@@ -109,7 +109,7 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
 
 
 def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
-    """After chroot nothing can be imported any more, and mail_owner may not be allowed to.
+    """Import it now: after chroot nothing can be, and mail_owner may not be allowed to.
 
     The types of the tables that are approved, and of their members; or all types.
     """
@@ -123,7 +123,7 @@ def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_ty
 
 def drop_privileges(settings: Settings, start: Start) -> None:
     """setgid, initgroups, chroot, setuid: in Postfix's order, and for good."""
-    owner = account(settings.mail_owner)
+    owner = account(settings.mail_owner, "parameter mail_owner")
     if start.unprivileged and os.geteuid() == 0:
         os.setgid(owner.pw_gid)
         os.initgroups(settings.mail_owner, owner.pw_gid)
@@ -134,15 +134,15 @@ def drop_privileges(settings: Settings, start: Start) -> None:
         os.setuid(owner.pw_uid)
 
 
-def account(name: str) -> pwd.struct_passwd:
-    """mail_owner's account. ConfigError if there is none, or if it is root's."""
+def account(name: str, where: str) -> pwd.struct_passwd:
+    """The account to run as, which `where` names. ConfigError if there is none, or if it is root's."""
     try:
         owner = pwd.getpwnam(name)
         grp.getgrgid(owner.pw_gid)
     except KeyError:
-        raise ConfigError(f"parameter mail_owner: no such user, or no such group: {name}") from None
+        raise ConfigError(f"{where}: no such user, or no such group: {name}") from None
     if owner.pw_uid == 0 or owner.pw_gid == 0:
-        raise ConfigError(f"parameter mail_owner: {name} is privileged")
+        raise ConfigError(f"{where}: {name} is privileged")
     return owner
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import pwd
 import signal
 import socket
 import stat
@@ -21,6 +22,7 @@ from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
+from proxymap.server.master import account, load_what_is_needed_later
 
 Load = Callable[[], tuple[Settings, MainCf]]
 
@@ -55,6 +57,23 @@ def run(
 
         with obey_signals(server):
             server.run(ready)
+
+
+def become_unprivileged(settings: Settings, user: str) -> None:
+    """Started as root: be `user`, or mail_owner, for good, before anything is served or written.
+
+    Raises ConfigError if that cannot be, or if another user wants to be `user`.
+    """
+    where = "--user" if user else "parameter mail_owner"
+    if os.geteuid() != 0:
+        if user and account(user, where).pw_uid != os.geteuid():
+            raise ConfigError(f"--user {user}: only root can become another user")
+        return
+    owner = account(user or settings.mail_owner, where)
+    load_what_is_needed_later((), writes=True, all_types=True)
+    os.setgid(owner.pw_gid)
+    os.initgroups(owner.pw_name, owner.pw_gid)
+    os.setuid(owner.pw_uid)
 
 
 def enter_queue_directory(settings: Settings, log: Log) -> None:
@@ -145,7 +164,7 @@ def _locked(path: str) -> int:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError as error:
-            raise ConfigError(f"{where}: cannot lock {path}: {error.strerror}") from None
+            raise ConfigError(f"{where}: cannot lock {path}: {error.strerror}{advice(error, path)}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.lstat(path)):
@@ -156,6 +175,14 @@ def _locked(path: str) -> int:
         except FileNotFoundError:
             pass  # the holder has removed it
         os.close(fd)
+
+
+def advice(error: OSError, path: str) -> str:
+    """What to do about a folder that is not there, or not the server's."""
+    if error.errno not in (errno.EACCES, errno.ENOENT):
+        return ""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    return f"; {user} needs a folder of its own: install -d -o {user} {os.path.dirname(path)}"
 
 
 def _bound(path: str) -> socket.socket:
@@ -187,6 +214,10 @@ def refuse_occupied(path: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         result = probe.connect_ex(path)
+    if result == errno.EACCES:
+        raise ConfigError(
+            f"--listen unix:{path}: this socket is another user's; remove it if nobody serves it"
+        )
     if result != errno.ECONNREFUSED:
         raise ConfigError(f"--listen unix:{path}: another server is listening there; stop it first")
 

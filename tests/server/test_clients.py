@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -221,7 +220,7 @@ def test_out_of_descriptors_the_server_waits_and_accepts_again() -> None:
         clients.others_are_served(1)
         room = 20
         limit = server.descriptors() + room
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        server.limit(nofile=limit)
         with contextlib.ExitStack() as stack:
             # More than there is room for: they wait in the backlog, without a greeting.
             crowd = [
@@ -247,7 +246,7 @@ def test_waiting_without_descriptors_burns_no_cpu() -> None:
         clients = Clients(server)
         server.start()
         limit = server.descriptors() + 4
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        server.limit(nofile=limit)
         with contextlib.ExitStack() as stack:
             for _ in range(10):
                 stack.enter_context(contextlib.closing(Peer(server.path, greeted=False)))

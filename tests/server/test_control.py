@@ -26,6 +26,7 @@ from fix_server import (
     ServerProcess,
     environment,
     found,
+    give,
     lookup,
     wait_until,
     write_cdb,
@@ -132,11 +133,13 @@ def test_only_sockets_of_dead_processes_of_our_own_are_removed(server: ServerPro
         for path in (*kept, *stale):
             one = open_sockets.enter_context(socket.socket(socket.AF_UNIX))
             one.bind(path)
+            give(path)
     os.unlink(kept[4])
     Path(kept[4]).write_text("no socket")
     with socket.socket(socket.AF_UNIX) as alive:
         os.unlink(kept[3])
         alive.bind(kept[3])
+        give(kept[3])
         alive.listen()  # of a process that has another number where it lives
         if os.geteuid() == 0:
             kept.append(f"{server.path}.{nobodys + 3}.ctl")
@@ -570,16 +573,14 @@ def send_all_that_is_taken(peer: socket.socket, data: bytes) -> None:
 
 
 def test_descriptors_that_have_run_out_do_not_end_it(server: ServerProcess, proxymapctl: Ctl) -> None:
-    import resource
-
     server.start()
-    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
-    with connected(server) as peer:
+    server.limit(nofile=3)
+    with connected(server) as first, connected(server) as peer:
+        first_byte(first)  # a descriptor was kept for it
         peer.settimeout(0.5)
         with pytest.raises((TimeoutError, ConnectionError)):  # as the kernel has it
             first_byte(peer)
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        server.limit(nofile=1024)
     wait_until(lambda: proxymapctl(server, "tables") == 0, "the control socket")
 
 

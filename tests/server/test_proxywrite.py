@@ -22,6 +22,7 @@ from fix_server import (
     Peer,
     ServerProcess,
     environment,
+    give,
     lookup,
     request,
     wait_until,
@@ -208,6 +209,7 @@ def test_foreign_folder_is_refused_and_told(writing: Writing) -> None:
 
 def test_damaged_table_is_set_aside_and_told_once(writing: Writing) -> None:
     writing.file.write_bytes(b"no table" * 1000)
+    give(writing.file)
     with writing.run().connect() as peer:
         for i in range(10):
             assert status(peer.ask(update(writing.table, b"k%d" % i, b"v"))) == OK
@@ -219,6 +221,7 @@ def test_damaged_table_is_set_aside_and_told_once(writing: Writing) -> None:
 def test_damaged_table_is_kept_on_request(writing: Writing) -> None:
     writing.own["lmdb_replace_damaged"] = "no"
     writing.file.write_bytes(b"no table" * 1000)
+    give(writing.file)
     with writing.run().connect() as peer:
         assert status(peer.ask(update(writing.table, b"k", b"v"))) == RETRY
     writing.wait_log("set lmdb_replace_damaged = yes")
@@ -243,6 +246,7 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"mounting a tmpfs is not permitted: {done.stderr.strip()}")
+    give(path)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 from fix_postfix import (
     StockPostfix,
+    command,  # noqa: F401
     unavailable,
 )
 from oracle import Attributes, encode, take_list
@@ -35,7 +36,7 @@ CLEANUP = 1  # seconds between two runs of the cleanup, which walks the cache an
 
 
 class Writers(StockPostfix):
-    def __init__(self, command: str, maptype: str) -> None:
+    def __init__(self, program: str, maptype: str) -> None:
         self.maptype = maptype
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -53,7 +54,7 @@ class Writers(StockPostfix):
                 f" proxy:{maptype}:$data_directory/own $proxy_read_maps",
                 "proxy_read_maps": f"proxy:{maptype}:$data_directory/listed",
             },
-            MASTER.format(command=command, port=self.port),
+            MASTER.format(command=program, port=self.port),
         )
 
     def ask(self, service: str, attributes: Attributes) -> Attributes:
@@ -83,7 +84,10 @@ class Writers(StockPostfix):
 
 
 @pytest.fixture(scope="module", params=["lmdb", "btree"])
-def writers(command: str, request: pytest.FixtureRequest) -> Iterator[Writers]:
+def writers(
+    command: str,  # noqa: F811
+    request: pytest.FixtureRequest,
+) -> Iterator[Writers]:
     with Writers(command, request.param) as made:
         yield made
 
