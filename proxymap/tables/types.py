@@ -59,7 +59,9 @@ TABLE_TYPES = {
     "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
     "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
+    "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "pgsql": TableType("databases.pgsql"),
     "pipemap": TableType("composite.pipemap", flags=ALL_FLAGS),  # members keep the flags of their opening
     "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
     "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),

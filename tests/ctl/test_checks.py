@@ -220,7 +220,7 @@ def test_relative_name_counts_from_the_queue_directory(host: Host) -> None:
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        ("mysql:/etc/x.cf", "type mysql is not served yet: the clients will get RETRY"),
+        ("ldap:/etc/x.cf", "type ldap is not served yet: the clients will get RETRY"),
         ("dbm:/x", "Postfix has no type dbm any more; use lmdb or cdb"),
         ("nosuch:/x", "unknown table type nosuch"),
     ],
@@ -231,13 +231,13 @@ def test_types(host: Host, table: str, text: str) -> None:
 
 
 def test_members_of_a_composite_are_checked_each(host: Host) -> None:
-    good, mysql = host.table("v"), "mysql:/etc/x.cf"
-    host.set(virtual_alias_maps=f"proxy:unionmap:{{{good}, pipemap:{{proxy:cdb:/none/w, {mysql}}}}}")
+    good, ldap = host.table("v"), "ldap:/etc/x.cf"
+    host.set(virtual_alias_maps=f"proxy:unionmap:{{{good}, pipemap:{{proxy:cdb:/none/w, {ldap}}}}}")
     lines = [fault.line() for fault in host.check()]
     assert len(lines) == 2
     assert all(line.startswith(f"{host.line('virtual_alias_maps')}, virtual_alias_maps: ") for line in lines)
     assert any("there is no /none/w.cdb" in line for line in lines)
-    assert any(f"{mysql}: type mysql is not served yet" in line for line in lines)
+    assert any(f"{ldap}: type ldap is not served yet" in line for line in lines)
 
 
 def test_composite_that_is_none(host: Host) -> None:

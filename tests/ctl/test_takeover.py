@@ -169,9 +169,9 @@ def test_arguments_are_kept_and_count(prefix: Prefix) -> None:  # noqa: F811
 
 
 def test_unserved_types_are_told(host: Host) -> None:
-    host.set(proxy_read_maps="proxy:cdb:$tables/v proxy:mysql:/etc/x.cf")
+    host.set(proxy_read_maps="proxy:cdb:$tables/v proxy:ldap:/etc/x.cf")
     done = host.ctl("enable", "--dry-run")
-    assert "warning: proxymap: mysql:/etc/x.cf is not served yet" in done.stdout
+    assert "warning: proxymap: ldap:/etc/x.cf is not served yet" in done.stdout
 
 
 # What changes nothing
