@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test lint demo bench bench-quick bench-micro bench-compare report asan fuzz differential soak soak-live dist clean
+.PHONY: help build test lint demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz differential soak soak-live dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   everything measured beside the floor and Postfix's own server; an hour"
 	@echo "make bench-quick  requests per second, latency and CPU of a few cases; two minutes"
 	@echo "make bench-micro  the parts (codec, cache, tables, rules) by pyperf, into build/micro.json"
+	@echo "make bench-databases  mysql and pgsql tables beside Postfix's own server, over private servers; 20 minutes"
 	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec and reader tests under AddressSanitizer"
@@ -68,6 +69,10 @@ bench-micro: build
 	mkdir -p build && rm -f build/micro.json
 	$(PY) benchmarks/bench_micro.py --fast --output build/micro.json $(BENCH_ARGS)
 
+bench-databases: build build/load
+	sh contrib/install-postfix
+	$(BIN) $(PY) benchmarks/bench_databases.py --json benchmarks/results/databases.json $(BENCH_ARGS)
+
 bench-compare:
 	$(PY) benchmarks/compare.py $(or $(BASE),benchmarks/results/micro.json) build/micro.json
 
@@ -89,7 +94,7 @@ soak-live: build build/load
 
 differential: build
 	sh contrib/install-postfix
-	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py
+	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py tests/test_differential_sql.py
 	PROXYMAP_REQUESTS=$${PROXYMAP_REQUESTS:-100000} $(PY) -m pytest -q tests/server/test_proxywrite.py -k random_requests
 
 dist: $(VENV)/ready

@@ -13,6 +13,9 @@
  *              input, and stay connected until its end: who measures the server
  *              looks at it before and after
  * -u           updates of the keys in place of lookups
+ * -H TABLE     a client that has connected asks this table, which takes its time,
+ *              before the next one connects: a server that gives idle processes
+ *              new clients has a process for each, as under load
  * -g FILE      every key has a value, a generation's number said several times,
  *              which must be one number, and no less than the eight bytes of
  *              FILE were when the request was sent; ends at the first reply
@@ -39,7 +42,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STATUSES = 6, IN_SIZE = 1 << 20, STALLED_MS = 10000 };
+enum { STATUSES = 6, IN_SIZE = 1 << 20, STALLED_MS = 10000, HELD_MS = 60000 };
 
 struct client {
     int fd;
@@ -54,6 +57,8 @@ static char **keys;
 static size_t key_count, key_at;
 static char head[8192];  /* the request up to the key */
 static size_t head_len;
+static char hold[8192];  /* -H: a whole request */
+static size_t hold_len;
 static const char *tail = "\0";  /* and from the end of the key on */
 static size_t tail_len = 2;
 static long by_status[STATUSES];
@@ -124,6 +129,11 @@ static void add(const char *text)
     }
     memcpy(head + head_len, text, n);
     head_len += n;
+}
+
+static void add_head(const char *kind, const char *table)
+{
+    add("request"), add(kind), add("table"), add(table), add("flags"), add("64"), add("key");
 }
 
 static void ask(struct client *c)
@@ -226,6 +236,19 @@ static int take(struct client *c, long done)
     return 1;
 }
 
+/* The requests that were sent while others connected: wait for their replies. */
+static void end_hold(int count)
+{
+    struct epoll_event ready[256];
+
+    for (int done = 0, n; done < count;) {
+        if ((n = epoll_wait(ep, ready, 256, HELD_MS)) <= 0)
+            die("the table of -H");
+        for (int i = 0; i < n; i++)
+            done += take(ready[i].data.ptr, done);
+    }
+}
+
 /* Ask until there are `total` replies, or `seconds` (0: any) are over; returns how many came. */
 static long run(struct client *clients, int count, long total, double seconds, uint32_t *latency)
 {
@@ -278,7 +301,7 @@ static double percentile(const uint32_t *ns, long count, double p)
 
 static void usage(void)
 {
-    fprintf(stderr, "usage: load [-t SECONDS] [-w SECONDS] [-p] [-u | -g FILE] SOCKET TABLE KEYFILE CLIENTS REQUESTS\n");
+    fprintf(stderr, "usage: load [-t SECONDS] [-w SECONDS] [-p] [-u | -g FILE] [-H TABLE] SOCKET TABLE KEYFILE CLIENTS REQUESTS\n");
     exit(64);
 }
 
@@ -289,8 +312,9 @@ int main(int argc, char **argv)
     struct epoll_event event = {.events = EPOLLIN};
     double seconds = 0, warm_up = 0;
     int option, updates = 0, pause = 0, fd;
+    const char *held = NULL;
 
-    while ((option = getopt(argc, argv, "t:w:pug:")) != -1)
+    while ((option = getopt(argc, argv, "t:w:pug:H:")) != -1)
         switch (option) {
         case 't': seconds = atof(optarg); break;
         case 'w': warm_up = atof(optarg); break;
@@ -306,6 +330,7 @@ int main(int argc, char **argv)
             if (oldest == MAP_FAILED)
                 die(optarg);
             break;
+        case 'H': held = optarg; break;
         default: usage();
         }
     argv += optind;
@@ -322,13 +347,22 @@ int main(int argc, char **argv)
     uint32_t *latency = malloc(total * sizeof *latency);
     if (count < 1 || total < 1 || clients == NULL || latency == NULL)
         usage();
-    add("request"), add(updates ? "update" : "lookup"), add("table"), add(argv[1]), add("flags"), add("64"), add("key");
+    if (held) {
+        add_head("lookup", held), add("x"), add("");
+        memcpy(hold, head, hold_len = head_len);
+        head_len = 0;
+    }
+    add_head(updates ? "update" : "lookup", argv[1]);
     ep = epoll_create1(0);
     for (int i = 0; i < count; i++) {
         connect_client(&clients[i], argv[0]);
         event.data.ptr = &clients[i];
         epoll_ctl(ep, EPOLL_CTL_ADD, clients[i].fd, &event);
+        if (held && send(clients[i].fd, hold, hold_len, MSG_NOSIGNAL) != (ssize_t) hold_len)
+            die("send");
     }
+    if (held)
+        end_hold(count);
     if (warm_up > 0)
         run(clients, count, LONG_MAX, warm_up, NULL);
     if (pause) {

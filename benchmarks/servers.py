@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,12 +322,17 @@ def load(
     seconds: float = 0.0,
     warm_up: float = 0.0,
     updates: bool = False,
+    hold: str = "",
+    look: Callable[[], None] = lambda: None,
 ) -> Measured:
     """One run of load.c, with the CPU time that the server and its master spent on each request.
+
+    hold: load.c's -H. look: called at the end, while all clients are still connected.
 
     others: how many CPUs were busy with something else meanwhile.
     """
     options = ["-p", "-t", str(seconds), "-w", str(warm_up), *(["-u"] if updates else [])]
+    options += ["-H", hold] if hold else []
     command = [str(ROOT / "build/load"), *options, str(server.path), table, str(keys), str(clients)]
     with subprocess.Popen(
         [*command, str(requests)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -343,6 +348,7 @@ def load(
         took = time.monotonic() - start
         after, master = server.cpu_seconds(), cpu_seconds(server.pid) - master
         others = all_cpus(process.pid) - others
+        look()
     if process.returncode != 0:
         raise SystemExit(f"load on {server.path} failed")
     measured: Measured = json.loads(line)

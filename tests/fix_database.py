@@ -84,8 +84,8 @@ class PrivateDatabase:
         """The server by its address: another host than by its socket."""
         return f"127.0.0.1:{self.port}"
 
-    def connections(self) -> int:
-        """How many connections USER has now."""
+    def connections(self, user: str = USER) -> int:
+        """How many connections a user has now."""
         raise NotImplementedError
 
     def end_connections(self) -> None:

@@ -69,8 +69,8 @@ class MariaDB(PrivateDatabase):
             "DROP USER IF EXISTS ''@localhost",
         )
 
-    def connections(self) -> int:
-        sql = f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{USER}'"
+    def connections(self, user: str = USER) -> int:
+        sql = f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{user}'"
         return int(self.execute(sql)[0][0])
 
     def end_connections(self) -> None:

@@ -98,8 +98,8 @@ class PostgreSQL(PrivateDatabase):
             f"ALTER DATABASE {DATABASE} OWNER TO {USER}",
         )
 
-    def connections(self) -> int:
-        return int(self.execute(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{USER}'")[0][0])
+    def connections(self, user: str = USER) -> int:
+        return int(self.execute(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}'")[0][0])
 
     def end_connections(self) -> None:
         sql = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{USER}'"

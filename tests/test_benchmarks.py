@@ -15,6 +15,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import fix_mariadb
+import fix_pgsql
+import fix_postfix
 import pyperf
 import pytest
 import report
@@ -22,6 +25,8 @@ from figures import Figures
 from fix_server import GREETING
 from oracle import take_list
 from verdicts import judge
+
+from proxymap.tables.types import TABLE_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -294,6 +299,25 @@ def test_compare_fails_on_a_regression_beyond_noise(tmp_path: Path, now: list[fl
     assert (words["parse"]["is"] == "slower") == bool(status)
 
 
-@pytest.mark.parametrize("name", ["bench.py", "report.py", "compare.py", "bench_micro.py"])
+@pytest.mark.parametrize("maptype", ["mysql", "pgsql"])
+def test_bench_databases_runs_from_end_to_end(maptype: str, tmp_path: Path) -> None:
+    if maptype not in TABLE_TYPES:
+        pytest.skip(f"{maptype} is not there yet")
+    module = {"mysql": fix_mariadb, "pgsql": fix_pgsql}[maptype]
+    if reason := fix_postfix.unavailable() or module.unavailable():
+        pytest.skip(reason)
+    out = tmp_path / "databases.json"
+    run("bench_databases.py", "--quick", "--types", maptype, "--clients", 8, "--json", out)
+    (case,) = json.loads(out.read_text())["cases"]
+    for server in ("ours", "stock"):
+        (figures,) = case[server]
+        assert figures["retry"] == 0
+        assert figures["per_second"] > 0
+        assert figures["connections"] >= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["bench.py", "report.py", "compare.py", "bench_micro.py", "bench_databases.py"]
+)
 def test_help(name: str) -> None:
     assert "usage:" in run(name, "--help")

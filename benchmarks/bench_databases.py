@@ -1,0 +1,218 @@
+"""bench_databases - lookups in MariaDB and PostgreSQL: ours beside stock's server, in alternating rounds
+
+A private server of each, a million rows, over its UNIX socket; all keys are there,
+and nothing is cached on our side. Stock gets a process for each client, up to its
+100 (load.c, -H): clients that connect while its processes are idle all land on
+one. `delay`: what a lookup takes within the database server besides.
+
+usage: bench_databases.py [--types mysql pgsql] [--clients N ...] [--rounds N] [--json FILE] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import servers
+from servers import ROOT, Measured, Server, load, log
+
+RESULTS = ROOT / "benchmarks" / "results" / "databases.json"
+CASES = [  # milliseconds in the server, clients
+    *((0, clients) for clients in (1, 8, 32, 128)),
+    *((delay, clients) for delay in (1, 10) for clients in (32, 128)),
+]
+WIDE = 100  # server_connection_limit where a lookup takes 10 ms
+HOLD = {8: 1.0, 32: 2.0, 128: 8.0}  # seconds; for so many processes to start
+METRICS = ("per_second", "cpu_us", "p50_us", "p99_us", "processes", "connections", "retry")
+IDLE = "3s"  # for processes and connections that the last case needed
+STOCK, USER = "stock", "pm"  # users of the database
+ADD_USER = {
+    "mysql": "CREATE USER stock@'%' IDENTIFIED BY '{0}'; GRANT ALL ON mail.* TO stock@'%'",
+    "pgsql": "CREATE ROLE stock LOGIN PASSWORD '{0}'; GRANT pm TO stock",
+}
+
+
+def main() -> int:
+    options = parse()
+    if reason := servers.no_stock():
+        raise SystemExit(f"without stock's server there is nothing to compare with: {reason}")
+    servers.many_files()
+    began = time.monotonic()
+    result: dict[str, Any] = {
+        "host": servers.about_this_host(),
+        "rows": options.rows,
+        "seconds": options.seconds,
+    }
+    result["cases"] = [case for maptype in options.types for case in Run(maptype, options).all()]
+    result["took_seconds"] = round(time.monotonic() - began)
+    print_cases(result["cases"])
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        log(f"written: {options.json}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--types", nargs="+", default=["mysql", "pgsql"], choices=["mysql", "pgsql"])
+    parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="only cases of so many")
+    parser.add_argument("--delays", nargs="+", type=int, metavar="MS", help="only cases of such a delay")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
+    parser.add_argument("--warm-up", type=float, default=0.7, metavar="S", help="before it (default: 0.7)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--quick", action="store_true", help="few rows, one short round")
+    options = parser.parse_args()
+    if options.quick:
+        options.rows, options.rounds, options.seconds, options.warm_up = 10_000, 1, 0.5, 0.2
+    return options
+
+
+class Run:
+    """One type: its server, stock's proxymap and two of ours, which differ in their limit of connections."""
+
+    def __init__(self, maptype: str, options: argparse.Namespace) -> None:
+        self.maptype, self.options = maptype, options
+        self.cases = [
+            (delay, clients)
+            for delay, clients in CASES
+            if (not options.clients or clients in options.clients)
+            and (not options.delays or delay in options.delays)
+        ]
+
+    def all(self) -> list[dict[str, Any]]:
+        """Each case with the figures of each round."""
+        import fix_database
+        import fix_mariadb
+        import fix_pgsql
+        import fix_sql
+
+        known = [
+            {"maptype": self.maptype, "delay_ms": delay, "clients": clients, "ours": [], "stock": []}
+            for delay, clients in self.cases
+        ]
+        with ExitStack() as stack:
+            kind = fix_mariadb.MariaDB if self.maptype == "mysql" else fix_pgsql.PostgreSQL
+            many = "--max-connections=1000" if self.maptype == "mysql" else "--max_connections=1000"
+            self.database = stack.enter_context(kind(many))
+            self.database.execute(ADD_USER[self.maptype].format(fix_database.PASSWORD))
+            log(f"{self.maptype}: {self.options.rows:,} rows")
+            fix_sql.fill_many(self.database, self.options.rows)
+            self.keys = self.database.dir / "keys"
+            write_keys(self.keys, self.options.rows)
+            self.start(stack)
+            for number in range(self.options.rounds):
+                log(f"{self.maptype}: round {number + 1} of {self.options.rounds}")
+                for case in known:
+                    order = ("ours", "stock") if number % 2 == 0 else ("stock", "ours")
+                    for server in order:
+                        case[server].append(self.measure(server, case["delay_ms"], case["clients"]))
+        return known
+
+    def start(self, stack: ExitStack) -> None:
+        """Stock's server, and ours."""
+        from fix_postfix import StockPostfix
+        from fix_sql import Service
+
+        delays = sorted({delay for delay, _ in self.cases})
+        postfix = StockPostfix({"max_idle": IDLE})
+        stack.callback(postfix.remove)
+        self.names = {delay: f"{self.maptype}:{postfix.tables}/{delay}ms.cf" for delay in delays}
+        self.holds = {clients: f"{self.maptype}:{postfix.tables}/hold{clients}.cf" for clients in HOLD}
+        queries = {name: self.query(delay) for delay, name in self.names.items()}
+        queries |= {name: self.query(HOLD[n] * 1000, some=True) for n, name in self.holds.items()}
+        self.write(queries, STOCK)
+        postfix.set(proxy_read_maps=servers.proxied(queries))
+        postfix.start()
+        self.stock = servers.served_by(postfix)
+        self.ours = {}
+        for limit in {limit_for(delay) for delay in delays}:
+            limits = {"server_connection_limit": str(limit)} if limit else {}
+            service = stack.enter_context(Service(self.database, {"server_idle_limit": IDLE} | limits))
+            self.own_names = {
+                delay: f"{self.maptype}:{self.database.dir}/{delay}ms.cf" for delay in self.names
+            }
+            self.write({name: self.query(delay) for delay, name in self.own_names.items()}, USER)
+            service.approve(*self.own_names.values())
+            service.start()
+            self.ours[limit] = Server(Path(service.path), service.pid)
+
+    def write(self, queries: dict[str, str], user: str) -> None:
+        for name, query in queries.items():
+            self.database.write_cf(Path(name.partition(":")[2]), query=query, user=user)
+
+    def query(self, delay: float, some: bool = False) -> str:
+        """some: of one row, whatever the key."""
+        key = "user1@example.com" if some else "%s"
+        if self.maptype == "mysql":
+            wait = f" AND SLEEP({delay / 1000}) = 0" if delay else ""
+            return f"SELECT v FROM many WHERE k = '{key}'{wait}"
+        source = f", pg_sleep({delay / 1000})" if delay else ""
+        return f"SELECT v FROM many{source} WHERE k = '{key}'"
+
+    def measure(self, server: str, delay: int, clients: int) -> Measured:
+        seen: list[int] = []
+        if server == "stock":
+            one, table, hold, user = self.stock, self.names[delay], self.holds.get(clients, ""), STOCK
+        else:
+            one, table, hold, user = self.ours[limit_for(delay)], self.own_names[delay], "", USER
+        measured = load(
+            one, table, self.keys, clients, seconds=self.options.seconds, warm_up=self.options.warm_up,
+            hold=hold, look=lambda: seen.append(self.database.connections(user)),
+        )  # fmt: skip
+        measured["connections"] = seen[0]
+        if measured["retry"] or measured["nokey"]:
+            log(f"{server}, {delay} ms, {clients} clients: {measured['retry']:.0f} deferred,"
+                f" {measured['nokey']:.0f} not found")  # fmt: skip
+        return {name: measured[name] for name in METRICS}
+
+
+def limit_for(delay: int) -> int:
+    """server_connection_limit; 0: as it is."""
+    return WIDE if delay >= 10 else 0
+
+
+def write_keys(path: Path, rows: int) -> None:
+    rng = random.Random(1)
+    path.write_text(
+        "".join(f"user{rng.randrange(rows) + 1}@example.com\n" for _ in range(min(rows, 500_000)))
+    )
+
+
+def middle(figures: list[Measured], metric: str) -> float:
+    return statistics.median(one[metric] for one in figures)
+
+
+def ratio(case: dict[str, Any], metric: str) -> float:
+    """Ours to stock's: the median of the rounds' ratios."""
+    pairs = zip(case["ours"], case["stock"], strict=True)
+    return statistics.median(ours[metric] / stock[metric] for ours, stock in pairs)
+
+
+def print_cases(cases: list[dict[str, Any]]) -> None:
+    print("table  delay clients | lookups/s     ours    stock  ratio | CPU µs  ours stock  ratio |"
+          " p50 µs  ours   stock | connections ours stock | stock's processes")  # fmt: skip
+    for case in cases:
+        ours, stock = case["ours"], case["stock"]
+        print(
+            f"{case['maptype']:6} {case['delay_ms']:2} ms {case['clients']:7} |"
+            f" {middle(ours, 'per_second'):17,.0f} {middle(stock, 'per_second'):8,.0f}"
+            f" {ratio(case, 'per_second'):6.2f} | {middle(ours, 'cpu_us'):12.1f}"
+            f" {middle(stock, 'cpu_us'):5.1f} {ratio(case, 'cpu_us'):6.2f} |"
+            f" {middle(ours, 'p50_us'):12,.0f} {middle(stock, 'p50_us'):7,.0f} |"
+            f" {middle(ours, 'connections'):16.0f} {middle(stock, 'connections'):5.0f} |"
+            f" {middle(stock, 'processes'):4.0f}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
