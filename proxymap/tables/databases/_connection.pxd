@@ -58,6 +58,7 @@ cdef struct connection:
     size_t at_row
     char **values          # of the current row, where the library has it so
     unsigned long *lengths
+    bint spent             # it has answered, and is of no use any more
     bint result_required   # is an answer without rows and columns a failure?
     char text[TEXT_SIZE]   # why it FAILED, BROKE and so on
     buf shown              # which host, for the log

@@ -263,7 +263,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
     else:
         complain(d, c)
         answer_of(d, c, STAT_RETRY, c.text)
-    if outcome == SPOILED:
+    if outcome == SPOILED or c.spent:
         end(d, c, ENDED_SPOILED)
         return
     c.calls.finish(c)
