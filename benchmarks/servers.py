@@ -104,7 +104,7 @@ def make_tables(sizes: Iterable[int], folder: Path = TABLES) -> list[str]:
 
 def build_tables(entries: int, folder: Path) -> None:
     """Like smtp-source -N, which puts a number before the address, so that mail can be sent to them."""
-    from proxymap.ctl.build import build
+    from proxymap.ctl.builder import build
 
     source = folder / f"t{entries}"
     with source.open("w") as file:

@@ -3,12 +3,16 @@
 Each is started as master(8) starts it: as root, with the descriptors, the
 environment and the arguments that a child gets. The clock runs from the start
 of the process until a client, which has waited from the beginning, has the
-greeting and one reply from a cdb table. Ours is measured twice: from a folder
-with bytecode, as an installation has it, and from one without.
+greeting and one reply from a cdb table. Ours is measured twice: with bytecode,
+as an installation has it, and without. Each is a virtual environment of its
+own, in which there is nothing else: that of the developer loads more at its start.
+
+By hand, beside another tree that is built: start.py --beside DIR --rounds 100
 """
 
 from __future__ import annotations
 
+import argparse
 import compileall
 import contextlib
 import fcntl
@@ -16,9 +20,10 @@ import os
 import shutil
 import signal
 import socket
-import sys
+import statistics
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,11 +36,13 @@ REPLY = b"status\x000\0value\0value\0\0"
 ENTRIES = 1000
 
 
-def measure(rounds: int, did: Callable[[str], None]) -> dict[str, list[float]]:
-    """Milliseconds, by server."""
+def measure(rounds: int, did: Callable[[str], None], beside: Path | None = None) -> dict[str, list[float]]:
+    """Milliseconds, by server. beside: another tree, which is measured too."""
     figures: dict[str, list[float]] = {}
     with configured() as folder:
         servers = programs(folder)
+        if beside is not None:
+            servers["the other tree"] = installed(folder / "beside", beside, bytecode=True)
         for path in servers.values():
             first_reply(path, folder)  # the files are in memory from here on
         for _ in range(rounds):
@@ -48,7 +55,7 @@ def measure(rounds: int, did: Callable[[str], None]) -> dict[str, list[float]]:
 @contextlib.contextmanager
 def configured() -> Iterator[Path]:
     """A folder with main.cf and the table cdb:FOLDER/t, open to mail_owner."""
-    from proxymap.ctl.build import build
+    from proxymap.ctl.builder import build
 
     with tempfile.TemporaryDirectory(prefix="pm-bench-", dir="/tmp") as name:
         folder = Path(name)
@@ -68,24 +75,25 @@ def programs(folder: Path) -> dict[str, Path]:
     from fix_postfix import daemon_directory, unavailable
 
     found = {
-        "ours": installed(folder / "with", bytecode=True),
-        "ours, no bytecode": installed(folder / "without", bytecode=False),
+        "ours": installed(folder / "with", ROOT, bytecode=True),
+        "ours, no bytecode": installed(folder / "without", ROOT, bytecode=False),
     }
     if unavailable() is None:
         found["stock"] = Path(daemon_directory(), "proxymap")
     return found
 
 
-def installed(folder: Path, *, bytecode: bool) -> Path:
-    """A copy of the package with its executable, as an installation has them."""
+def installed(folder: Path, tree: Path, *, bytecode: bool) -> Path:
+    """A virtual environment with a copy of the package and its executable, as an installation has them."""
+    venv.create(folder, symlinks=True)
+    packages = next((folder / "lib").glob("python*/site-packages"))
     leave = shutil.ignore_patterns("__pycache__", "*.pyx", "*.pxd", "*.c")
-    shutil.copytree(ROOT / "proxymap", folder / "proxymap", ignore=leave)
+    shutil.copytree(tree / "proxymap", packages / "proxymap", ignore=leave)
     if bytecode:
-        compileall.compile_dir(folder / "proxymap", quiet=1)
+        compileall.compile_dir(packages, quiet=1)
     program = folder / "bin" / "proxymap"
-    program.parent.mkdir()
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(folder)!r})\n"
+        f"#!{folder}/bin/python\nimport sys\n"
         "sys.dont_write_bytecode = True\nfrom proxymap.main import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)
@@ -165,3 +173,18 @@ def read(client: socket.socket, expected: bytes) -> None:
         data += piece
     if data != expected:
         raise SystemExit(f"expected {expected!r}, got {data!r}")
+
+
+def main() -> None:
+    """Medians and quartiles on standard output."""
+    parser = argparse.ArgumentParser(description="The time from exec to the first reply.")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another tree, measured too")
+    options = parser.parse_args()
+    for name, figures in measure(options.rounds, lambda text: None, options.beside).items():
+        low, middle, high = statistics.quantiles(figures, n=4)
+        print(f"{name:20} {middle:7.2f} ms, quartiles {low:.2f} and {high:.2f}, least {min(figures):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ import pytest
 from fix_server import DIALECTS, ServerProcess
 from oracle import Attributes, encode
 
-from proxymap.ctl.build import Options, build
+from proxymap.ctl.builder import Options, build
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 EXCHANGES = {"proxymap": 297, "proxywrite": 99}  # in each of the files, so that nothing passes by being empty
