@@ -80,18 +80,19 @@ def _split_port(text: str) -> tuple[str, str]:
     """(host, port or empty). A colon in an address of IPv6 is none before a port, where that can be told."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
-        if not bracket or not _is_ipv6(host) or (rest and not rest.startswith(":")):
-            raise ValueError("an IPv6 address between brackets, and perhaps a port: [::1]:3306")
+        if not bracket or not _is_address(host) or (rest and not rest.startswith(":")):
+            raise ValueError("an address between brackets, and perhaps a port: [::1]:3306")
         return host, rest[1:]
     host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not _is_ipv6(host) and _is_ipv6(text)):
+    if not colon or (":" in host and not _is_address(host) and _is_address(text)):
         return text, ""
     return host, port
 
 
-def _is_ipv6(text: str) -> bool:
+def _is_address(text: str) -> bool:
+    """Is it an address of IPv6, or of IPv4?"""
     try:
-        socket.inet_pton(socket.AF_INET6, text)
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
         return False
     return True

@@ -204,9 +204,10 @@ def test_mysql_key_in_latin1(mysql: Rows) -> None:
 
 def test_intended_difference_mysql_key_that_is_not_utf8_is_nokey(mysql: Rows) -> None:
     """Nothing can match it, so that nothing is asked."""
-    name = mysql.table(query="SELECT 'any'")
-    assert mysql.stock(name, b"\xff") == found(b"any")
-    assert mysql.ours(name, b"\xff") == NOT_FOUND
+    name = mysql.table(query="SELECT 'any', length('%u')")
+    assert mysql.stock(name, b"\xff@x") == found(b"any,1")
+    assert mysql.ours(name, b"\xff@x") == NOT_FOUND
+    assert mysql.same(name, b"x@\xff") == found(b"any,1")  # the query has no use for that part
 
 
 # PostgreSQL: URIs, TLS
