@@ -6,7 +6,7 @@ asked (_work). One thread, the loop's; no GIL. Source: tables.md 2.
 
 from libc.stdint cimport uint64_t
 
-from proxymap.base._buf cimport view, view_of
+from proxymap.base._buf cimport buf, view, view_of
 from proxymap.base._fold cimport utf8_valid
 from proxymap.server._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap.server._catalog cimport instance
@@ -14,7 +14,7 @@ from proxymap._codec cimport request
 from proxymap.server._service cimport (
     service, service_complain, service_warn_not_utf8, session, session_cursor,
 )
-from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table_fold
+from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table, table_fold
 from proxymap._words cimport *
 
 
@@ -112,11 +112,25 @@ cdef int ask_check(service *s, instance *i, const request *r, int flags, view *k
 
 cdef int check_change(service *s, instance *i, const request *r, int flags, view *key) noexcept nogil:
     """Fold the key of an update or delete; STAT_LATER to go on. What is not UTF-8 is said to be done."""
-    cdef int status = fold_key(s, i, flags, key)
-    if status == STAT_NOKEY:
-        return STAT_OK
-    if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and r.kind == REQ_UPDATE:
-        if not utf8_valid(r.value):
-            service_warn_not_utf8(s, i, b': non-UTF-8 value "', r.value)
-            return STAT_OK
-    return STAT_LATER if status == STAT_OK else status
+    cdef int fit = change_fits(i.t, i.open_flags & DICT_FLAG_UTF8_ACTIVE, r, flags, key, &s.folded)
+    if fit == CHANGE_FITS:
+        return STAT_LATER
+    if fit == CHANGE_NO_MEMORY:
+        return STAT_RETRY
+    if fit == CHANGE_BAD_KEY:
+        service_warn_not_utf8(s, i, b': non-UTF-8 key "', key[0])
+    else:
+        service_warn_not_utf8(s, i, b': non-UTF-8 value "', r.value)
+    return STAT_OK
+
+
+cdef int change_fits(
+    const table *t, bint utf8, const request *r, int flags, view *key, buf *scratch
+) noexcept nogil:
+    """Fold the key of an update or delete; returns CHANGE_*. Any thread."""
+    cdef int status = table_fold(t, utf8, flags, key, scratch)
+    if status != STAT_OK:
+        return CHANGE_BAD_KEY if status == STAT_NOKEY else CHANGE_NO_MEMORY
+    if utf8 and r.kind == REQ_UPDATE and not utf8_valid(r.value):
+        return CHANGE_BAD_VALUE
+    return CHANGE_FITS

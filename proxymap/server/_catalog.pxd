@@ -5,6 +5,12 @@ from libc.stdint cimport uint64_t
 from proxymap.base._buf cimport buf, view
 from proxymap.tables._table cimport table
 
+cdef enum:  # what a worker is doing for an instance; docs/architecture.md has a diagram
+    AT_REST = 0
+    OPENING = 1   # it opens the table, for the first time or again, and requests wait
+    RENEWING = 2  # it opens the new content, and the old table answers meanwhile
+
+
 cdef struct instance:
     # A table as one kind of client sees it: same name, same dialect, same instance flags.
     instance *chain     # next in the same slot
@@ -18,15 +24,14 @@ cdef struct instance:
     table *t            # NULL until it was opened once
     uint64_t id         # another one for each table that t has been
     uint64_t cache_id   # the same for the cache, and another one after each flush
-    bint refused        # the name is not approved any more
+    bint approved       # may its name still be served?
     uint64_t lookups    # asked of it, and the answers that came from the cache
     uint64_t hits
     uint64_t errors     # answers of RETRY and CONFIG
     uint64_t opened_ms  # when t came
-    bint opening        # a worker is at it, and requests wait
-    bint renewing       # a worker is at it, and requests are answered by the old table
-    bint again          # something happened to the files meanwhile
-    bint complained     # the log knows that a request of it cannot be done
+    int state           # AT_REST, OPENING or RENEWING
+    bint look_again     # something has happened to the files since the worker began
+    bint complained     # the log has a line about what cannot be done with it
     uint64_t retry_ms   # when opening again may be tried
     uint64_t looked     # the turn in which a polled table was looked at
     unsigned long used  # when it was last asked for, in requests

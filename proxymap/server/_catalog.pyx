@@ -73,7 +73,7 @@ cdef void catalog_recheck(catalog *c) noexcept nogil:
     """After new approvals: which instances may be served?"""
     cdef instance *i = catalog_next(c, NULL)
     while i != NULL:
-        i.refused = not catalog_is_approved(c, buf_view(&i.name))
+        i.approved = catalog_is_approved(c, buf_view(&i.name))
         i = catalog_next(c, i)
 
 
@@ -135,7 +135,7 @@ cdef table *make_room(catalog *c) noexcept nogil:
     cdef instance **link
     cdef table *t
     while i != NULL:
-        if not i.opening and not i.renewing and i.waiters == NULL and not i.jobs:
+        if i.state == AT_REST and i.waiters == NULL and not i.jobs:
             if oldest == NULL or i.used < oldest.used:
                 oldest = i
         i = catalog_next(c, i)
@@ -168,6 +168,7 @@ cdef instance *catalog_add(
     if buf_append_view(&i.name, name) < 0:
         free(i)
         return NULL
+    i.approved = True
     i.dialect = dialect
     i.inst_flags = inst_flags
     i.given_flags = flags
@@ -187,7 +188,7 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
     be trusted: then t itself is returned.
     """
     cdef table *old = i.t
-    i.opening = i.renewing = False
+    i.state = AT_REST
     if t.reason != NULL and old != NULL and old.reason == NULL:
         if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
             return t

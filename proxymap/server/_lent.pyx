@@ -1,6 +1,6 @@
-"""_lent - what a writer does with the connection of who changes something alone
+"""_lent - lend a lone writer's connection to the worker that serves it
 
-Such a client waits for its reply and then, as a rule, asks for its next change.
+A client that changes something alone waits for its reply, then usually asks for its next change.
 Each time the loop would have to be woken, and wake the writer; with a fast disk
 that is a tenth of the whole time. So the loop lends the writer the connection
 together with the job: the writer sends the reply itself, looks for a moment for
@@ -26,11 +26,11 @@ from proxymap._codec cimport (
     FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_flags, request_read, scan,
     without_proxy,
 )
-from proxymap.base._fold cimport utf8_valid
+from proxymap.server._asking cimport CHANGE_FITS, change_fits
 from proxymap.tables._jobs cimport (
     JOB_DELETE, JOB_UPDATE, NEXT_JOB_NS, Job, Queue, job, queue,
 )
-from proxymap.tables._table cimport Table, table_fold
+from proxymap.tables._table cimport Table
 from proxymap._words cimport *
 
 cdef enum:
@@ -126,13 +126,11 @@ cdef bint read(job *j) noexcept nogil:
 
 
 cdef bint take_change(job *j, const request *r) noexcept nogil:
-    """Have the job ask for it. What is not UTF-8, and so is told in the log, is the loop's."""
+    """Have the job ask for it. The loop deals with what is not UTF-8, and logs it."""
     cdef view key = r.key
     cdef int flags = request_flags(r, j.flags)
     buf_clear(&j.lent.folded)
-    if table_fold(j.t, j.lent.utf8, flags, &key, &j.lent.folded) != STAT_OK or (
-        j.lent.utf8 and r.kind == REQ_UPDATE and not utf8_valid(r.value)
-    ):
+    if change_fits(j.t, j.lent.utf8, r, flags, &key, &j.lent.folded) != CHANGE_FITS:
         return False
     buf_clear(&j.key)
     buf_clear(&j.value)

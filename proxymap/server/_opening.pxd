@@ -1,6 +1,6 @@
 # _opening - tables are opened, opened again, swapped and closed (see _opening.pyx)
 
-from proxymap.server._catalog cimport instance
+from proxymap.server._catalog cimport OPENING, instance
 from proxymap._codec cimport request
 from proxymap.tables._jobs cimport job
 from proxymap.server._service cimport service
@@ -8,7 +8,7 @@ from proxymap.tables._table cimport table
 
 cdef instance *opening_add(service *s, const request *r) noexcept nogil
 cdef bint opening_look_closely(service *s, instance *i) noexcept nogil
-cdef bint opening_start(service *s, instance *i, bint settle, bint background) noexcept nogil
+cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcept nogil
 cdef instance *opening_done(service *s, job *j) noexcept nogil
 cdef void opening_turn(service *s) noexcept nogil
 cdef void opening_look(service *s) noexcept nogil
@@ -18,7 +18,7 @@ cdef void opening_job_is_back(service *s, table *t) noexcept nogil
 
 cdef inline bint opening_ready(service *s, instance *i) noexcept nogil:
     """Can a request be answered now? If not, a worker is opening the table, for the first time or again."""
-    if i.opening:
+    if i.state == OPENING:
         return False
     if i.t != NULL and i.t.reason == NULL and not i.t.incomplete and not i.t.polled:
         return True

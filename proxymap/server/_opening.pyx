@@ -7,7 +7,9 @@ loop's; no GIL.
 from proxymap.base._buf cimport buf_append_view, buf_view, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._stamp cimport same_content, stamp_at
-from proxymap.server._catalog cimport catalog_add, catalog_next, catalog_opened, instance
+from proxymap.server._catalog cimport (
+    AT_REST, OPENING, RENEWING, catalog_add, catalog_next, catalog_opened, instance,
+)
 from proxymap._codec cimport request
 from proxymap.tables._jobs cimport JOB_CLOSE, JOB_OPEN, job, job_free, job_new, queue_put
 from proxymap.server._service cimport service, service_warn
@@ -33,19 +35,19 @@ cdef inline int given_flags(const request *r) noexcept nogil:
 cdef bint opening_look_closely(service *s, instance *i) noexcept nogil:
     """The same as opening_ready, for a table that is not simply open."""
     if i.t == NULL:
-        return not opening_start(s, i, False, False)
+        return not opening_start(s, i, OPENING, False)
     if i.t.polled and i.looked != s.turn:
         i.looked = s.turn
         look_at(s, i)
-        if i.opening:
+        if i.state == OPENING:
             return False
-    if (i.t.reason == NULL and not i.t.incomplete) or i.renewing or now_ms() < i.retry_ms:
+    if (i.t.reason == NULL and not i.t.incomplete) or i.state == RENEWING or now_ms() < i.retry_ms:
         return True
-    return not opening_start(s, i, True, False)
+    return not opening_start(s, i, OPENING, True)
 
 
-cdef bint opening_start(service *s, instance *i, bint settle, bint background) noexcept nogil:
-    """Have a worker open the table, for the first time or again; until then requests wait, or do not."""
+cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcept nogil:
+    """Have a worker open the table; state: OPENING or RENEWING. settle: a file may still be written to."""
     cdef job *j = job_new(JOB_OPEN)
     if j == NULL:
         return False
@@ -55,8 +57,7 @@ cdef bint opening_start(service *s, instance *i, bint settle, bint background) n
     if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
         job_free(j)
         return False
-    i.opening = not background
-    i.renewing = background
+    i.state = state
     return True
 
 
@@ -68,8 +69,8 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()
     opening_close(s, retired)
-    if i.again:
-        i.again = False
+    if i.look_again:
+        i.look_again = False
         look_at(s, i)
     return i
 
@@ -96,15 +97,15 @@ cdef void look_at(service *s, instance *i) noexcept nogil:
     """Have the table opened again if its files have changed."""
     cdef int changed
     cdef bint useless
-    if i.opening or i.renewing:
-        i.again = True
+    if i.state != AT_REST:
+        i.look_again = True
         return
     if i.t == NULL or i.t.changed == NULL:
         return
     changed = i.t.changed(i.t)
     useless = changed == CHANGED_SPOILED or i.t.reason != NULL
     if changed:
-        opening_start(s, i, useless, not useless and not i.t.quick)
+        opening_start(s, i, OPENING if useless or i.t.quick else RENEWING, useless)
 
 
 cdef void look_at_config(service *s) noexcept nogil:

@@ -32,7 +32,7 @@ cdef bytes name_of(const instance *i):
 cdef dict describe(instance *i, uint64_t now):
     known = {
         "table": os.fsdecode(name_of(i)), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
-        "approved": not i.refused, "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
+        "approved": bool(i.approved), "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
     }
     if i.t == NULL:
         return {**known, "state": "being opened"}

@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from proxymap.base._buf cimport buf, buf_len, buf_view, memchr, view, view_of, view_str
 from proxymap.server._asking cimport ask_check, ask_lookup, ask_sequence, ask_write
-from proxymap.server._catalog cimport catalog_find, catalog_is_approved, instance
+from proxymap.server._catalog cimport OPENING, RENEWING, catalog_find, catalog_is_approved, instance
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
     PARSE_UNKNOWN, reply_append, reply_append_bare, request, request_flags, request_read, scan,
@@ -84,7 +84,7 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
     i = who.found
     if i == NULL or who.forgotten != s.tables.forgotten:  # others were served since
         i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
-    if i == NULL or i.refused:
+    if i == NULL or not i.approved:
         if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
             return refuse(r, STAT_BAD, out)
         if not catalog_is_approved(&s.tables, r.table):
@@ -150,7 +150,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     reply_append(out, r, status, flags, key, value)
     if (status == STAT_OK or status == STAT_NOKEY) and i.t.damaged != NULL and i.t.damaged(i.t):
         out.end = out.start + before
-        if r.kind == REQ_LOOKUP and not i.renewing and opening_start(s, i, True, False):
+        if r.kind == REQ_LOOKUP and i.state != RENEWING and opening_start(s, i, OPENING, True):
             who.waits_for = i
             return PARKED  # what is there now is to answer
         opening_distrust(s, i)
