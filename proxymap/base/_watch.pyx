@@ -287,7 +287,10 @@ cdef class Watch:
     cdef watched_name *add_name(self, Way way, bytes folder, bytes name, uint32_t mask) except? NULL:
         """Watch a name in a folder; NULL with errno."""
         cdef watched_name *n
-        cdef int wd = inotify_add_watch(self.w.fd, folder, mask)
+        cdef const char *path = folder
+        cdef int wd
+        with nogil:  # a dead file server hangs up nobody else
+            wd = inotify_add_watch(self.w.fd, path, mask)
         if wd < 0:
             return NULL
         pthread_mutex_lock(&self.w.lock)
@@ -331,10 +334,18 @@ cdef extern from "<sys/vfs.h>" nogil:
     int statfs(const char *, statfs_buf *)
 
 
+cdef bint ask_statfs(bytes path, statfs_buf *info):
+    cdef const char *name = path
+    cdef int failed
+    with nogil:
+        failed = statfs(name, info)
+    return failed == 0
+
+
 def is_remote(bytes path) -> bool:
     """Does the file, or the nearest folder that exists, lie on a file system that others may change?"""
     cdef statfs_buf info
-    while statfs(path, &info) < 0:
+    while not ask_statfs(path, &info):
         if path in (b"/", b"."):
             return True
         path = os.path.dirname(path) or b"."

@@ -211,6 +211,7 @@ class Settings:
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
     worker_count = own("4", integer(1, 1000), "threads for each slow table")
     lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
+    open_time_limit = own("30s", seconds(1), "seconds until a table that does not open is answered RETRY")
     lmdb_index_size = own("256M", size(0), "bytes for each table, 0 = no index")
     lmdb_replace_damaged = own("yes", boolean)
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")

@@ -30,6 +30,7 @@ cdef struct instance:
     uint64_t errors     # answers of RETRY and CONFIG
     uint64_t opened_ms  # when t came
     int state           # AT_REST, OPENING or RENEWING
+    uint64_t began_ms   # when the worker was asked
     bint look_again     # something has happened to the files since the worker began
     bint complained     # the log has a line about what cannot be done with it
     uint64_t retry_ms   # when opening again may be tried

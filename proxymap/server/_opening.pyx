@@ -35,7 +35,7 @@ cdef inline int given_flags(const request *r) noexcept nogil:
 cdef bint opening_look_closely(service *s, instance *i) noexcept nogil:
     """The same as opening_ready, for a table that is not simply open."""
     if i.t == NULL:
-        return not opening_start(s, i, OPENING, False)
+        return now_ms() < i.retry_ms or not opening_start(s, i, OPENING, False)
     if i.t.polled and i.looked != s.turn:
         i.looked = s.turn
         look_at(s, i)
@@ -58,13 +58,19 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
         job_free(j)
         return False
     i.state = state
+    i.began_ms = now_ms()
     return True
 
 
 cdef instance *opening_done(service *s, job *j) noexcept nogil:
     """Take the table that a worker opened; returns the instance, whose waiters can go on."""
     cdef instance *i = <instance *> j.asker
-    cdef table *retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
+    cdef table *retired
+    if j.t == NULL:  # no memory
+        i.state = AT_REST
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+        return i
+    retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
     if i.t.reason != NULL or i.t.incomplete or retired == j.t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()

@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from proxymap.base._buf cimport view_of
 from proxymap.base._clock cimport now_ms
 from proxymap.server._cache cimport cache_clear, cache_forget
-from proxymap.server._catalog cimport catalog_next, instance
+from proxymap.server._catalog cimport OPENING, catalog_next, instance
 from proxymap.server._service cimport service
 from proxymap.tables._table cimport Table
 
@@ -34,15 +34,23 @@ cdef dict describe(instance *i, uint64_t now):
         "table": os.fsdecode(name_of(i)), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
         "approved": bool(i.approved), "lookups": i.lookups, "cache_hits": i.hits, "errors": i.errors,
     }
+    if i.state == OPENING:
+        known["opening_seconds"] = (now - i.began_ms) // 1000
     if i.t == NULL:
-        return {**known, "state": "being opened"}
+        return {**known, "state": "being opened" if i.state == OPENING else "unavailable"}
     table = <Table> i.t.owner
     return {
-        **known, "state": "open" if i.t.reason == NULL else "unavailable", "generation": i.id,
+        **known, "state": state_of(i), "generation": i.id,
         "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
         "entries": table.entries, "bytes": table.size, "index_bytes": table.index_bytes,
         "slow": i.t.lookup == NULL, "cached": i.t.cached, "trouble": table.trouble or None,
     }
+
+
+cdef str state_of(const instance *i):
+    if i.state == OPENING:
+        return "being opened"
+    return "open" if i.t.reason == NULL else "unavailable"
 
 
 cdef int forget_answers(service *s, bytes name, bytes key) except -1:

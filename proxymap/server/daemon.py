@@ -162,7 +162,8 @@ class Daemon:
                 settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged,
                 settings.lmdb_index_size,
             ),
-            count=settings.worker_count, time_limit=settings.lookup_time_limit, cached=cached,
+            count=settings.worker_count, time_limit=settings.lookup_time_limit,
+            open_time_limit=settings.open_time_limit, cached=cached,
         )  # fmt: skip
         return {
             "approved": approved, "utf8_layer": settings.smtputf8_enable, "greeting": settings.greets,

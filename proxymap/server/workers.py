@@ -1,6 +1,6 @@
-"""workers - threads that take a job, run Python for it, and hand the answer back
+"""workers - thread pools and their watchdog: what needs Python is done here, and the answer handed back
 
-One crew of threads opens and closes tables; each slow table has a crew of its
+Tables are opened and closed by the openers; each slow table has a crew of its
 own, so that one which hangs holds up nobody else. A table that fails, fails
 alone: its answer is RETRY or CONFIG, and the worker goes on to the next job.
 A lookup that takes longer than lookup_time_limit is answered RETRY.
@@ -15,118 +15,58 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 
-from proxymap.base import _fold
 from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.server import _lent
+from proxymap.server.crew import Crew, start_thread
 from proxymap.server.log import Log
-from proxymap.tables._jobs import (
-    JOB_CLOSE,
-    JOB_LOOKUP,
-    JOB_OPEN,
-    Job,
-    Queue,
-    attach,
-    clock_ms,
-)  # fmt: skip
-from proxymap.tables._table import SLOW_WRITE, Surrogate, Table
+from proxymap.server.openers import Openers
+from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
+from proxymap.tables._table import SLOW_WRITE, Table
 from proxymap.tables.base import Host
-from proxymap.tables.flags import UTF8_REQUEST
-from proxymap.tables.opening import open_table
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
-MINDING = 0.5  # seconds between two looks at what takes long
-
-
-class Crew:
-    """Up to `limit` threads that take jobs from `queue`; one more joins when all are busy.
-
-    Of a writer: so many changes are `expected` to come together, worth a wait of `patience_ns`.
-    """
-
-    expected, patience_ns = 1, 0
-
-    def __init__(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> None:
-        self.name, self.limit, self.work = name, limit, work
-        self.queue = Queue(eager=name == "writer")
-        self.running: dict[Job, int] = {}  # of askers: what others may claim, with its since_ms
-        self.threads: list[threading.Thread] = []
-        self._idle = 0
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"{self.name}-{len(self.threads)}", daemon=True)
-        self.threads.append(thread)
-        self._idle += 1
-        try:
-            thread.start()
-        except RuntimeError:  # the system allows no more
-            self.threads.remove(thread)
-            self._idle -= 1
-            raise
-
-    def _run(self) -> None:
-        while (job := self.queue.take()) is not None:
-            with self._lock:
-                self._idle -= 1
-                if not self._idle and len(self.threads) < self.limit:
-                    with contextlib.suppress(RuntimeError):
-                        self.start()
-            self.work(self, job)
-            del job
-            with self._lock:
-                self._idle += 1
-
-    def claim(self, job: Job) -> bool:
-        """May the caller answer this job? True for the first who asks; all others must not look at it."""
-        return self.running.pop(job, None) is not None
-
-    def take_late(self, limit_ms: int) -> list[Job]:
-        """The jobs that came longer ago than that, running or not; the caller answers them."""
-        now = clock_ms()
-        running = list(self.running.items())
-        late = [job for job, since in running if now - since >= limit_ms and self.claim(job)]
-        while (job := self.queue.take_old(limit_ms)) is not None:
-            late.append(job)
-        return late
-
-    def stop(self, until: float) -> None:
-        """Finish what is queued, if that does not take too long."""
-        self.queue.close()
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
+LOOK = 0.5  # seconds between two looks at what takes long
+REST = 30.0  # the same while nothing does
 
 
 class Workers:
-    """The crews, and who minds them. `done` is where answers go; writes: tables are opened for updates."""
+    """Thread pools and their watchdog. `done` is where answers go; writes: tables are opened for updates."""
 
     def __init__(self, done: Queue, log: Log, writes: bool) -> None:
-        self.done, self.log, self.writes = done, log, writes
+        self.done, self.log = done, log
         self.watch = Watch()
         self.stopping = False
         self._busy = threading.Event()
         self._lock = threading.Lock()
-        self._openers = Crew("opener", 1, self._open_or_close)
+        self._openers = Openers(done, log, writes, self._equip, self._busy.set)
         self._askers = Crew("asker", 1, self._ask)
-        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers, self._askers])
-        self.todo, self.asks = self._openers.queue, self._askers.queue
+        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
+        self._unequipped: weakref.WeakSet[Table] = weakref.WeakSet()
+        self.todo, self.asks = self._openers.crew.queue, self._askers.queue
 
-    def configure(self, host: Host, *, count: int, time_limit: int, cached: Iterable[str]) -> None:
+    def configure(
+        self, host: Host, *, count: int, time_limit: int, open_time_limit: int, cached: Iterable[str]
+    ) -> None:
         """Obey these settings for what comes from now on.
 
         count: threads for each slow table. time_limit: seconds for a lookup. cached: maptypes
         that the cache may stand in front of.
         """
         host.watch = self.watch
-        self.host, self.count, self.limit_ms = host, count, time_limit * 1000
-        self.cached = frozenset(maptype.encode() for maptype in cached)
-        self._openers.limit = self._askers.limit = count
+        self.count, self.limit_ms = count, time_limit * 1000
+        self._askers.limit = count
+        self._openers.configure(
+            host, keep=count, limit_ms=open_time_limit * 1000,
+            cached=frozenset(maptype.encode() for maptype in cached),
+        )  # fmt: skip
 
     def start(self) -> None:
-        self._openers.start()
+        self._openers.crew.start()
         self._askers.start()
-        threading.Thread(target=self._mind, name="minder", daemon=True).start()
+        if not start_thread(self._watch_over):
+            raise RuntimeError("no thread for the watchdog of the workers")
 
     def stop(self, seconds: float) -> None:
         self.stopping = True
@@ -139,18 +79,32 @@ class Workers:
         with self._lock:  # others add to them
             return list(self._crews)
 
-    def _mind(self) -> None:
+    def _watch_over(self) -> None:
         """Answer RETRY to what takes too long; idle while nothing runs."""
-        while self._busy.wait() and not self.stopping:
-            time.sleep(MINDING)
+        while not self.stopping:
+            self._busy.wait(REST)
+            time.sleep(LOOK)
             self._busy.clear()
-            for crew in self._all_crews():
-                if crew.name != "asker":
-                    continue
-                if crew.running or crew.queue.held:
+            try:
+                if self._expire():
                     self._busy.set()
-                for job in crew.take_late(self.limit_ms):
-                    self._give_up(job)
+            except MemoryError:
+                self._busy.set()
+
+    def _expire(self) -> bool:
+        """Is anything still under way?"""
+        busy = self._openers.expire()
+        for table in list(self._unequipped):
+            self._equip(table)
+            busy = busy or bool(self._unequipped)
+        for crew in self._all_crews():
+            crew.help()
+            if crew.name != "asker":
+                continue
+            busy = busy or bool(crew.running or crew.queue.held)
+            for job in crew.take_late(self.limit_ms) + crew.take_waiting(self.limit_ms):
+                self._give_up(job)
+        return busy
 
     def _give_up(self, job: Job) -> None:
         table = job.table
@@ -158,52 +112,48 @@ class Workers:
         self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {trouble}")
         self.done.put(job.given_up())
 
-    # Opening and closing
+    # Slow tables
 
-    def _open_or_close(self, crew: Crew, job: Job) -> None:
-        if job.kind == JOB_OPEN:
-            self._open(job)
-        elif job.kind == JOB_CLOSE:
-            job.closed()
+    def _equip(self, table: Table) -> None:
+        """Give a table that needs them crews of its own, which end with it; as soon as there can be threads.
 
-    def _open(self, job: Job) -> None:
-        table: Table = Surrogate(job.name, b"open failed unexpectedly")
+        Until then its lookups are made by the askers that all tables share, and changes are RETRY.
+        """
+        if table.crews is not None or not table.slow:
+            return
+        asks = changes = None
         try:
-            if job.flags & UTF8_REQUEST:
-                _fold.load()
-            table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
-            self._man(table)
-        except BaseException as error:  # whatever it is: the clients wait, and the thread must live
-            self._complain(f"open {os.fsdecode(job.name)}", error)
-        table.cached = job.name.partition(b":")[0] in self.cached
-        if table.reason is not None:
-            self.log.error(table.reason.decode(errors="surrogateescape"))
-        job.opened(table)
-        self.done.put(job)
-
-    def _man(self, table: Table) -> None:
-        """Give a table that needs them crews of its own; they end with it."""
-        with self._lock:
-            if table.crews is not None or not table.slow:
-                return
-            asks = changes = None
             if table.slow & ~SLOW_WRITE:
-                asks = self._crew_for(table, "asker", table.at_a_time or self.count, self._ask)
+                asks = self._start_crew("asker", table.at_a_time or self.count, self._ask)
             if table.slow & SLOW_WRITE:
-                changes = self._crew_for(table, "writer", 1, self._change)
-            attach(table, asks, changes, self)
+                changes = self._start_crew("writer", 1, self._change)
+        except RuntimeError:
+            if asks is not None:
+                asks.queue.close()
+            self._unequipped.add(table)
+            self._busy.set()
+            return
+        self._unequipped.discard(table)
+        crews = [crew for crew in (asks, changes) if crew is not None]
+        with self._lock:
+            if table.crews is not None:  # another instance of it was quicker
+                for crew in crews:
+                    crew.queue.close()
+                return
+            self._crews.update(crews)
+            attach(table, asks.queue if asks else None, changes.queue if changes else None, self)
+        for crew in crews:
+            weakref.finalize(table, crew.queue.close).atexit = False
 
-    def _crew_for(self, table: Table, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Queue:
+    def _start_crew(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Crew:
         crew = Crew(name, limit, work)
         crew.start()
-        self._crews.add(crew)
-        weakref.finalize(table, crew.queue.close).atexit = False
-        return crew.queue
+        return crew
 
     # Asking
 
     def _ask(self, crew: Crew, job: Job) -> None:
-        table = job.table  # from here on it stays, even if the minder answers the job and the loop drops it
+        table = job.table  # from here on it stays, even if the watchdog answers the job and the loop drops it
         crew.running[job] = job.since_ms
         self._busy.set()
         status, flags, key, value = STAT_RETRY, job.flags, b"", b""
@@ -229,7 +179,7 @@ class Workers:
     def _change(self, crew: Crew, job: Job) -> None:
         """Make all changes that wait, together; each is answered when all of them are on disk.
 
-        Who had an answer a moment ago is likely to be back in less than a commit takes.
+        A client that had an answer a moment ago is likely to be back in less than a commit takes.
         """
         crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
         jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]

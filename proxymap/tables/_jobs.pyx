@@ -213,16 +213,6 @@ cdef void log_line(queue *q, int level, const view *parts, int count) noexcept n
         job_free(j)
 
 
-cdef object wrap(job *j):
-    """A Job that owns j, or None for NULL."""
-    cdef Job wrapped
-    if j == NULL:
-        return None
-    wrapped = Job.__new__(Job)
-    wrapped.j = j
-    return wrapped
-
-
 cdef class Queue:
     """Jobs in order. With `wakes_loop`, takers are woken by `eventfd` instead of waiting.
 
@@ -260,10 +250,10 @@ cdef class Queue:
 
     def take(self, double wait=FOREVER):
         """Wait for a job, without the GIL; None after `wait` seconds, or when closed and empty."""
-        cdef job *j
+        cdef Job wrapped = Job.__new__(Job)  # first: once a job is taken, nothing may fail
         with nogil:
-            j = queue_take(&self.q, wait)
-        return wrap(j)
+            wrapped.j = queue_take(&self.q, wait)
+        return None if wrapped.j == NULL else wrapped
 
     @property
     def held(self) -> int:
@@ -272,19 +262,24 @@ cdef class Queue:
 
     def take_old(self, uint64_t age_ms):
         """A job that has waited for so long, or None."""
-        return wrap(queue_take_old(&self.q, age_ms))
+        cdef Job wrapped = Job.__new__(Job)
+        wrapped.j = queue_take_old(&self.q, age_ms)
+        return None if wrapped.j == NULL else wrapped
 
     def take_all(self, size_t limit) -> list:
         """The jobs that are there, `limit` at most."""
         cdef Job wrapped
         taken = []
-        pthread_mutex_lock(&self.q.lock)
-        while self.q.first != NULL and <size_t> len(taken) < limit:
-            wrapped = Job.__new__(Job)
-            wrapped.j = unlink_first(&self.q)
-            sem_trywait(&self.q.more)
-            taken.append(wrapped)
-        pthread_mutex_unlock(&self.q.lock)
+        try:
+            while <size_t> len(taken) < limit:
+                wrapped = Job.__new__(Job)
+                taken.append(wrapped)
+                wrapped.j = queue_take_old(&self.q, 0)
+                if wrapped.j == NULL:
+                    taken.pop()
+                    break
+        except MemoryError:  # those that are left are taken later
+            pass
         return taken
 
     def wait_for(self, size_t count, uint64_t ns):
@@ -294,7 +289,10 @@ cdef class Queue:
 
     def put(self, Job wrapped not None):
         """Hand over a job that was taken elsewhere; the caller must forget it."""
-        self.put_all([wrapped])
+        if wrapped.j == NULL:
+            raise ValueError("this job was handed over already")
+        if queue_put(&self.q, wrapped.j) == 0:
+            wrapped.j = NULL
 
     def put_all(self, list jobs not None):
         """Hand over some, and wake the loop for all of them once."""

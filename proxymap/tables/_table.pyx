@@ -128,7 +128,8 @@ cdef class Table:
         cdef stamp s
         found = []
         while o != NULL:
-            s = stamp_at(o.path)
+            with nogil:  # a dead file server hangs up nobody else
+                s = stamp_at(o.path)
             found.append((s.device, s.inode, s.size, s.mtime_ns))
             o = o.next
         return found
@@ -142,7 +143,8 @@ cdef class Table:
         cdef origin *o = self.t.origins
         cdef stamp s
         while o != NULL:
-            s = stamp_at(o.path)
+            with nogil:
+                s = stamp_at(o.path)
             if same_file(o.seen, s) and s.mtime_ns == o.seen.mtime_ns and s.size != o.seen.size:
                 return True
             o = o.next
@@ -230,7 +232,11 @@ cdef class Table:
     @property
     def changed(self) -> int:
         """0, CHANGED_REPLACED or CHANGED_SPOILED."""
-        return 0 if self.t.changed == NULL else self.t.changed(&self.t)
+        cdef int changed = 0
+        if self.t.changed != NULL:
+            with nogil:
+                changed = self.t.changed(&self.t)
+        return changed
 
     def ask(self, bytes key not None, int flags):
         """Look key up from any thread, however long it takes: (status, flags afterwards, value).

@@ -54,7 +54,7 @@ def open_table(
     with the reason. `flags` are those of the first request. settle: the file was
     changed in place, so it is perhaps not whole yet.
     """
-    key = _key(type_name, flags, writes)
+    key = key_of(type_name, flags, writes)
     type_name = key[0]
     me = threading.get_ident()
     with _lock:
@@ -84,7 +84,13 @@ def _waits_for(thread: int | None, me: int) -> bool:
     return thread == me
 
 
-def _key(type_name: bytes, flags: int, writes: bool) -> Key:
+def shared_table(key: Key) -> Table | None:
+    """The table of that key, if it is open."""
+    return _open.get(key)
+
+
+def key_of(type_name: bytes, flags: int, writes: bool) -> Key:
+    """What tables are shared by."""
     type_name = without_proxy(type_name)
     known = type_of(type_name)
     return type_name, flags & known.flags if known else 0, writes
@@ -115,13 +121,13 @@ def _open_or_keep(key: Key, flags: int, host: Host, settle: bool, old: Table | N
 def _names_itself(key: Key, table: Table, flags: int) -> bool:
     """Would it ask for itself? Each of those that it would ask names others, by now."""
     seen: set[Key] = set()
-    to_see = [_key(part, flags, key[2]) for part in table.parts]
+    to_see = [key_of(part, flags, key[2]) for part in table.parts]
     while to_see:
         part = to_see.pop()
         if part == key:
             return True
         if part not in seen and (found := _open.get(part)) is not None:
-            to_see += [_key(name, flags, key[2]) for name in found.parts]
+            to_see += [key_of(name, flags, key[2]) for name in found.parts]
         seen.add(part)
     return False
 

@@ -6,9 +6,11 @@ registered, and its lookups held back until the test lets them go.
 
 from __future__ import annotations
 
+import _thread
 import sys
 import tempfile
 import threading
+import time
 import types
 from collections.abc import Iterator
 from functools import partial
@@ -35,12 +37,12 @@ from proxymap.base.files import stamp_of
 from proxymap.config.settings import load
 from proxymap.errors import TableConfig, TableRetry
 from proxymap.server import standalone
+from proxymap.server.crew import Crew
 from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
-from proxymap.server.workers import Crew, Workers
+from proxymap.server.workers import Workers
 from proxymap.tables import opening
 from proxymap.tables._jobs import Job, Queue
-from proxymap.tables._table import Table
 from proxymap.tables.base import Change, Opening, SlowTable
 from proxymap.tables.types import TABLE_TYPES, TableType
 
@@ -174,8 +176,8 @@ class InProcess:
         self.thread.join(LIMIT)
         assert not self.thread.is_alive()
         for crew in self.server.workers._all_crews():  # who would open tables of the next test
-            for thread in crew.threads:
-                thread.join(LIMIT)
+            crew.stop(time.monotonic() + LIMIT)
+            assert not crew.here
         self.sockets.__exit__(None, None, None)
 
     def fast_lookups_are_served(self, table: int = 0) -> None:
@@ -531,7 +533,7 @@ def test_crew_goes_on_with_the_threads_it_has_when_there_can_be_no_more(
 ) -> None:
     with server.connect() as peer:
         assert peer.ask(slow(b"a")) == value_of(b"a")
-        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        monkeypatch.setattr(_thread, "start_new_thread", no_more_threads)
         for _ in range(WORKERS):
             assert peer.ask(slow(b"a")) == value_of(b"a")
         monkeypatch.undo()
@@ -541,7 +543,7 @@ def test_update_is_retry_where_no_writer_can_be_had(
     writer: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with writer.connect() as peer:
-        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        monkeypatch.setattr(_thread, "start_new_thread", no_more_threads)
         assert peer.ask(request("update", b"slow:t", key=b"k", value=b"v")) == [(b"status", b"2")]
         assert peer.ask(request("delete", b"slow:t", key=b"k")) == [(b"status", b"2")]
         monkeypatch.undo()
@@ -549,7 +551,7 @@ def test_update_is_retry_where_no_writer_can_be_had(
     assert not gate.written
 
 
-def no_more_threads(thread: threading.Thread) -> None:
+def no_more_threads(*args: object) -> None:
     raise RuntimeError("can't start new thread")
 
 
@@ -581,8 +583,9 @@ def test_crews_come_while_others_are_minded() -> None:
 
     def come() -> None:
         while not stop.is_set():
-            with workers._lock:  # as _man has it
-                crews.append(workers._crew_for(Table(b"x:x"), "asker", 1, workers._ask))
+            crews.append(workers._start_crew("asker", 1, workers._ask))
+            with workers._lock:  # as _equip has it
+                workers._crews.add(crews[-1])
 
     thread = threading.Thread(target=come)
     thread.start()

@@ -295,8 +295,12 @@ cdef class CdbTable(Table):
 
     def __cinit__(self, bytes type_name, bytes file, bint doubtful=False):
         cdef bint whole = True
+        cdef const char *path = file
+        cdef int failed
         self.db.m.fd = -1
-        if map_open(&self.db.m, file, 0) < 0:
+        with nogil:
+            failed = map_open(&self.db.m, path, 0)
+        if failed:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
         self.db.width = 4
         if not tables_tile(&self.db):

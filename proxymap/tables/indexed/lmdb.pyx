@@ -262,11 +262,14 @@ cdef class LmdbTable(Table):
 
     def __cinit__(self, bytes type_name, bytes file, size_t index_limit=0, writer=None):
         cdef meta s
-        cdef int found
+        cdef int found, failed
+        cdef const char *path = file
         self.writer = writer
         self.f.db.m.fd = -1
         self.f.written = writer is not None
-        if map_open(&self.f.db.m, file, ADDRESS_SPACE) < 0:
+        with nogil:
+            failed = map_open(&self.f.db.m, path, ADDRESS_SPACE)
+        if failed:
             raise OSError(errno, os.strerror(errno), os.fsdecode(file))
         found = fit(&self.f.db, &s)
         if found != FITS:

@@ -1,0 +1,133 @@
+"""crew - threads that take jobs from one queue; one more joins when all are busy
+
+Threads are started by `_thread`, not by threading.Thread: its `start` waits for
+ever if the new thread dies before it has run a line, as happens when memory is
+short. A thread counts itself when it has come; one that never comes is missed
+by `help`, which starts another.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable
+
+from proxymap.tables._jobs import JOB_CLOSE, Job, Queue, clock_ms
+
+ARRIVAL = 2.0  # seconds in which a thread has to come
+PAUSE = 0.05  # seconds to wait when there is no memory to go on
+
+
+def start_thread(run: Callable[[], object]) -> bool:
+    """Start a daemon thread; False if it cannot be had, or does not come within ARRIVAL."""
+    here = threading.Event()
+
+    def arrive() -> None:
+        here.set()
+        run()
+
+    try:
+        _thread.start_new_thread(arrive, ())
+    except (RuntimeError, MemoryError):
+        return False
+    return here.wait(ARRIVAL)
+
+
+class Crew:
+    """Up to `limit` threads that take jobs from `queue`; those that are idle leave, but for `keep`.
+
+    Of a writer: so many changes are `expected` to come together, worth a wait of `patience_ns`.
+    """
+
+    expected, patience_ns = 1, 0
+
+    def __init__(
+        self, name: str, limit: int, work: Callable[[Crew, Job], None], keep: int | None = None
+    ) -> None:
+        self.name, self.limit, self.work = name, limit, work
+        self.keep = limit if keep is None else keep
+        self.queue = Queue(eager=name == "writer")
+        self.running: dict[Job, int] = {}  # what others may claim, with its since_ms
+        self.here = 0  # threads
+        self._idle = 0
+        self._state = threading.Condition()
+
+    def start(self) -> None:
+        """The first thread; RuntimeError if it cannot be had."""
+        if not start_thread(self._run):
+            raise RuntimeError(f"no thread for {self.name}")
+
+    def help(self) -> None:
+        """Start one more thread if jobs wait and no thread is free."""
+        if self.queue.held and not self._idle and self.here < self.limit:
+            self._start_more()
+
+    def _start_more(self) -> None:
+        try:
+            _thread.start_new_thread(self._run, ())
+        except (RuntimeError, MemoryError):  # those that are there go on
+            pass
+
+    def _run(self) -> None:
+        with self._state:
+            if self.here >= self.limit:
+                return
+            self.here += 1
+            self._idle += 1
+        try:
+            while self._take_one():
+                pass
+        finally:
+            with self._state:
+                self.here -= 1
+                self._idle -= 1
+                self._state.notify_all()
+
+    def _take_one(self) -> bool:
+        """Wait for a job and do it; False if there is no more to do for this thread."""
+        try:
+            job = self.queue.take()
+        except MemoryError:
+            time.sleep(PAUSE)
+            return True
+        if job is None:
+            return False
+        with self._state:
+            self._idle -= 1
+            alone = not self._idle and self.here < self.limit
+        if alone:
+            self._start_more()
+        try:
+            self.work(self, job)
+        finally:
+            del job
+            with self._state:
+                self._idle += 1
+        return self._idle <= self.keep
+
+    def claim(self, job: Job) -> bool:
+        """May the caller answer this job? True for the first who asks; all others must not look at it."""
+        return self.running.pop(job, None) is not None
+
+    def take_late(self, limit_ms: int) -> list[Job]:
+        """The jobs that threads are at, and that came longer ago than that; the caller answers them."""
+        now = clock_ms()
+        running = list(self.running.items())
+        return [job for job, since in running if now - since >= limit_ms and self.claim(job)]
+
+    def take_waiting(self, limit_ms: int) -> list[Job]:
+        """The same of those that no thread has taken."""
+        late: list[Job] = []
+        kept: list[Job] = []
+        while (job := self.queue.take_old(limit_ms)) is not None:
+            (kept if job.kind == JOB_CLOSE else late).append(job)
+        for job in kept:  # nobody waits for it
+            self.queue.put(job)
+        return late
+
+    def stop(self, until: float) -> None:
+        """Finish what is queued, if that does not take too long."""
+        self.queue.close()
+        with self._state:
+            self._state.wait_for(lambda: not self.here, max(0.0, until - time.monotonic()))

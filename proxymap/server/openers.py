@@ -1,0 +1,122 @@
+"""openers - threads that open and close tables; one that hangs holds up nobody else
+
+There is always a free thread for the next table, since each may hang: on a dead
+file server, on a FIFO, in a library. A table that is not open after
+open_time_limit is answered RETRY, and so is each later request, at once, while
+that thread is still at it. What it opens in the end is kept for the next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+
+from proxymap.base import _fold
+from proxymap.server.crew import Crew
+from proxymap.server.log import Log
+from proxymap.tables._jobs import JOB_OPEN, Job, Queue
+from proxymap.tables._table import Surrogate, Table
+from proxymap.tables.base import Host
+from proxymap.tables.flags import UTF8_REQUEST
+from proxymap.tables.opening import Key, key_of, open_table, shared_table
+
+OPENERS_MAX = 4096  # as many as there are instances: each may hang
+
+
+class Openers:
+    """done: where answers go. equip: gives a table that was opened what it needs to be asked.
+
+    busy: called when something begins that may take too long.
+    """
+
+    def __init__(
+        self,
+        done: Queue,
+        log: Log,
+        writes: bool,
+        equip: Callable[[Table], None],
+        busy: Callable[[], None],
+    ) -> None:
+        self.done, self.log, self.writes, self.equip, self.busy = done, log, writes, equip, busy
+        self.crew = Crew("opener", OPENERS_MAX, self._do, keep=1)
+        self.host, self.limit_ms = Host(), 0
+        self.cached: frozenset[bytes] = frozenset()
+        self._lock = threading.Lock()
+        self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
+        self._kept: dict[Key, Table] = {}  # opened too late, for the next who asks
+
+    def configure(self, host: Host, *, keep: int, limit_ms: int, cached: frozenset[bytes]) -> None:
+        self.host, self.limit_ms, self.cached = host, limit_ms, cached
+        self.crew.keep = keep
+
+    def _do(self, crew: Crew, job: Job) -> None:
+        if job.kind != JOB_OPEN:
+            job.closed()
+            return
+        table: Table | None = None  # so it stays without memory
+        with contextlib.suppress(BaseException):  # whatever it is: the clients wait, and the thread must live
+            crew.running[job] = job.since_ms
+            self.busy()
+            table = Surrogate(job.name, b"open failed unexpectedly")
+            try:
+                table = self._open(job)
+            except BaseException as error:
+                self.log.exception(f"open {os.fsdecode(job.name)}", error=error)
+        with self._lock:
+            key = self._hanging.pop(job, None)
+            claimed = crew.claim(job) or key is None
+        if claimed:
+            self._answer(job, table)
+        elif key is not None and table is not None:
+            self._keep(key, table)
+
+    def _answer(self, job: Job, table: Table | None) -> None:
+        if table is not None:
+            if table.reason is not None:
+                with contextlib.suppress(MemoryError):
+                    self.log.error(table.reason.decode(errors="surrogateescape"))
+            job.opened(table)
+        self.done.put(job)
+
+    def _open(self, job: Job) -> Table:
+        key = key_of(job.name, job.flags, self.writes)
+        if key in list(self._hanging.values()):
+            return Surrogate(job.name, b"%b: the attempt to open it still hangs" % job.name)
+        if job.flags & UTF8_REQUEST:
+            _fold.load()
+        table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
+        self._kept.pop(key, None)
+        self.equip(table)
+        table.cached = job.name.partition(b":")[0] in self.cached
+        return table
+
+    def _keep(self, key: Key, table: Table) -> None:
+        """Have it found by the next request for it; the loop looks at once."""
+        if table.reason is None:
+            self._kept[key] = table
+            self.log.info(f"{os.fsdecode(table.type_name)} is open at last")
+        if self.host.watch is not None:
+            self.host.watch.take()
+
+    def expire(self) -> bool:
+        """Answer RETRY for what takes too long; is anything under way?"""
+        self.crew.help()
+        with self._lock:
+            late = self.crew.take_late(self.limit_ms)
+            for job in late:
+                self._hanging[job] = key_of(job.name, job.flags, self.writes)
+        for job in late + self.crew.take_waiting(self.limit_ms):
+            self._give_up(job)
+        return bool(self.crew.running or self.crew.queue.held)
+
+    def _give_up(self, job: Job) -> None:
+        text = f"{os.fsdecode(job.name)}: not open within {self.limit_ms // 1000} s"
+        self.log.warning(text)
+        old = shared_table(key_of(job.name, job.flags, self.writes))
+        if old is not None:
+            old.trouble = f"{text}; going on with the previous content"
+        answer = job.given_up()
+        answer.opened(Surrogate(job.name, os.fsencode(text)))
+        self.done.put(answer)

@@ -1,0 +1,79 @@
+"""test_openers - tables that hang while they are opened hold up no other, and have a time limit"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fix_ctl import run
+from fix_server import Peer, ServerProcess, found, lookup, wait_until, write_cdb
+from oracle import reply
+
+RETRY = reply("lookup", "3.6", 2)
+HANGING = 12  # three times as many as worker_count
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess(own={"open_time_limit": "2s"}) as server:
+        yield server
+
+
+def hanging_tables(server: ServerProcess, count: int) -> list[bytes]:
+    """sqlite tables whose open(2) waits: their database is a FIFO that nobody writes to."""
+    names = []
+    for i in range(count):
+        os.mkfifo(server.dir / f"fifo{i}")
+        (server.dir / f"{i}.cf").write_text(f"dbpath = {server.dir}/fifo{i}\nquery = SELECT 1\n")
+        names.append(f"sqlite:{server.dir}/{i}.cf".encode())
+    server.approve(*names)
+    return names
+
+
+def test_tables_that_hang_in_opening_hold_up_no_other_and_are_retry(server: ServerProcess) -> None:
+    known, other = server.cdb("known", {b"k": b"old"}), server.cdb("other", {b"k": b"v"})
+    text = server.dir / "text"
+    text.write_text("k v\n")
+    server.approve(texthash := f"texthash:{text}".encode())
+    names = hanging_tables(server, HANGING)
+    server.start()
+    with server.connect() as peer, ExitStack() as stack:
+        assert peer.ask(lookup(known, b"k")) == found(b"old")
+        waiting = [stack.enter_context(server.connect()) for _ in names]
+        for one, name in zip(waiting, names, strict=True):
+            one.send(lookup(name, b"k"))
+        assert peer.ask(lookup(other, b"k")) == found(b"v")
+        assert peer.ask(lookup(texthash, b"k")) == found(b"v")
+        write_cdb(Path(known[4:].decode() + ".cdb"), {b"k": b"new"})
+        assert peer.ask(lookup(known, b"k")) == found(b"new")
+        for one in waiting:
+            assert one.reply() == RETRY
+    server.wait_log("not open within 2 s")
+
+
+def test_table_that_hangs_is_retry_at_once_until_it_is_open(server: ServerProcess) -> None:
+    (name,) = hanging_tables(server, 1)
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(name, b"k")) == RETRY
+        threads = server.threads()
+        for _ in range(20):
+            assert peer.ask(lookup(name, b"k")) == RETRY
+        assert server.threads() <= threads + 1  # an opener that is free
+        fifo = os.open(server.dir / "fifo0", os.O_WRONLY)  # the attempt goes on, and fails
+        os.close(fifo)
+        (server.dir / "0.cf").write_text(f"dbpath = {server.dir}/db\nquery = SELECT 1\n")
+        os.close(os.open(server.dir / "db", os.O_CREAT | os.O_WRONLY))
+        wait_until(lambda: peer.ask(lookup(name, b"k")) == found(b"1"), "the table", pause=0.2)
+
+
+def test_what_is_known_of_a_table_says_that_it_is_being_opened(server: ServerProcess) -> None:
+    (name,) = hanging_tables(server, 1)
+    server.own["open_time_limit"] = "1h"
+    server.start()
+    with Peer(server.path) as peer:
+        peer.send(lookup(name, b"k"))
+        wait_until(lambda: b"being opened" in run("--socket", server.path, "tables").stdout, "the state")
