@@ -9,7 +9,7 @@ smtpd_restriction_classes as that of 3.11 and later.
 
 from proxymap.config.maincf import ERRORS, TEXT, MainCf, Warn
 from proxymap.config.settings import Settings
-from proxymap.config.source import logical_lines, split_list, unbraced, without_proxy
+from proxymap.config.source import logical_lines, split_list, split_words, unbraced, without_proxy
 
 FILES_SINCE = (3, 11)  # `/file` items and smtpd_restriction_classes are read since this version
 
@@ -19,7 +19,7 @@ def approve(settings: Settings, main_cf: MainCf, write: bool, warn: Warn) -> fro
     names = ["proxy_write_maps" if write else "proxy_read_maps"]
     extended = settings.version >= FILES_SINCE
     if extended and not write:
-        names += main_cf.get("smtpd_restriction_classes").replace(",", " ").split()
+        names += split_words(main_cf.get("smtpd_restriction_classes"))
     return frozenset().union(*(approved_tables(main_cf.get(name), name, extended, warn) for name in names))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from proxymap.config.maincf import UNUSABLE, MainCf, Warn, read_parameters, split_parameter
+from proxymap.config.source import split_words
 from proxymap.errors import ConfigError
 
 # typing and dataclasses would take 13 ms to import, more than all the rest of start-up here.
@@ -84,7 +85,7 @@ def word(value: str) -> str:
 
 def words(value: str) -> tuple[str, ...]:
     """Items between commas and blanks; perhaps none."""
-    return tuple(value.replace(",", " ").split())
+    return tuple(split_words(value))
 
 
 def boolean(value: str) -> bool:

@@ -16,6 +16,7 @@ from proxymap.base.files import read_file
 
 BLANKS = b" \t\n\v\f\r"  # isspace() in the C locale
 SEPARATORS = b", \t\r\n"  # of a list
+WORD_BLANKS = " \t\r\n"  # between words, as Postfix splits text; a no-break space is none
 
 
 class RecordError(ValueError):
@@ -118,6 +119,13 @@ def split_list(text: bytes) -> Iterator[bytes]:
             start = at + 1
 
 
+def split_words(text: str) -> list[str]:
+    """split_words - items between commas and blanks, whatever is in them"""
+    for separator in "," + WORD_BLANKS[1:]:
+        text = text.replace(separator, " ")
+    return [word for word in text.split(" ") if word]
+
+
 def unbraced(text: bytes) -> bytes:
     """unbraced - what the one pair of braces around text holds, with its blanks
 
@@ -147,7 +155,7 @@ def base64_of_files(value: bytes) -> bytes:
     Raises ValueError in Postfix's words.
     """
     contents = []
-    for name in value.replace(b",", b" ").split():
+    for name in map(os.fsencode, split_words(os.fsdecode(value))):
         try:
             contents.append(read_file(name)[0])
         except OSError as error:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from proxymap.base.files import folder_fault
 from proxymap.config.approval import approve, approved_tables
-from proxymap.config.maincf import UNUSABLE, MainCf
+from proxymap.config.maincf import UNUSABLE, MainCf, split_parameter
 from proxymap.config.settings import WRITE_MAPS, Settings, load
 from proxymap.config.source import split_braced, without_proxy
 from proxymap.ctl.mastercf import (
@@ -29,6 +29,7 @@ from proxymap.ctl.mastercf import (
     STOCK,
     Entry,
     entry_of,
+    faulty_fields,
     is_ours,
     path_of,
     program_of,
@@ -193,6 +194,12 @@ def _entries(site: Site) -> Iterator[Fault]:
             yield Fault(path, f"no entry {name}/unix", 'run "postfix upgrade-configuration"')
 
 
+def _fields(site: Site) -> Iterator[Fault]:
+    """Columns of which master dies, whichever service has them."""
+    for entry in site.entries:
+        yield from faulty_fields(entry)
+
+
 def _columns(site: Site) -> Iterator[Fault]:
     """Process limit and chroot."""
     for entry in _served(site):
@@ -231,7 +238,7 @@ def uses(site: Site) -> Iterator[Use]:
     """uses - every proxy: table that main.cf or a -o of master.cf names, but for the two lists, and where"""
     yield from _uses_in(site.main_cf, _names_of_uses(site.main_cf))
     for entry in site.entries:
-        names = [override.partition("=")[0].strip() for override in entry.overrides]
+        names = [split_parameter(override, "-o")[0] for override in entry.overrides]
         if names:
             directory = site.settings.config_directory
             main_cf = MainCf(directory, entry.overrides, {"service_name": entry.service})
@@ -411,6 +418,7 @@ CHECKS: list[Callable[[Site], Iterator[Fault]]] = [
     _who_checks,
     _folders,
     _entries,
+    _fields,
     _columns,
     _commands,
     _approval,

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from proxymap.config.maincf import ERRORS, TEXT, Warn
-from proxymap.config.source import logical_lines
+from proxymap.config.source import WORD_BLANKS, logical_lines
 from proxymap.ctl.safety import Fault
 from proxymap.errors import ConfigError
 
@@ -35,6 +35,8 @@ class Entry(NamedTuple):
     process_limit: str
     command: str
     arguments: tuple[str, ...]  # groups without their braces
+    columns: tuple[str, ...]  # as they stand, the command last
+    line: int  # the number of its first
 
     @property
     def name(self) -> str:
@@ -72,7 +74,11 @@ def read_entries(config_directory: str, warn: Warn = lambda text: None) -> list[
                     what = f"{len(words)} columns, expected at least {COLUMNS}"
                     raise ConfigError(f"{where}: {what}; complete the line, or remove it")
                 arguments = tuple(words[COLUMNS:])
-                entries.append(Entry(where, words[0], words[1], words[4], words[6], words[7], arguments))
+                columns = tuple(words[:COLUMNS])
+                service, kind, _, _, chroot, _, limit, command = columns
+                entries.append(
+                    Entry(where, service, kind, chroot, limit, command, arguments, columns, number)
+                )
     except OSError as trouble:
         raise ConfigError(f"open {path}: {trouble.strerror}; name another folder with -c") from None
     return entries
@@ -81,13 +87,14 @@ def read_entries(config_directory: str, warn: Warn = lambda text: None) -> list[
 def split_words(text: str) -> list[str]:
     """split_words - what stands between blanks; `{ ... }` is one word, given without its braces"""
     words: list[str] = []
-    while text := text.lstrip():
+    while text := text.lstrip(WORD_BLANKS):
         if not text.startswith("{"):
-            word, _, text = text.replace("\t", " ").partition(" ")
-            words.append(word)
+            end = next((at for at, char in enumerate(text) if char in WORD_BLANKS), len(text))
+            words.append(text[:end])
+            text = text[end:]
             continue
         end = _group_end(text)
-        words.append(text[1:end].strip())
+        words.append(text[1:end].strip(WORD_BLANKS))
         text = text[end + 1 :]
     return words
 
@@ -100,6 +107,42 @@ def _group_end(text: str) -> int:
         if not level:
             return at
     return len(text)
+
+
+# The names that postconf(1) has for columns, and what may stand there.
+FIELDS: dict[str, tuple[int, Callable[[str], bool], str]] = {
+    "type": (
+        1,
+        lambda text: text in ("inet", "unix", "unix-dgram", "fifo", "pass"),
+        "inet, unix, fifo or pass",
+    ),
+    "private": (2, lambda text: text in ("y", "n", "-"), "y, n or -"),
+    "unprivileged": (3, lambda text: text in ("y", "n", "-"), "y, n or -"),
+    "chroot": (4, lambda text: text in ("y", "n", "-"), "y, n or -"),
+    "wakeup": (
+        5,
+        lambda text: _is_number(text.removesuffix("?")),
+        "seconds, perhaps with ? behind them, or -",
+    ),
+    "process_limit": (6, lambda text: _is_number(text), "a number or -"),
+}
+
+
+def _is_number(text: str) -> bool:
+    """As postconf has it, for which no digits are a number, too."""
+    return text in ("-", "") or (text.isascii() and text.isdigit())
+
+
+def faulty_fields(entry: Entry) -> Iterator[Fault]:
+    """faulty_fields - columns that master(8) dies of, and names that hold what looks like a blank"""
+    for name, (at, is_good, expected) in FIELDS.items():
+        if not is_good(entry.columns[at]):
+            what = f"column {at + 1}, {name}: bad value {ascii(entry.columns[at])}, of which master would die"
+            yield Fault(entry.where, what, f"write {expected}")
+    for at in (0, COLUMNS - 1):
+        if entry.columns[at] != "".join(entry.columns[at].split()):
+            what = f"column {at + 1}: {ascii(entry.columns[at])} has a blank that is none for Postfix"
+            yield Fault(entry.where, what, "type it anew")
 
 
 def entry_of(entries: list[Entry], service: str) -> Entry | None:

@@ -99,6 +99,7 @@ def test_smtputf8_follows_compatibility_level(directory: Path, level: str, wante
         ("cache_size=2M", 2 << 20),
         ("cache_size=1G", 1 << 30),
         ("cache_maptypes=mysql, ldap pgsql", ("mysql", "ldap", "pgsql")),
+        ("cache_maptypes=my\xa0sql,\tldap", ("my\xa0sql", "ldap")),
         ("drain_time_limit=0", 0),
         ("syslog_name=x/$service_name/$process_name", "x/proxymap/proxymap"),
         ("max_use=${e?1}${e:2}", 2),

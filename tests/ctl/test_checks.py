@@ -403,6 +403,17 @@ def test_bad_configuration(host: Host, file: str, text: str, wanted: str) -> Non
     assert any(wanted in fault.line() for fault in host.check() if not fault.warning)
 
 
+def test_blank_that_is_none_for_postfix(host: Host) -> None:
+    host.master(MASTER.replace("-  -  n", "-  -\xa0 n", 1))
+    (fault,) = [fault for fault in host.check() if not fault.warning]
+    assert (fault.where, fault.what) == (
+        f"{host.dir}/master.cf, line 1",
+        r"column 4, unprivileged: bad value '-\xa0', of which master would die",
+    )
+    host.master(MASTER.replace("\n", "\r\n"))
+    assert [fault for fault in host.check() if not fault.warning] == []
+
+
 def test_double_parameter_is_a_warning(host: Host) -> None:
     with open(host.dir / "main.cf", "a") as file:
         file.write("mail_version = 3.7.12\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from proxymap.ctl.mastercf import (
     Postfix,
     command_for,
     entry_of,
+    faulty_fields,
     is_ours,
     only_entry,
     program_of,
@@ -54,6 +57,49 @@ def test_options_of_another_program_are_not_ours(folder: Path) -> None:
     assert read_entries(str(folder))[0].overrides == ["a=b"]
 
 
+def test_carriage_return_is_a_blank(folder: Path) -> None:
+    """As an editor on Windows leaves them."""
+    (folder / "master.cf").write_bytes(b"# ends\r\nproxymap unix - - n - - proxymap\r\n  -o a=b\r\n")
+    (entry,) = read_entries(str(folder))
+    assert (entry.command, entry.overrides, list(faulty_fields(entry))) == ("proxymap", ["a=b"], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ("x foo - - n - - y", 2),
+        ("x unix x - n - - y", 3),
+        ("x unix - -\xa0 n - - y", 4),
+        ("x unix - - Y - - y", 5),
+        ("x unix - - n 1h? - y", 6),
+        ("x unix - - n - +1 y", 7),
+        ("x\xa0y unix - - n - - y", 1),
+        ("x unix - - n - - y\u2003z", 8),
+    ],
+)
+def test_faulty_column_is_named(folder: Path, line: str, column: int) -> None:
+    (folder / "master.cf").write_text(line + "\n")
+    (entry,) = read_entries(str(folder))
+    (fault,) = faulty_fields(entry)
+    assert (fault.where, fault.warning) == (f"{folder}/master.cf, line 1", False)
+    assert f"column {column}" in fault.what
+
+
+@pytest.mark.skipif(shutil.which("postconf") is None, reason="Postfix is not installed")
+@pytest.mark.parametrize(
+    "field", ["-", "n", "N", "5", "5?", "?", "-?", "05", "+5", "-1", "5s", "unix", "pass", ""]
+)
+def test_columns_are_those_that_postconf_takes(folder: Path, field: str) -> None:
+    (folder / "main.cf").write_text("compatibility_level = 3.6\n")
+    for at in range(1, 7):
+        words = ["x", "unix", "-", "-", "n", "-", "-", "y"]
+        words[at] = field or words[at]
+        (folder / "master.cf").write_text(" ".join(words) + "\n")
+        done = subprocess.run(["postconf", "-c", str(folder), "-M"], capture_output=True, check=False)
+        faults = list(faulty_fields(read_entries(str(folder))[0]))
+        assert (faults == []) is (done.returncode == 0), words
+
+
 def test_last_of_several_entries_counts(folder: Path) -> None:
     with open(folder / "master.cf", "a") as file:
         file.write("proxymap unix - - n - 3 proxymap\n")
@@ -93,6 +139,7 @@ def test_blank_at_the_start_is_told(folder: Path) -> None:
         ("{ a {b} } c", ["a {b}", "c"]),
         ("a {b", ["a", "b"]),
         ("{}x", ["", "x"]),
+        ("a\r\n b\xa0c\x0bd\r", ["a", "b\xa0c\x0bd"]),
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
