@@ -137,11 +137,11 @@ def faulty_fields(entry: Entry) -> Iterator[Fault]:
     """faulty_fields - columns that master(8) dies of, and names that hold what looks like a blank"""
     for name, (at, is_good, expected) in FIELDS.items():
         if not is_good(entry.columns[at]):
-            what = f"column {at + 1}, {name}: bad value {ascii(entry.columns[at])}, of which master would die"
+            what = f"column {at + 1}, {name}: bad value {entry.columns[at]!a}, of which master would die"
             yield Fault(entry.where, what, f"write {expected}")
     for at in (0, COLUMNS - 1):
         if entry.columns[at] != "".join(entry.columns[at].split()):
-            what = f"column {at + 1}: {ascii(entry.columns[at])} has a blank that is none for Postfix"
+            what = f"column {at + 1}: {entry.columns[at]!a} has a blank that is none for Postfix"
             yield Fault(entry.where, what, "type it anew")
 
 
