@@ -20,6 +20,7 @@ BLANK = BLANKS.decode()
 NESTING_LIMIT = 100  # values within values; more is taken for a loop, as Postfix does
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 OPERATOR_CHARS = "<>=!?+-*/~&|%"
+NO_FOLDER = "/nonexistent"  # defaults do not depend on a configuration, and postconf dies of a faulty one
 LOCAL_DOMAIN = "localdomain"  # mydomain of a host whose name has no dot
 USUAL_DIRECTORY = "/usr/sbin"  # of postconf; master(8) gives us no PATH
 
@@ -45,16 +46,16 @@ class MainCf:
         known: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
         warn: Warn = lambda text: None,
+        strict: bool = True,
     ) -> None:
-        """Read main.cf, which must exist.
+        """Read main.cf, which must exist; unless `strict`, what cannot be read is passed over.
 
         overrides: the arguments of -o, "name=value", the last wins.
         known: what the daemon itself knows (process_name ...); nothing overrides it.
         defaults: for a host where postconf cannot be asked.
         """
         self.path = os.path.join(config_directory, "main.cf")
-        self.raw, self._lines = read_parameters(self.path, warn)
-        self._config_directory = config_directory
+        self.raw, self._lines = read_parameters(self.path, warn, strict=strict)
         self._warn = warn
         self._broken: set[str] = set()  # their values cannot be expanded, which was told
         self._expanding: set[str] = set()
@@ -128,7 +129,7 @@ class MainCf:
             program = os.path.join(directory, "postconf")
             if os.path.isabs(program) and os.access(program, os.X_OK):
                 try:
-                    output = _output_of(program, {"MAIL_CONFIG": self._config_directory, "LANG": "C"})
+                    output = _output_of(program, {"MAIL_CONFIG": NO_FOLDER, "LANG": "C"})
                 except OSError:
                     continue
                 pairs = (line.partition(" =") for line in output.split("\n"))
@@ -153,27 +154,38 @@ COMPUTED = {"myhostname": _myhostname, "mydomain": _mydomain}
 
 
 def read_parameters(
-    path: str, warn: Warn, known: Collection[str] | None = None
+    path: str, warn: Warn, known: Collection[str] | None = None, strict: bool = True
 ) -> tuple[dict[str, str], dict[str, str]]:
     """read_parameters - a file of `name = value` -> values, and "file, line N" for each name
 
-    The last entry of a name wins. With `known`, other names are refused.
+    The last entry of a name wins. With `known`, other names are refused. What is refused
+    is a ConfigError or, unless `strict`, left out with a warning.
     """
     values: dict[str, str] = {}
     lines: dict[str, str] = {}
+
+    def refuse(trouble: ConfigError) -> None:
+        if strict:
+            raise trouble
+        warn(str(trouble))
+
     try:
         with open(path, "rb") as file:
             for number, line in logical_lines(file, path, warn):
                 place = f"{path}, line {number}"
-                name, value = split_parameter(line.decode(TEXT, ERRORS), place)
-                if known is not None and name not in known:
-                    raise ConfigError(f"{place}: unknown parameter {name}{_nearest(name, known)}")
+                try:
+                    name, value = split_parameter(line.decode(TEXT, ERRORS), place)
+                    if known is not None and name not in known:
+                        raise ConfigError(f"{place}: unknown parameter {name}{_nearest(name, known)}")
+                except ConfigError as trouble:
+                    refuse(trouble)
+                    continue
                 if values.get(name, value) != value:
                     warn(mask_secrets(f"{place}: overriding earlier entry: {name}={values[name]}"))
                 values[name] = value
                 lines[name] = place
     except OSError as trouble:
-        raise ConfigError(f"open {path}: {trouble.strerror}") from trouble
+        refuse(ConfigError(f"open {path}: {trouble.strerror}"))
     return values, lines
 
 

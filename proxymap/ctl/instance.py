@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from proxymap import __version__
 from proxymap.client import Client
 from proxymap.config.approval import approve
-from proxymap.config.settings import Settings, load
+from proxymap.config.settings import Settings, load, seconds
 from proxymap.ctl.mastercf import SERVICES, STOCK, Entry, Postfix, entry_of, is_ours, program_of, read_entries
 from proxymap.ctl.rehearsal import GREETING
 from proxymap.ctl.safety import account_of
@@ -30,32 +30,46 @@ from proxymap.errors import BY_STATUS, ConfigError, ProtocolError
 from proxymap.tables.types import type_of
 
 STATUS_LIMIT = 5.0  # seconds for any server to answer
+THROTTLE = 60  # service_throttle_time's default
 KEY = b"proxymapctl-asks"  # looked up to see whether the service works; hardly anybody has it
 
 OURS, STOCKS, OTHER = "proxymap (Python)", "Postfix's proxymap", "another program"
 
 
 class Instance:
-    """One Postfix instance: its configuration and its commands."""
+    """One Postfix instance: its configuration and its commands. strict: as load() has it."""
 
-    def __init__(self, config_directory: str) -> None:
+    def __init__(self, config_directory: str, strict: bool = True) -> None:
         self.directory = os.path.abspath(config_directory)
-        self.settings, self.main_cf = load(self.directory)
+        self.settings, self.main_cf = load(self.directory, strict=strict)
         folders = [self.main_cf.get(name) for name in ("command_directory", "daemon_directory")]
         self.postfix = Postfix(self.directory, *folders)
-        if not all(folders):
+        self.strict = strict
+        if not all(folders) and strict:
             raise ConfigError("postconf was not found: is Postfix installed?")
+
+    @property
+    def throttle(self) -> int:
+        """For how many seconds master starts a service no more after a process that failed at once."""
+        try:
+            return seconds(1)(self.main_cf.get("service_throttle_time"))
+        except ValueError:
+            return THROTTLE
 
     def socket(self, service: str) -> str:
         return os.path.join(self.settings.queue_directory, "private", service)
 
     def settings_of(self, entry: Entry) -> Settings:
         """What the service's process gets: master.cf's -o count."""
+        if not self.strict:
+            return self.settings
         return load(self.directory, entry.overrides, entry.service)[0]
 
     def approved(self, entry: Entry) -> list[str]:
         """The tables that the service may open."""
-        settings, main_cf = load(self.directory, entry.overrides, entry.service)
+        settings, main_cf = self.settings, self.main_cf
+        if self.strict:
+            settings, main_cf = load(self.directory, entry.overrides, entry.service)
         found = approve(settings, main_cf, entry.service == "proxywrite", lambda text: None)
         return sorted(table.decode("utf-8", "surrogateescape") for table in found)
 

@@ -9,13 +9,16 @@ observed with 3.7.11 (master.md 1.6).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from proxymap.config.maincf import ERRORS, TEXT, Warn
-from proxymap.config.source import WORD_BLANKS, logical_lines
+from proxymap.config.source import BLANKS, WORD_BLANKS, logical_lines
 from proxymap.ctl.safety import Fault
 from proxymap.errors import ConfigError
 
@@ -61,8 +64,11 @@ def path_of(config_directory: str) -> str:
     return os.path.join(config_directory, "master.cf")
 
 
-def read_entries(config_directory: str, warn: Warn = lambda text: None) -> list[Entry]:
-    """read_entries - all entries, in order; ConfigError for what master would die of, warn() of the rest"""
+def read_entries(config_directory: str, warn: Warn = lambda text: None, strict: bool = True) -> list[Entry]:
+    """read_entries - all entries, in order; ConfigError for what master would die of, warn() of the rest
+
+    Unless `strict`, lines that are too short are passed over.
+    """
     path = path_of(config_directory)
     entries = []
     try:
@@ -70,6 +76,8 @@ def read_entries(config_directory: str, warn: Warn = lambda text: None) -> list[
             for number, line in logical_lines(file, path, warn):
                 words = split_words(line.decode(TEXT, ERRORS))
                 where = f"{path}, line {number}"
+                if len(words) < COLUMNS and not strict:
+                    continue
                 if len(words) < COLUMNS:
                     what = f"{len(words)} columns, expected at least {COLUMNS}"
                     raise ConfigError(f"{where}: {what}; complete the line, or remove it")
@@ -202,6 +210,69 @@ def traps(where: str, command: str) -> Iterator[Fault]:
     if "-proxymap" in command:
         what = f'"postfix upgrade-configuration" makes "1proxymap" of "-proxymap" in "{command}"'
         yield Fault(where, what, 'install into a folder without "-proxymap" in its path')
+
+
+# Writing
+
+
+def set_command(entry: Entry, command: str, in_place: bool = False) -> None:
+    """set_command - have the entry run another command; all else in master.cf stays as it is
+
+    A symbolic link stays one: the file that it leads to is replaced. in_place: write into
+    the file itself where it cannot be replaced, as a bind mount. Raises ConfigError.
+    """
+    path = os.path.realpath(entry.where.rpartition(", line ")[0])
+    try:
+        with open(path, "rb") as file:
+            lines = file.readlines()
+        at, span = _place_of_command(entry, lines)
+        line = lines[at]
+        lines[at] = line[: span[0]] + command.encode(TEXT, ERRORS) + line[span[1] :]
+        _replace(path, b"".join(lines), in_place)
+    except OSError as trouble:
+        raise ConfigError(f"{path}: {trouble.strerror}{BESIDE}") from None
+
+
+BESIDE = (
+    "; where master.cf cannot be changed, run a server beside master, with --listen"
+    " unix:$queue_directory/private/NAME, and set proxymap_service_name = NAME in main.cf"
+)
+
+
+def _place_of_command(entry: Entry, lines: list[bytes]) -> tuple[int, tuple[int, int]]:
+    """The line and where in it the command stands; ConfigError if the file is another by now."""
+    left = COLUMNS
+    for at in range(entry.line - 1, len(lines)):
+        if lines[at].lstrip(BLANKS).startswith(b"#"):
+            continue
+        for word in re.finditer(b"[^%b]+" % WORD_BLANKS.encode(), lines[at]):
+            left -= 1
+            if not left and word[0] == entry.command.encode(TEXT, ERRORS):
+                return at, word.span()
+    raise ConfigError(f"{entry.where}: the file was changed meanwhile; try again")
+
+
+def _replace(path: str, content: bytes, in_place: bool) -> None:
+    """Put a file with the same owner and mode in its place, or write into it."""
+    new = path + ".proxymapctl"
+    try:
+        with open(new, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        status = os.stat(path)
+        os.chown(new, status.st_uid, status.st_gid)
+        shutil.copystat(path, new)
+        os.utime(new)
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        if not in_place:
+            raise
+        with open(path, "r+b") as file:
+            file.write(content)
+            file.truncate()
 
 
 # Through postconf(1)

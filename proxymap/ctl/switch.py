@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from proxymap.ctl import takeover
-from proxymap.ctl.instance import Instance
-from proxymap.ctl.options import Parser, directory_of
+from proxymap.ctl.options import Parser
 from proxymap.ctl.outcome import EX_NOPERM, EX_OK, EX_UNAVAILABLE, complain
 
+# What --service says -> services; none named are those that are enabled.
+SERVICES = {
+    "proxymap": ["proxymap"],
+    "proxywrite": ["proxywrite"],
+    "both": ["proxymap", "proxywrite"],
+    "": [],
+}
 
-def add(parser: Parser) -> None:
-    """add - the options"""
-    parser.description = f"{parser.description}: master.cf, reload, and a lookup to see that it works."
+
+def add(parser: Parser, default: str) -> None:
+    """add - the options; default: the services that are switched unless --service says otherwise"""
+    parser.description = f"{parser.description}: master.cf, reload, and lookups to see that it works."
     parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
-    parser.add_argument(
-        "--service", choices=["proxymap", "proxywrite", "both"], default="proxymap", help="default: proxymap"
-    )
+    text = f"default: {default or 'those that are enabled'}"
+    parser.add_argument("--service", choices=[*filter(None, SERVICES)], default=default, help=text)
 
 
-def run(arguments: argparse.Namespace, turn: Callable[[Instance, Sequence[str], bool], Iterator[str]]) -> int:
-    """run - takeover's enable or disable, line by line"""
-    services = ["proxymap", "proxywrite"] if arguments.service == "both" else [arguments.service]
+def run(told: Iterator[str]) -> int:
+    """run - what takeover's enable or disable tells, line by line"""
     try:
-        for line in turn(Instance(directory_of(arguments)), services, arguments.dry_run):
+        for line in told:
             print(line, flush=True)
     except takeover.Refused as refusal:
         for fault in refusal.faults:

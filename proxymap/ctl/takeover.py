@@ -1,10 +1,12 @@
 """takeover - put our daemon in charge of master(8)'s proxymap services, or back what was there before
 
-    is it safe? -> does it start? -> master.cf's command -> postfix reload -> does it answer on the socket?
+    is it safe? -> does it start? -> what is answered now? -> master.cf's command -> postfix reload
+    -> does it answer on the socket? -> as well as what was there before?
 
-Any failure on that way leaves master.cf, or puts it back, as it was.
+Any failure of `enable` leaves master.cf, or puts it back, as it was. `disable`
+ends with the command of before in master.cf, whatever else fails.
 
-Source: postconf(1), master(5); master.md 1.6.
+Source: postconf(1), master(5); master.md 1.6, 2.3.
 """
 
 from __future__ import annotations
@@ -13,18 +15,31 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from proxymap.config.maincf import read_parameters
+from proxymap.ctl import answers
 from proxymap.ctl.instance import OURS, STOCKS, Instance, ask, described, own_program
-from proxymap.ctl.mastercf import STOCK, Entry, command_for, is_ours, only_entry, program_of, traps
+from proxymap.ctl.mastercf import (
+    SERVICES,
+    STOCK,
+    Entry,
+    command_for,
+    is_ours,
+    only_entry,
+    program_of,
+    read_entries,
+    set_command,
+    traps,
+)
 from proxymap.ctl.rehearsal import rehearse
 from proxymap.ctl.safety import Fault, faults_of_program
 from proxymap.errors import ConfigError, ProtocolError
 from proxymap.tables.types import type_of
 
 MEMORY = "proxymap.previous"  # in config_directory, which is root's: what `disable` is to put back
-ANSWER_LIMIT = 15.0  # seconds for the right server to answer after a reload
+ANSWER_LIMIT = 15.0  # seconds for the right server to answer after a reload, if master does not throttle
+AFTER_THROTTLE = 15.0  # the same, when its throttle is over
 PAUSE = 0.05  # seconds between two tries
 
 
@@ -37,11 +52,14 @@ class Refused(Exception):
 
 
 class Failed(Exception):
-    """It was tried, it did not work, and all is as it was before; the text says why."""
+    """It was tried and did not work; the text says why, and what master.cf has now."""
 
 
-def enable(instance: Instance, services: Sequence[str], dry_run: bool) -> Iterator[str]:
-    """enable - let master run our daemon for these services; tells what it does. Raises Refused or Failed."""
+def enable(instance: Instance, services: Sequence[str], dry_run: bool, force: bool = False) -> Iterator[str]:
+    """enable - let master run our daemon for these services; tells what it does. Raises Refused or Failed.
+
+    force: even if tables that were answered are not any more.
+    """
     program = own_program()
     command = command_for(program, instance.postfix.daemon_directory)
     reasons = [fault for fault in traps(program, command) if not fault.warning]
@@ -55,28 +73,44 @@ def enable(instance: Instance, services: Sequence[str], dry_run: bool) -> Iterat
     if reasons:
         raise Refused(reasons)
     memory = _remembered(instance)
-    changes = {}
+    changes = []
     for entry in entries:
         yield from _warnings(instance, entry)
         if entry.command == command:
             yield f"{entry.service}: {program} is in charge already"
             continue
-        changes[entry.service] = command
+        changes.append((entry, command))
         _keep(memory, instance, entry)
-    yield from _change(instance, changes, memory, dry_run)
+    if dry_run:
+        yield from _commands(instance, changes)
+    elif changes:
+        yield from _enable(instance, changes, memory, force)
 
 
 def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Iterator[str]:
-    """disable - let master run what it ran before enable(); tells what it does. Raises Refused or Failed."""
+    """disable - let master run what it ran before enable(); tells what it does. Raises Refused or Failed.
+
+    services: none named are those that are enabled.
+    """
     _need_root(dry_run)
     memory = _remembered(instance)
-    changes = {}
-    for entry in [only_entry(instance.directory, service) for service in services]:
-        if _is_enabled(instance, entry):
-            changes[entry.service] = memory.pop(entry.name, STOCK)
+    changes = []
+    found = [entry for entry in read_entries(instance.directory, strict=False) if entry.type == "unix"]
+    enabled = [entry for entry in found if entry.service in SERVICES and _is_enabled(instance, entry)]
+    for service in services or sorted({entry.service for entry in enabled}) or [STOCK]:
+        entries = [entry for entry in found if entry.service == service]
+        ours = [entry for entry in entries if entry in enabled]
+        if not entries:
+            yield f'{service}: no entry in master.cf; run "postfix upgrade-configuration"'
+        elif not ours:
+            yield f"{service}: not enabled: the command in master.cf is {entries[-1].command}"
         else:
-            yield f"{entry.service}: not enabled: the command in master.cf is {entry.command}"
-    yield from _change(instance, changes, memory, dry_run)
+            back = memory.pop(ours[0].name, STOCK)
+            changes += [(entry, back) for entry in ours]
+    if dry_run:
+        yield from _commands(instance, changes)
+    elif changes:
+        yield from _disable(instance, changes, memory)
 
 
 def _need_root(dry_run: bool) -> None:
@@ -96,78 +130,132 @@ def _warnings(instance: Instance, entry: Entry) -> Iterator[str]:
             yield f"warning: {entry.service}: {table} is not served yet: clients get RETRY, mail is deferred"
 
 
-def _change(
-    instance: Instance, changes: dict[str, str], memory: dict[str, str], dry_run: bool
-) -> Iterator[str]:
-    """Set the command of each service, reload, and verify that the right server answers."""
-    postfix = instance.postfix
-    commands = [postfix.set_command(service, command) for service, command in changes.items()]
-    if dry_run:
-        yield from map(shlex.join, commands)
-        if commands:
-            yield shlex.join(postfix.reload())
-    elif commands:
-        with _all_back_on_failure(instance, list(changes)):
-            for command in commands:
-                postfix.run(command)
-            _write_memory(instance, memory)
-            outcome = _reload(instance, changes)
-        yield from outcome
+Changes = list[tuple[Entry, str]]
 
 
-def _reload(instance: Instance, changes: dict[str, str]) -> list[str]:
+def _commands(instance: Instance, changes: Changes) -> Iterator[str]:
+    """Commands that have the same effect, where master.cf is no symbolic link."""
+    for entry, command in changes:
+        yield shlex.join(instance.postfix.set_command(entry.service, command))
+    if changes:
+        yield shlex.join(instance.postfix.reload())
+
+
+def _enable(instance: Instance, changes: Changes, memory: dict[str, str], force: bool) -> Iterator[str]:
+    with _all_back_on_failure(instance, changes):
+        before = {} if force else answers.of_services(instance, [entry for entry, _ in changes])
+        for entry, command in changes:
+            set_command(entry, command)
+        _write_memory(instance, memory)
+        outcome = yield from _reload(instance, changes)
+        worse = answers.worse(instance, before)
+        if worse:
+            raise _NoAnswer("; ".join(worse))
+    yield from outcome
+
+
+def _disable(instance: Instance, changes: Changes, memory: dict[str, str]) -> Iterator[str]:
+    for entry, command in changes:
+        set_command(entry, command, in_place=True)
+    with contextlib.suppress(OSError):
+        _write_memory(instance, memory)
+    try:
+        yield from (yield from _reload(instance, changes))
+    except (_NoAnswer, ConfigError) as error:
+        raise Failed(f'master.cf is as it was before "enable", but {error}') from None
+
+
+def _reload(instance: Instance, changes: Changes) -> Generator[str, None, list[str]]:
     """Tell a running master, and see who answers for each service."""
+    last = {entry.service: command for entry, command in changes}
     if not instance.postfix.is_running():
-        return [f"{service}: {command} from the next start on" for service, command in changes.items()]
+        return [f"{service}: {command} from the next start on" for service, command in last.items()]
     instance.postfix.run(instance.postfix.reload())
-    return [f"{service}: {_verify(instance, service, command)}" for service, command in changes.items()]
+    outcome = []
+    for service, command in last.items():
+        answer = yield from _verify(instance, service, command)
+        outcome.append(f"{service}: {answer}")
+    return outcome
 
 
 @contextlib.contextmanager
-def _all_back_on_failure(instance: Instance, services: Sequence[str]) -> Iterator[None]:
+def _all_back_on_failure(instance: Instance, changes: Changes) -> Iterator[None]:
     """Puts the commands back if the block is left by an exception; those of ours become Failed."""
-    postfix = instance.postfix
     memory = _remembered(instance)
-    commands = {service: only_entry(instance.directory, service).command for service in services}
     try:
         yield
     except BaseException as error:
-        for service, command in commands.items():
-            postfix.run(postfix.set_command(service, command))
-        _write_memory(instance, memory)
-        with contextlib.suppress(ConfigError):  # perhaps it is what has just failed
-            if postfix.is_running():
-                postfix.run(postfix.reload())
-        if isinstance(error, (_NoAnswer, ConfigError)):
-            raise Failed(f"{error}; master.cf is as it was before") from None
+        more = _put_back(instance, changes, memory)
+        if isinstance(error, (_NoAnswer, ConfigError, OSError)):
+            raise Failed(f"{error}; {more or 'master.cf is as it was before'}") from None
         raise
+
+
+def _put_back(instance: Instance, changes: Changes, memory: dict[str, str]) -> str:
+    """Have all as it was; returns what did not work, if anything."""
+    postfix = instance.postfix
+    try:
+        changed = False
+        for entry, command in changes:
+            now = only_entry(instance.directory, entry.service)
+            if now.command == command:
+                set_command(now, entry.command)
+                changed = True
+        if changed:
+            _write_memory(instance, memory)
+    except (ConfigError, OSError) as trouble:
+        return f"and master.cf could not be put back: {trouble}"
+    with contextlib.suppress(ConfigError):  # perhaps it is what has just failed
+        if changed and postfix.is_running():
+            postfix.run(postfix.reload())
+    return ""
 
 
 class _NoAnswer(Exception):
     """No answer, or not from the server that it should come from; the text says what was seen."""
 
 
-def _verify(instance: Instance, service: str, command: str) -> str:
-    """Ask until the server that `command` starts is the only one there; who it is and what it said."""
-    entry = only_entry(instance.directory, service)
+def _verify(instance: Instance, service: str, command: str) -> Generator[str, None, str]:
+    """Ask until the server that `command` starts is the only one there; who it is and what it said.
+
+    A service whose process failed at once is started anew only when its throttle is over.
+    """
     program = program_of(command, instance.postfix.daemon_directory)
     wanted = STOCKS if command == STOCK else OURS if is_ours(program) else None
-    deadline = time.monotonic() + ANSWER_LIMIT
-    seen = ""
+    answer, seen, silent = _wait_for(instance, service, wanted, ANSWER_LIMIT)
+    if not answer and silent:
+        limit = instance.throttle + AFTER_THROTTLE
+        yield (
+            f"{service}: no server yet ({seen}); after one that failed, master waits"
+            f" for {instance.throttle} s (service_throttle_time); waiting at most {limit:.0f} s"
+        )
+        answer, seen, silent = _wait_for(instance, service, wanted, limit)
+    if answer:
+        return answer
+    raise _NoAnswer(
+        f"{service}: no answer from {program} within {ANSWER_LIMIT:.0f} s ({seen}); the mail log says why"
+    )
+
+
+def _wait_for(
+    instance: Instance, service: str, wanted: str | None, limit: float
+) -> tuple[str | None, str, bool]:
+    """What is answered by the wanted server, or None; what was seen instead; was that nobody?"""
+    entry = [e for e in read_entries(instance.directory, strict=False) if e.name == f"{service}/unix"][-1]
+    deadline = time.monotonic() + limit
+    seen, silent = "", True
     while (left := deadline - time.monotonic()) > 0:
         try:
             answer, processes = ask(instance, entry, left)
         except (OSError, ProtocolError) as trouble:
-            seen = str(trouble)
+            seen, silent = str(trouble), True
         else:
             servers = {process.server for process in processes}
             if servers and (wanted is None or servers == {wanted}):
-                return f"{' and '.join(map(described, processes))} answers ({answer})"
-            seen = f"{' and '.join(sorted(servers)) or 'an unknown process'} answers"
+                return f"{' and '.join(map(described, processes))} answers ({answer})", "", False
+            seen, silent = f"{' and '.join(sorted(servers)) or 'an unknown process'} answers", False
         time.sleep(PAUSE)
-    raise _NoAnswer(
-        f"{service}: no answer from {program} within {ANSWER_LIMIT:.0f} s ({seen}); the mail log says why"
-    )
+    return None, seen, silent
 
 
 # What was there before
@@ -176,7 +264,7 @@ def _verify(instance: Instance, service: str, command: str) -> str:
 def _remembered(instance: Instance) -> dict[str, str]:
     """service/type -> command; what is not there was the stock one."""
     path = os.path.join(instance.directory, MEMORY)
-    return read_parameters(path, lambda text: None)[0] if os.path.exists(path) else {}
+    return read_parameters(path, lambda text: None, strict=False)[0]
 
 
 def _keep(memory: dict[str, str], instance: Instance, entry: Entry) -> None:

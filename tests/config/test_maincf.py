@@ -131,6 +131,13 @@ def test_postconf_is_asked_once_and_only_if_needed(tmp_path: Path, monkeypatch: 
     assert len(asked) == 1
 
 
+@needs_postconf
+def test_defaults_are_found_whatever_is_wrong_with_master_cf(tmp_path: Path) -> None:
+    """postconf dies of a faulty one."""
+    (tmp_path / "master.cf").write_text("too short\n")
+    assert main_cf(tmp_path, "").get("max_use") == "100"
+
+
 @pytest.mark.parametrize("script", ["#!/nonexistent\n", "#!/bin/sh\nexit 1\n", "#!/bin/sh\necho nonsense\n"])
 def test_trouble_with_postconf_is_no_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str

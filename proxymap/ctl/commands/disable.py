@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 
 from proxymap.ctl import switch, takeover
-from proxymap.ctl.options import Parser
+from proxymap.ctl.instance import Instance
+from proxymap.ctl.options import Parser, directory_of
 
 
 def add(parser: Parser) -> None:
     """add - the command's options"""
-    switch.add(parser)
+    switch.add(parser, "")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """run - put master.cf back, or say why not"""
-    return switch.run(arguments, takeover.disable)
+    """run - put master.cf back, or say why not; whatever is wrong with main.cf or with us"""
+    instance = Instance(directory_of(arguments), strict=False)
+    services = switch.SERVICES[arguments.service]
+    return switch.run(takeover.disable(instance, services, arguments.dry_run))

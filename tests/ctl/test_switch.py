@@ -1,0 +1,270 @@
+"""test_switch - enable and disable where something is in their way: worse answers, a throttle, odd files"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fix_postfix import unavailable
+from fix_prefix import Prefix, no_prefix, prefix  # noqa: F401
+from fix_server import wait_until
+from test_takeover import OURS, STOCK, Host, only_line
+
+from proxymap.ctl import takeover
+from proxymap.ctl.instance import Instance, processes_of
+from proxymap.ctl.mastercf import only_entry, read_entries, set_command
+from proxymap.errors import ConfigError
+
+with_postfix = pytest.mark.skipif(
+    (unavailable() or no_prefix()) is not None, reason=str(unavailable() or no_prefix())
+)
+
+
+@pytest.fixture
+def host(prefix: Prefix) -> Iterator[Host]:  # noqa: F811
+    with Host(prefix) as running:  # type: ignore[attr-defined]
+        yield running
+
+
+@pytest.fixture
+def stopped(prefix: Prefix) -> Iterator[Host]:  # noqa: F811
+    made = Host(prefix)
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def own_prefix() -> Iterator[Prefix]:
+    """One that a test may break."""
+    if reason := no_prefix():
+        pytest.skip(reason)
+    made = Prefix()
+    yield made
+    made.remove()
+
+
+def enabled(made: Host, *arguments: str) -> None:
+    done = made.ctl("enable", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def break_ours(made: Host) -> None:
+    """What master runs from now on ends at once, and what it runs now is gone."""
+    made.prefix.program.write_text(f"#!{made.prefix.python}\nraise SystemExit(1)  # proxymap\n")
+    for process in processes_of(Instance(str(made.config_dir)), "proxymap"):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def disable(made: Host) -> list[str]:
+    return list(takeover.disable(Instance(str(made.config_dir), strict=False), [], False))
+
+
+# Worse answers
+
+
+@with_postfix
+def test_table_that_would_get_worse_has_all_put_back_and_is_named(host: Host) -> None:
+    """hash: where berkeleydb is not installed, as in the installation of these tests."""
+    if host.postmap(f"hash:{host.tables}/v").returncode:
+        pytest.skip("this Postfix has no hash tables")
+    host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:hash:$tables/v")
+    assert host.run("postfix", "reload").returncode == 0
+    before = (host.config_dir / "master.cf").read_bytes()
+    done = host.ctl("enable")
+    assert done.returncode == 69
+    what = only_line(done.stderr)
+    assert f"hash:{host.tables}/v was answered NOKEY, and is answered RETRY by ours" in what
+    assert "proxymap[bdb]" in what
+    assert "master.cf is as it was before" in what
+    assert (host.config_dir / "master.cf").read_bytes() == before
+    assert host.servers()["proxymap"] == STOCK
+    assert host.ctl("enable", "--force").returncode == 0
+    assert host.servers()["proxymap"] == OURS
+
+
+@with_postfix
+def test_table_that_stock_does_not_answer_either_is_no_obstacle(host: Host) -> None:
+    host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:cdb:$tables/missing")
+    assert host.run("postfix", "reload").returncode == 0
+    enabled(host)
+
+
+# disable, whatever is wrong
+
+
+@with_postfix
+def test_disable_waits_out_a_throttle_and_says_so(
+    own_prefix: Prefix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Host(own_prefix) as host:  # type: ignore[attr-defined]
+        host.set(service_throttle_time="10s")
+        enabled(host)
+        break_ours(host)
+        ask = ["postmap", "-c", str(host.config_dir), "-q", "a", f"proxy:cdb:{host.tables}/v"]
+        with subprocess.Popen(ask, stdout=subprocess.PIPE) as client:
+            wait_until(lambda: "throttling" in host.log(), "a throttle")
+            monkeypatch.setattr(takeover, "ANSWER_LIMIT", 1.0)
+            monkeypatch.setattr(takeover, "AFTER_THROTTLE", 30.0)
+            told = disable(host)
+            assert "proxymap: no server yet" in told[0]
+            assert "10 s (service_throttle_time)" in told[0]
+            assert told[1].startswith("proxymap: Postfix's proxymap, pid ")
+            assert host.command() == "proxymap"
+            assert client.communicate(timeout=60)[0] == b"b\n"
+
+
+@with_postfix
+def test_disable_that_sees_no_answer_leaves_the_stock_command(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled(host)
+    monkeypatch.setattr(takeover, "ANSWER_LIMIT", 0.5)
+    monkeypatch.setattr(takeover, "AFTER_THROTTLE", 0.5)
+    monkeypatch.setattr(Instance, "throttle", 0)
+    monkeypatch.setattr(takeover, "STOCKS", "a server that is never there")
+    with pytest.raises(takeover.Failed, match=r'as it was before "enable", but proxymap: no answer'):
+        disable(host)
+    assert host.command() == "proxymap"
+
+
+@with_postfix
+def test_disable_without_service_undoes_both(host: Host) -> None:
+    enabled(host, "--service", "both")
+    done = host.ctl("disable")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
+    assert (host.command(), host.command("proxywrite")) == ("proxymap", "proxymap")
+    assert host.servers() == {"proxymap": STOCK, "proxywrite": STOCK}
+
+
+@with_postfix
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("proxymap.cf", "no such line\n"),
+        ("proxymap.cf", "cache_size = nonsense\n"),
+        ("main.cf", "multi_instance_name = ${later{form}}\n"),
+        ("main.cf", "smtputf8_enable = perhaps\n"),
+        ("main.cf", "what is this\n"),
+        ("master.cf", "too short\n"),
+        ("master.cf", "x unix - -\xa0 n - - y\n"),
+    ],
+)
+def test_disable_works_whatever_is_wrong(stopped: Host, file: str, text: str) -> None:
+    enabled(stopped, "--service", "both")
+    with (stopped.config_dir / file).open("a") as opened:
+        opened.write(text)
+    done = stopped.ctl("disable")
+    found = read_entries(str(stopped.config_dir), strict=False)
+    commands = [entry.command for entry in found if entry.service in ("proxymap", "proxywrite")]
+    assert commands == ["proxymap", "proxymap"]
+    assert done.returncode == 0 or "master.cf is as it was before" in done.stderr
+
+
+@with_postfix
+def test_disable_works_without_our_extensions_and_with_double_entries(own_prefix: Prefix) -> None:
+    """As after an upgrade of Python."""
+    host = Host(own_prefix)
+    try:
+        enabled(host)
+        path = host.config_dir / "master.cf"
+        path.write_text(path.read_text() + path.read_text())
+        for module in own_prefix.package.rglob("*.so"):
+            module.write_bytes(b"of another Python")
+        done = host.ctl("disable")
+        assert (done.returncode, done.stderr) == (0, "")
+        commands = [e.command for e in read_entries(str(host.config_dir)) if e.service.startswith("proxy")]
+        assert commands == ["proxymap"] * 4
+    finally:
+        host.remove()
+
+
+# Odd files
+
+
+LINES = """\
+# proxymap unix - - n - - proxymap
+proxymap unix\t-  -
+# in between
+\t n - -   proxymap -v \r
+  -o { a = b  c }
+smtp inet n - n - - smtpd
+"""
+
+
+def test_command_is_changed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "master.cf"
+    path.write_bytes(LINES.encode())
+    path.chmod(0o640)
+    set_command(only_entry(str(tmp_path), "proxymap"), "../x/proxymap")
+    assert path.read_bytes() == LINES.replace("-   proxymap -v", "-   ../x/proxymap -v").encode()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["master.cf"]
+    old = only_entry(str(tmp_path), "proxymap")
+    path.write_text("# another line\n" + LINES)
+    with pytest.raises(ConfigError, match="changed meanwhile"):
+        set_command(old, "y")
+
+
+@with_postfix
+def test_symbolic_link_stays_one(stopped: Host) -> None:
+    real = stopped.config_dir / "real" / "master.cf"
+    real.parent.mkdir()
+    link = stopped.config_dir / "master.cf"
+    shutil.move(link, real)
+    link.symlink_to("real/master.cf")
+    before = real.read_bytes()
+    enabled(stopped)
+    assert os.readlink(link) == "real/master.cf"
+    assert str(stopped.prefix.program) in real.read_text()
+    assert stopped.ctl("disable").returncode == 0
+    assert os.readlink(link) == "real/master.cf"
+    assert real.read_bytes() == before
+
+
+def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that may mount what only it sees; skips where that is not allowed."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces are allowed here")
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-ec", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@with_postfix
+def test_bind_mount_is_told_with_the_way_that_works_there(stopped: Host) -> None:
+    path, other = stopped.config_dir / "master.cf", stopped.config_dir / "mounted"
+    shutil.copy(path, other)
+    before = path.read_bytes()
+    ctl = f"{stopped.prefix.dir}/bin/proxymapctl -c {stopped.config_dir}"
+    done = in_namespace(f"mount --bind {other} {path}; {ctl} enable")
+    assert done.returncode == 69
+    assert f"{path}: Device or resource busy" in only_line(done.stderr)
+    assert "set proxymap_service_name = NAME" in done.stderr
+    assert "master.cf is as it was before" in done.stderr
+    assert path.read_bytes() == other.read_bytes() == before
+    enabled(stopped)
+    shutil.copy(path, other)
+    done = in_namespace(f"mount --bind {other} {path}; {ctl} disable")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert other.read_bytes() == before
+
+
+@with_postfix
+def test_first_error_is_the_one_that_is_shown(stopped: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nothing can be put back either."""
+    calls: list[str] = []
+
+    def fail(entry: object, command: str, in_place: bool = False) -> None:
+        calls.append(command)
+        if len(calls) > 1:
+            raise ConfigError(f"error {len(calls) - 1}")
+        set_command(entry, command)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(takeover, "own_program", lambda: str(stopped.prefix.program))
+    monkeypatch.setattr(takeover, "set_command", fail)
+    with pytest.raises(takeover.Failed, match=r"^error 1; and master.cf could not be put back: error 2"):
+        list(takeover.enable(Instance(str(stopped.config_dir)), ["proxymap", "proxywrite"], False))
