@@ -290,6 +290,7 @@ def as_user(name: str, call: Callable[[], T]) -> T:
                 os.initgroups(name, account.pw_gid)
                 os.setgid(account.pw_gid)
                 os.setuid(account.pw_uid)
+                os.environ.pop("HOME", None)  # master(8) sets none
             with open(writing, "w", encoding="utf-8", errors="surrogateescape") as pipe:
                 json.dump(call(), pipe)
             status = 0

@@ -74,6 +74,7 @@ def become_unprivileged(settings: Settings, user: str) -> None:
     os.setgid(owner.pw_gid)
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)
+    os.environ["HOME"] = owner.pw_dir  # where libpq looks for certificates, and may not look in root's
 
 
 def enter_queue_directory(settings: Settings, log: Log) -> None:

@@ -295,7 +295,7 @@ cdef void take_rows(driver *d, connection *c) noexcept nogil:
             status = question_value(&c.question, c.calls.column(c, n), &j.value, d.log)
             if status != STAT_OK:
                 break
-    if status == STAT_OK:
+    if status == STAT_OK or c.question.over:
         status = question_end(&c.question, d.log)
     if j.kind == JOB_EXPLAIN:
         explain(c, j)

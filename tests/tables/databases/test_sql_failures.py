@@ -204,7 +204,7 @@ def test_pgsql_certificate_of_another_authority(pgsql: Rows) -> None:
 
 
 def test_pgsql_bad_port(pgsql: Rows) -> None:
-    pgsql.fails('"nosuch"', hosts="127.0.0.1:nosuch")
+    pgsql.fails('"nosuch"', ours=':nosuch"', hosts="127.0.0.1:nosuch")
 
 
 # Questions to PostgreSQL
