@@ -25,10 +25,15 @@ from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
 from proxymap.tables._table import SLOW_WRITE, Table
 from proxymap.tables.base import Host
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from proxymap.tables.databases.pool import Server
+
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
 LOOK = 0.5  # seconds between two looks at what takes long
 REST = 30.0  # the same while nothing does
+REST_OF_SERVERS = 1.0  # the same with database servers, whose drivers look themselves
 
 
 class Workers:
@@ -44,6 +49,7 @@ class Workers:
         self._askers = Crew("asker", 1, self._ask)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
         self._unequipped: weakref.WeakSet[Table] = weakref.WeakSet()
+        self._servers: weakref.WeakSet[Server] = weakref.WeakSet()  # of databases (databases/pool)
         self.todo, self.asks = self._openers.crew.queue, self._askers.queue
 
     def configure(
@@ -74,15 +80,21 @@ class Workers:
         until = time.monotonic() + seconds
         for crew in self._all_crews():
             crew.stop(until)
+        for server in self._all_servers():
+            server.close(until)
 
     def _all_crews(self) -> list[Crew]:
         with self._lock:  # others add to them
             return list(self._crews)
 
+    def _all_servers(self) -> list[Server]:
+        with self._lock:
+            return list(self._servers)
+
     def _watch_over(self) -> None:
         """Answer RETRY to what takes too long; idle while nothing runs."""
         while not self.stopping:
-            self._busy.wait(REST)
+            self._busy.wait(REST_OF_SERVERS if self._servers else REST)
             time.sleep(LOOK)
             self._busy.clear()
             try:
@@ -103,14 +115,16 @@ class Workers:
                 continue
             busy = busy or bool(crew.running or crew.queue.held)
             for job in crew.take_late(self.limit_ms) + crew.take_waiting(self.limit_ms):
-                self._give_up(job)
+                self._tell_late(job.table)
+                self.done.put(job.given_up())
+        for server in self._all_servers():  # a driver that does not hang was quicker
+            for table in server.give_up_late(self.limit_ms + round(LOOK * 1000)):
+                self._tell_late(table)
         return busy
 
-    def _give_up(self, job: Job) -> None:
-        table = job.table
+    def _tell_late(self, table: Table) -> None:
         trouble = f"no answer within {self.limit_ms // 1000} s {table.under_way}".rstrip()
         self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {trouble}")
-        self.done.put(job.given_up())
 
     # Slow tables
 
@@ -119,6 +133,11 @@ class Workers:
 
         Until then its lookups are made by the askers that all tables share, and changes are RETRY.
         """
+        server = getattr(table, "server", None)
+        if server is not None:
+            with self._lock:
+                self._servers.add(server)
+            self._busy.set()  # the watchdog is to know
         if table.crews is not None or not table.slow:
             return
         asks = changes = None

@@ -10,6 +10,7 @@ No lookup opens a connection itself, and none is the probe of a host that is dow
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -87,8 +88,9 @@ class Pool:
         self._finished: deque[_Trial] = deque()
         self._fewer_until: float | None = None
         name = f"{maptype}-{addresses[0].shown}"
-        for work in (self.driver.run, self._keep):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        threading.Thread(target=self.driver.run, name=name, daemon=True).start()
+        self.thread = threading.Thread(target=self._keep, name=f"{name} pool", daemon=True)
+        self.thread.start()
 
     # The pool's thread
 
@@ -225,6 +227,7 @@ class Pool:
             return
         late = isinstance(error, TimeoutError)
         reason = f"no connection within {self.limits.connect_time_limit:g}s" if late else str(error)
+        reason = _masked(" ".join(reason.split()), trial.host.address)
         self._failed(trial.host, reason, outright=late or trial.host.down_since is not None)
         if trial.wanted or (not self.refusing and self.hosts.choose() is None):
             self._open(trial.wanted)
@@ -271,9 +274,10 @@ class Server:
         """Answer RETRY to all lookups older than that, whatever the driver does; the tables asked."""
         return self.pool.driver.give_up_late(limit_ms)
 
-    def close(self) -> None:
-        """End all connections; for the end of the process."""
+    def close(self, until: float) -> None:
+        """Say goodbye on all connections, until then by time.monotonic; for the end of the process."""
         self.pool.driver.stop()
+        self.pool.thread.join(max(0.0, until - time.monotonic()))
 
 
 _servers: WeakValueDictionary[Hashable, Server] = WeakValueDictionary()
@@ -305,6 +309,15 @@ def server_for(
         if server is None:
             server = _servers[key] = Server(Pool(maptype, addresses, login, limits, host))
         return server
+
+
+def _masked(text: str, address: Address) -> str:
+    """What a library says, without the password that its URI has."""
+    if address.kind == "uri":
+        for pair in re.findall(r"://[^:@/]*:([^@]*)@|[?&]password=([^&]*)", address.host):
+            for secret in filter(None, pair):
+                text = text.replace(secret, "***")
+    return text
 
 
 def _connector(maptype: str, login: object) -> MariaDB | PostgreSQL:
