@@ -1,13 +1,26 @@
-"""conftest - every run of the suite draws the same examples; `make fuzz` draws others"""
+"""conftest - the fixtures that tests of several folders share, and what holds for every test
+
+Every run draws the same examples; `make fuzz` draws others. Every Python that a test starts
+says where it was when it crashed.
+"""
 
 import os
 
 from fix_mariadb import mariadb
 from fix_pgsql import postgresql
+from fix_postfix import command, stock_postfix
+from fix_prefix import prefix
 from hypothesis import settings
 
-__all__ = ["mariadb", "postgresql"]  # servers that all tests of a session share
+__all__ = [
+    "command",
+    "mariadb",
+    "postgresql",
+    "prefix",
+    "stock_postfix",
+]
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("other", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")

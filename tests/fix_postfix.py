@@ -180,7 +180,7 @@ def _accepts(path: str) -> bool:
 
 @pytest.fixture(scope="module")
 def stock_postfix() -> Iterator[StockPostfix]:
-    """A running Postfix for a module: from fix_postfix import stock_postfix."""
+    """A running Postfix for a module."""
     if reason := unavailable():
         pytest.skip(reason)
     with StockPostfix() as postfix:

@@ -1,6 +1,6 @@
 """fix_prefix - proxymap installed as master(8) needs it: root's alone, and open to mail_owner
 
-    def test(prefix):               # from fix_prefix import prefix
+    def test(prefix):               # conftest has it for every test
         prefix.ctl("enable", "-c", ...)
 
 A virtual environment by hand, with a copy of the package as it is compiled in
@@ -90,7 +90,7 @@ class Prefix:
 
 @pytest.fixture(scope="module")
 def prefix() -> Iterator[Prefix]:
-    """An installation for a module: from fix_prefix import prefix."""
+    """An installation for a module."""
     if reason := no_prefix():
         pytest.skip(reason)
     made = Prefix()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
+from fix_postfix import StockPostfix
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -369,7 +369,7 @@ def test_parser_takes_any_bytes(pieces: list[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def tables(stock_postfix: StockPostfix) -> StockPostfix:  # noqa: F811
+def tables(stock_postfix: StockPostfix) -> StockPostfix:
     source = stock_postfix.tables / "v"
     source.write_text("a 1\nUpper x\nlast " + "z" * 70000 + "\n")
     for maptype in ("cdb", "lmdb"):

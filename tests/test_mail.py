@@ -24,10 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fix_postfix import (
-    StockPostfix,
-    unavailable,
-)
+from fix_postfix import StockPostfix, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

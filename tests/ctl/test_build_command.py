@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fix_ctl import HOME, run
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
 
 
 @pytest.fixture

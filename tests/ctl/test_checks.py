@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_prefix import Prefix, prefix  # noqa: F401
+from fix_prefix import Prefix
 
 from proxymap.ctl import checks
 from proxymap.ctl import main as ctl
@@ -368,7 +368,7 @@ def test_short_line_of_master_cf(host: Host) -> None:
     assert "line 4: 2 columns, expected at least 8" in only(host.check())
 
 
-def test_our_program_is_inspected(host: Host, prefix: Prefix) -> None:  # noqa: F811
+def test_our_program_is_inspected(host: Host, prefix: Prefix) -> None:
     host.set(daemon_directory=str(prefix.dir))
     host.master(MASTER.replace("  proxymap\n", "  bin/proxymap\n"))
     assert host.check() == []

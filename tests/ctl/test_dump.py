@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from fix_ctl import ask, run
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
 from test_client import Request, ScriptedServer, attribute_list
 
 

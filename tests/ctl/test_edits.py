@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from fix_ctl import run
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
 from fix_server import ServerProcess
 
 

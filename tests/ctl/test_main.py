@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from fix_ctl import HOME, answer, run
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
 from test_client import ScriptedServer
 
 from proxymap.ctl.main import COMMANDS

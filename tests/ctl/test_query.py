@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fix_ctl import HOME, ask, run
-from fix_postfix import StockPostfix, stock_postfix  # noqa: F401
+from fix_postfix import StockPostfix
 from fix_server import write_cdb
 from test_client import Request, ScriptedServer, answer_new, attribute_list
 
@@ -245,7 +245,7 @@ def test_explain_without_a_server_tells_the_table(cdb: str, tmp_path: Path) -> N
 # The stock server
 
 
-def test_explain_finds_what_mail_owner_may_not_read(stock_postfix: StockPostfix) -> None:  # noqa: F811
+def test_explain_finds_what_mail_owner_may_not_read(stock_postfix: StockPostfix) -> None:
     """postmap -q works, as root, but Postfix does not."""
     file = stock_postfix.tables / "closed"
     write_cdb(file.with_suffix(".cdb"), {b"a": b"1"})
@@ -259,7 +259,7 @@ def test_explain_finds_what_mail_owner_may_not_read(stock_postfix: StockPostfix)
 
 
 @pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
-def test_query_answers_as_postmap(stock_postfix: StockPostfix) -> None:  # noqa: F811
+def test_query_answers_as_postmap(stock_postfix: StockPostfix) -> None:
     file = stock_postfix.tables / "many"
     file.write_text("".join(f"key{i} value {i}\n" for i in range(2000)) + "ÉCOLE x\n")
     stock_postfix.postmap(f"lmdb:{file}", check=True)

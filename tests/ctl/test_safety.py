@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_prefix import Prefix, no_prefix, prefix  # noqa: F401
+from fix_prefix import Prefix
 
 from proxymap.ctl.safety import Fault, Inspector, as_user, faults_of_program, first_closed, interpreter_of
 from proxymap.errors import ConfigError
@@ -146,12 +146,12 @@ def test_interpreter_that_lacks_the_package_is_refused(tree: Path) -> None:
 # A whole installation
 
 
-def test_installation_of_root_is_safe(prefix: Prefix) -> None:  # noqa: F811
+def test_installation_of_root_is_safe(prefix: Prefix) -> None:
     assert what(str(prefix.program)) == ""
 
 
 @pytest.mark.parametrize("name", ["main.py", "server/_loop.{}", "tables"])
-def test_package_that_others_may_change_is_refused(prefix: Prefix, name: str) -> None:  # noqa: F811
+def test_package_that_others_may_change_is_refused(prefix: Prefix, name: str) -> None:
     path = next(prefix.package.glob(name.format("*.so")))
     mode = path.stat().st_mode
     path.chmod(mode | 0o020)
@@ -166,7 +166,7 @@ def test_package_that_others_may_change_is_refused(prefix: Prefix, name: str) ->
         os.chown(path, 0, 0)
 
 
-def test_file_that_adds_to_the_path_is_code_too(prefix: Prefix) -> None:  # noqa: F811
+def test_file_that_adds_to_the_path_is_code_too(prefix: Prefix) -> None:
     path = prefix.site / "x.pth"
     path.write_text("import sys\n")
     path.chmod(0o666)
@@ -176,7 +176,7 @@ def test_file_that_adds_to_the_path_is_code_too(prefix: Prefix) -> None:  # noqa
         path.unlink()
 
 
-def test_module_that_mail_owner_cannot_read_is_refused(prefix: Prefix) -> None:  # noqa: F811
+def test_module_that_mail_owner_cannot_read_is_refused(prefix: Prefix) -> None:
     path = prefix.package / "server/shell.py"
     path.chmod(0o600)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fix_postfix import MASTER, StockPostfix, daemon_directory, unavailable
-from fix_prefix import Prefix, no_prefix, prefix  # noqa: F401
+from fix_prefix import Prefix, no_prefix
 
 from proxymap.ctl import takeover
 from proxymap.ctl.instance import Instance, duration
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 class Host(StockPostfix):
     """A private Postfix with all queue directories, as `postfix reload` wants them, and a cdb table `v`."""
 
-    def __init__(self, prefix: Prefix, master: str = MASTER) -> None:  # noqa: F811
+    def __init__(self, prefix: Prefix, master: str = MASTER) -> None:
         super().__init__({"proxy_read_maps": "proxy:cdb:$tables/v"}, master)
         self.prefix = prefix
         self.run("postfix", "check")
@@ -62,13 +62,13 @@ OURS, STOCK = {"proxymap (Python)"}, {"Postfix's proxymap"}
 
 
 @pytest.fixture
-def host(prefix: Prefix) -> Iterator[Host]:  # noqa: F811
+def host(prefix: Prefix) -> Iterator[Host]:
     with Host(prefix) as running:  # type: ignore[attr-defined]
         yield running
 
 
 @pytest.fixture
-def stopped(prefix: Prefix) -> Iterator[Host]:  # noqa: F811
+def stopped(prefix: Prefix) -> Iterator[Host]:
     made = Host(prefix)
     yield made
     made.remove()
@@ -156,7 +156,7 @@ def test_command_of_before_comes_back(host: Host) -> None:
     assert "not enabled" in host.ctl("disable").stdout
 
 
-def test_arguments_are_kept_and_count(prefix: Prefix) -> None:  # noqa: F811
+def test_arguments_are_kept_and_count(prefix: Prefix) -> None:
     master = MASTER.replace(
         "proxymap  unix  -  -  n  -  -  proxymap", "proxymap unix - - n - - proxymap\n  -o max_idle=7 -v"
     )
@@ -234,7 +234,7 @@ def test_others_than_root_may_look_only(host: Host) -> None:
     assert "run this as root to see who answers" in host.ctl("status", user="nobody").stdout
 
 
-def test_double_entries_are_refused(prefix: Prefix) -> None:  # noqa: F811
+def test_double_entries_are_refused(prefix: Prefix) -> None:
     host = Host(prefix, MASTER + "proxymap unix - - n - - proxymap\n")
     done = host.ctl("enable")
     host.remove()
@@ -257,7 +257,7 @@ def test_daemon_that_does_not_start_is_found_before_anything_changes(host: Host)
     assert "throttling" not in host.log()
 
 
-def test_bad_option_of_the_service_is_found_before_anything_changes(prefix: Prefix) -> None:  # noqa: F811
+def test_bad_option_of_the_service_is_found_before_anything_changes(prefix: Prefix) -> None:
     host = Host(prefix, MASTER.replace("-  -  proxymap", "-  -  proxymap -Q"))
     done = host.ctl("enable")
     host.remove()
@@ -318,7 +318,7 @@ def test_status_for_programs(host: Host) -> None:
     assert 0 <= process["uptime"] < 60
 
 
-def test_missing_entry_is_told(prefix: Prefix) -> None:  # noqa: F811
+def test_missing_entry_is_told(prefix: Prefix) -> None:
     host = Host(prefix, MASTER.replace("proxywrite unix", "other unix"))
     lines = host.ctl("status").stdout.splitlines()
     host.remove()

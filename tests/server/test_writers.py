@@ -13,11 +13,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fix_postfix import (
-    StockPostfix,
-    command,  # noqa: F401
-    unavailable,
-)
+from fix_postfix import StockPostfix, unavailable
 from oracle import Attributes, encode, take_list
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -36,7 +32,7 @@ CLEANUP = 1  # seconds between two runs of the cleanup, which walks the cache an
 
 
 class Writers(StockPostfix):
-    def __init__(self, program: str, maptype: str) -> None:
+    def __init__(self, command: str, maptype: str) -> None:
         self.maptype = maptype
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -54,7 +50,7 @@ class Writers(StockPostfix):
                 f" proxy:{maptype}:$data_directory/own $proxy_read_maps",
                 "proxy_read_maps": f"proxy:{maptype}:$data_directory/listed",
             },
-            MASTER.format(command=program, port=self.port),
+            MASTER.format(command=command, port=self.port),
         )
 
     def ask(self, service: str, attributes: Attributes) -> Attributes:
@@ -84,10 +80,7 @@ class Writers(StockPostfix):
 
 
 @pytest.fixture(scope="module", params=["lmdb", "btree"])
-def writers(
-    command: str,  # noqa: F811
-    request: pytest.FixtureRequest,
-) -> Iterator[Writers]:
+def writers(command: str, request: pytest.FixtureRequest) -> Iterator[Writers]:
     with Writers(command, request.param) as made:
         yield made
 
