@@ -5,13 +5,15 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test lint demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz differential soak soak-live dist clean
+.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz differential soak soak-live dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
 	@echo "make test    run every test; as root, install Debian's Postfix for them first"
 	@echo "make build   compile the extensions in place"
 	@echo "make lint    ruff, cython-lint, mypy"
+	@echo "make figures  how large folders, files and functions are; fails past the limits"
+	@echo "make test-debian SUITE=trixie  build and run every test in a chroot of that suite; as root, needs debootstrap"
 	@echo "make bench   everything measured beside the floor and Postfix's own server; an hour"
 	@echo "make bench-quick  requests per second, latency and CPU of a few cases; two minutes"
 	@echo "make bench-micro  the parts (codec, cache, tables, rules) by pyperf, into build/micro.json"
@@ -43,6 +45,12 @@ lint: $(VENV)/ready
 	$(BIN) ruff format --check .
 	$(BIN) cython-lint proxymap
 	$(BIN) mypy
+
+figures:
+	@$(PYTHON) tests/figures.py
+
+test-debian:
+	sh contrib/test-debian $(or $(SUITE),trixie)
 
 demo: build build/load
 	@$(BIN) $(PY) contrib/demo.py
