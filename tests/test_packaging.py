@@ -67,7 +67,7 @@ def test_sdist_has_sources_and_nothing_generated(sdist: Path) -> None:
         "proxymap/tables/indexed/lmdb.pyx",
     }
     assert wanted <= names
-    others = {"tests/server/test_wire.py", "benchmarks/load.c", "contrib/demo.py", "docs/architecture.md"}
+    others = {"tests/server/test_wire.py", "benchmarks/load.c", "contrib/demo.py", "docs/postfix/wire.md"}
     assert others <= names
     assert not {name for name in names if name.startswith("proxymap/") and name.endswith((".c", ".so"))}
 
