@@ -50,7 +50,7 @@ def test_functions_of_python_are_as_long_as_the_parser_says(path: Path) -> None:
     found = {
         (node.name, node.lineno): (node.end_lineno or 0) - node.lineno + 1
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno != node.lineno
     }
     measured = {}
     for count, what in figures.functions(path):
