@@ -30,6 +30,11 @@ class MariaDB(PrivateDatabase):
     owner = "mysql"
 
     @property
+    def _tmp(self) -> str:
+        """A starting server deletes what others keep in a folder that they share."""
+        return str(self.dir / "tmp")
+
+    @property
     def socket(self) -> str:
         return str(self.dir / "s")
 
@@ -38,8 +43,10 @@ class MariaDB(PrivateDatabase):
         return self.socket
 
     def _initialise(self) -> None:
+        self._run("mkdir", self._tmp)
         self._run(
             _path("mariadb-install-db"), "--no-defaults", f"--datadir={self.data}", "--skip-test-db",
+            f"--tmpdir={self._tmp}",
             "--auth-root-authentication-method=normal", "--innodb-log-file-size=8M",
         )  # fmt: skip
 
@@ -47,6 +54,7 @@ class MariaDB(PrivateDatabase):
         tls = self.certificates
         return [
             _path("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}",
+            f"--tmpdir={self._tmp}",
             f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--max-connections=300",
             "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin",
             f"--ssl-ca={tls.pem('ca')}", f"--ssl-cert={tls.pem('server')}",

@@ -37,8 +37,8 @@ class Passed:
 class Relay:
     """Listens on a port of 127.0.0.1; the attributes may change at any time."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, host: str = "127.0.0.1") -> None:
+        self.target, self._host = target, host
         self.port = 0
         self.delay = 0.0
         self.piece = 0
@@ -97,7 +97,7 @@ class Relay:
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._accept, self._host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:

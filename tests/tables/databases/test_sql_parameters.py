@@ -15,7 +15,7 @@ from fix_database import DATABASE, PASSWORD
 from fix_postfix import unavailable
 from fix_relay import Relay
 from fix_rows import KNOWN, RETRY, Rows, mysql, pgsql, readable
-from fix_server import NOT_FOUND, found, lookup, wait_until
+from fix_server import NOT_FOUND, USER, found, lookup, wait_until
 
 __all__ = ["mysql", "pgsql"]
 
@@ -48,10 +48,14 @@ def test_mysql_certificate_and_name_are_verified(mysql: Rows) -> None:
 
 def test_mysql_client_certificate(mysql: Rows) -> None:
     parameters = {
-        "user": "certified", "password": "", "tls_cert_file": readable(mysql, "client"),
-        "tls_key_file": key_file(mysql, "client"), "tls_CAfile": readable(mysql, "ca"),
+        "user": "certified", "password": "", "hosts": mysql.tcp, "query": CIPHER,
+        "tls_cert_file": readable(mysql, "client"), "tls_CAfile": readable(mysql, "ca"),
     }  # fmt: skip
-    assert mysql.value(query=CIPHER, hosts=mysql.tcp, **parameters) > NO_TLS
+    for ask, user in ((mysql.stock, "postfix"), (mysql.ours, USER)):
+        name = mysql.table(**parameters, tls_key_file=key_file(mysql, "client", user))
+        reply = ask(name)
+        assert reply is not None
+        assert reply[1][1] > NO_TLS
     mysql.fails("Access denied for user 'certified'", user="certified", password="", hosts=mysql.tcp)
 
 
@@ -147,9 +151,14 @@ def test_intended_difference_mysql_unknown_service_name(mysql: Rows) -> None:
 @pytest.mark.parametrize("maptype", ["mysql", "pgsql"])
 def test_intended_difference_brackets_are_understood(maptype: str, request: pytest.FixtureRequest) -> None:
     rows: Rows = request.getfixturevalue(maptype)
-    name = rows.table(hosts=f"[127.0.0.1]:{rows.database.port}")
-    assert rows.stock(name) == RETRY
-    assert rows.ours(name) == found(b"ob")
+    try:
+        relay = Relay(rows.database.socket_file, "::1")
+    except OSError as trouble:
+        pytest.skip(f"IPv6: {trouble}")
+    with relay:
+        name = rows.table(hosts=f"[::1]:{relay.port}")
+        assert rows.stock(name) == RETRY
+        assert rows.ours(name) == found(b"ob")
 
 
 # MariaDB: characters and quoting
@@ -232,10 +241,11 @@ def test_pgsql_tls_by_uri(pgsql: Rows) -> None:
 
 
 def test_pgsql_client_certificate(pgsql: Rows) -> None:
-    files = {"sslcert": readable(pgsql, "client"), "sslkey": key_file(pgsql, "client"),
-             "sslrootcert": readable(pgsql, "ca")}  # fmt: skip
-    rest = "?sslmode=verify-full&" + "&".join(f"{name}={path}" for name, path in files.items())
-    assert pgsql.value(query=IS_TLS, hosts=uri(pgsql, rest, user="certified")) == b"t"
+    files = {"sslcert": readable(pgsql, "client"), "sslrootcert": readable(pgsql, "ca")}
+    for ask, user in ((pgsql.stock, "postfix"), (pgsql.ours, USER)):
+        all_files = files | {"sslkey": key_file(pgsql, "client", user)}
+        rest = "?sslmode=verify-full&" + "&".join(f"{name}={path}" for name, path in all_files.items())
+        assert ask(pgsql.table(query=IS_TLS, hosts=uri(pgsql, rest, user="certified"))) == found(b"t")
 
 
 def test_pgsql_uri_with_the_folder_of_the_socket(pgsql: Rows) -> None:
@@ -339,10 +349,10 @@ def write(rows: Rows, name: bytes, changes: dict[str, str | None]) -> None:
 DEFAULT_QUERY = "SELECT goto FROM alias WHERE address = '%s' ORDER BY extra"
 
 
-def key_file(rows: Rows, name: str) -> str:
-    """A private key that mail_owner alone may read."""
-    path = Path(readable(rows, name)).with_suffix(".key")
+def key_file(rows: Rows, name: str, user: str) -> str:
+    """A private key that this user alone may read."""
+    path = Path(readable(rows, name)).with_suffix(f".{user}.key")
     path.write_bytes(Path(rows.database.certificates.key(name)).read_bytes())
     path.chmod(0o600)
-    shutil.chown(path, "postfix")
+    shutil.chown(path, user)
     return str(path)
