@@ -125,9 +125,9 @@ class Pool:
         elif note.kind == NOTE_ENDED:
             connection, why = self.driver.ended(note)
             host = self.hosts.all[connection.host]
-            connection.close(politely=not connection.suspended)
             if why == ENDED_BROKEN and connection.fresh:
                 self._failed(host, connection.reason)
+            connection.close(politely=not connection.suspended)
         elif note.kind == NOTE_LINES:
             for line in self.driver.take_lines():
                 self.warn(line.decode(TEXT, ERRORS))

@@ -73,6 +73,7 @@ def test_mysql_too_many_connections(mysql: Rows) -> None:
                 held.recv(1)
             mysql.fails("Too many connections", user="other", hosts=mysql.tcp)
     finally:
+        wait_until(mysql.database.answers, "an end of these connections")
         mysql.database.execute(f"SET GLOBAL max_connections = {before}")
 
 
