@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from fix_postfix import StockPostfix
-from fix_server import Peer, ServerProcess, environment, lookup, wait_until
+from fix_server import Peer, ServerProcess, environment, give, lookup, wait_until
 from oracle import Attributes
 
 FRESH_NAMES = 4  # for one life: with three flag words each, below the 13 errors after which stock exits
@@ -42,10 +42,11 @@ class Pair:
         self.stock = StockPostfix(
             {"service_throttle_time": "1s", "import_environment": f"{IMPORTED} {names}"}
         )
-        self.ours = ServerProcess()
+        self.ours = ServerProcess(own={"src_rhs_is_file": "yes"})
         self.dir = self.stock.tables
         self.shared = self.stock.dir / "shared"  # for files that tables refer to
         (self.ours.dir / "rw").mkdir()
+        give(self.ours.dir / "rw")
         (self.stock.queue_dir / "rw").mkdir()
         shutil.chown(self.stock.queue_dir / "rw", "postfix")
         self.asked = 0  # questions

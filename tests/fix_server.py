@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 30.0  # seconds; for a machine that is very busy
 GREETING = b"protocol\0proxymap_protocol\0\0"
 DIALECTS = ("3.6", "3.11")
-USER = "nobody" if os.geteuid() == 0 else None  # as whom the daemon runs when root runs the tests
+USER = "daemon" if os.geteuid() == 0 else None  # as whom the daemon runs when root runs the tests
 
 # Dictionary flags, as tests spell them.
 TRY0, TRY1, FIXED, PATTERN, LOCK = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from fix_postfix import StockPostfix, unavailable
-from fix_server import ServerProcess
+from fix_server import ServerProcess, give
 
 import proxymap
 
@@ -29,9 +29,10 @@ class Postmap:
 
     def __init__(self) -> None:
         # compatibility_level: smtputf8_enable is then yes, as on any host of these years.
-        self.server = ServerProcess()
+        self.server = ServerProcess(own={"src_rhs_is_file": "yes"})
         self.dir = self.server.dir
         (self.dir / "private").mkdir()
+        give(self.dir / "private")
         self.server.path = str(self.dir / "private" / "proxymap")
 
     def run(self, *arguments: str, keys: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -10,15 +10,27 @@ Stamp = tuple[int, int, int, int]  # what tells one content of a file from anoth
 ATTEMPTS = 10  # to read a file that changes all the time
 
 
-def read_file(path: bytes) -> tuple[bytes, Stamp]:
-    """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError"""
+def read_file(path: bytes, public: bool = False) -> tuple[bytes, Stamp]:
+    """read_file - content and stamp of a file; read again if it changes meanwhile. Raises OSError
+
+    public: only if others may read it, too, or a group that we are in.
+    """
     for _ in range(ATTEMPTS):
         with open(os.fsdecode(path), "rb", opener=_open_at_once) as opened:
-            stamp = stamp_of(os.fstat(opened.fileno()))
+            status = os.fstat(opened.fileno())
+            if public and not _is_public(status):
+                raise PermissionError(errno.EACCES, "only its owner may read it", os.fsdecode(path))
+            stamp = stamp_of(status)
             content = opened.read()
             if stamp_of(os.fstat(opened.fileno())) == stamp:
                 break
     return content, stamp
+
+
+def _is_public(status: os.stat_result) -> bool:
+    if status.st_mode & stat.S_IRGRP and status.st_gid in (os.getegid(), *os.getgroups()):
+        return True
+    return bool(status.st_mode & stat.S_IROTH)
 
 
 def stamp_of(status: os.stat_result) -> Stamp:

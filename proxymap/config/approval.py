@@ -33,6 +33,45 @@ def approved_tables(value: str, name: str, extended: bool, warn: Warn) -> frozen
     return frozenset(scan.found)
 
 
+class FilesInValues:
+    """Which tables may be opened so that their values are names of files, whose content is looked up?
+
+    A client asks for that with the flag src_rhs_is_file. Postfix's own do so for
+    tls_server_sni_maps alone. Anybody who can write a value, or knows a table whose values look
+    like paths, would read files with the server's rights; so by default only those tables are
+    opened so, and only where other users cannot connect (private).
+    """
+
+    def __init__(self, settings: Settings, main_cf: MainCf, private: bool) -> None:
+        self.setting, self.private = settings.src_rhs_is_file, private
+        self.names = _names_in(main_cf.get("tls_server_sni_maps").encode(TEXT, ERRORS))
+
+    def refusal(self, type_name: bytes) -> str:
+        """Why not; "" if it may."""
+        if self.setting == "yes":
+            return ""
+        if self.setting == "no":
+            why = "src_rhs_is_file is off"
+        elif not self.private:
+            why = "other users may connect to this socket"
+        elif not _names_in(type_name) <= self.names:
+            why = "it is not in tls_server_sni_maps"
+        else:
+            return ""
+        return (
+            f"{type_name.decode(TEXT, ERRORS)} is not opened for a client that takes its values for names of"
+            f" files: {why}; see src_rhs_is_file in proxymap.cf(5)"
+        )
+
+
+def _names_in(text: bytes) -> set[bytes]:
+    """All words of a list of tables, those in braces, too: tables, and the members of tables."""
+    return {word.removeprefix(b"proxy:") for word in text.translate(_AS_BLANKS).split()}
+
+
+_AS_BLANKS = bytes.maketrans(b",{}", b"   ")
+
+
 class _Scan:
     """One walk over a list and all that it refers to."""
 

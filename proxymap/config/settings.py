@@ -215,6 +215,7 @@ class Settings:
     open_time_limit = own("30s", seconds(1), "seconds until a table that does not open is answered RETRY")
     lmdb_index_size = own("256M", size(0), "bytes for each table, 0 = no index")
     lmdb_replace_damaged = own("yes", boolean)
+    src_rhs_is_file = own("auto", one_of("auto", "yes", "no"))  # auto: see approval.FilesInValues
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 
     def __init__(self, **values: object) -> None:

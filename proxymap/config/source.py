@@ -152,12 +152,13 @@ def split_braced(text: bytes) -> list[bytes]:
 def base64_of_files(value: bytes) -> bytes:
     """base64_of_files - contents of the files that a list names, joined by newline: what src_rhs_is_file asks
 
-    Raises ValueError in Postfix's words.
+    A file that only the server's user may read, such as its private state, is left alone: clients
+    are not that user. Raises ValueError in Postfix's words.
     """
     contents = []
     for name in map(os.fsencode, split_words(os.fsdecode(value))):
         try:
-            contents.append(read_file(name)[0])
+            contents.append(read_file(name, public=True)[0])
         except OSError as error:
             raise ValueError(f"open {os.fsdecode(name)}: {error.strerror}") from None
     if not contents:

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from proxymap.config.approval import approve
+from proxymap.config.approval import FilesInValues, approve
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server._loop import END_WOKEN, Loop
 from proxymap.server.control import Control, Refused
 from proxymap.server.log import Log
+from proxymap.server.sockets import are_private
 from proxymap.server.workers import Workers
 from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
@@ -64,6 +65,7 @@ class Daemon:
         self.done, self.lines = Queue(wakes_loop=True), Queue(limit=LOG_LINES_MAX)
         self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.drain_limit = float(settings.drain_time_limit)
+        self.private = are_private(listeners)
         self.stopping = False
         self.logger = threading.Thread(target=log.run, args=(self.lines,), name="logger", daemon=True)
         self.workers = Workers(self.done, log, writes)
@@ -157,12 +159,13 @@ class Daemon:
         for type_name in sorted(approved):
             self.log.debug(f"allowlisting {os.fsdecode(type_name)} from {parameter}")
         cached = () if self.writes else settings.cache_maptypes  # what is written to changes too often
+        host = Host(
+            settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged,
+            settings.lmdb_index_size,
+        )  # fmt: skip
+        host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
         self.workers.configure(
-            Host(
-                settings.smtputf8_enable, self.log.warning, main_cf.get, settings.lmdb_replace_damaged,
-                settings.lmdb_index_size,
-            ),
-            count=settings.worker_count, time_limit=settings.lookup_time_limit,
+            host, count=settings.worker_count, time_limit=settings.lookup_time_limit,
             open_time_limit=settings.open_time_limit, cached=cached,
         )  # fmt: skip
         return {

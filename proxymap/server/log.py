@@ -5,6 +5,8 @@ goes to stderr, to syslog, or to postlogd (main.cf: maillog_file). While the
 server runs, every thread's lines go through one queue, which the log thread
 empties (`run`): a destination that is slow or full delays nobody else. A line
 that comes again within WINDOW seconds is counted, and the count is told after.
+Of lines that begin alike only so many are written in a second: nobody can fill
+the disk, and what else there is to say is still said.
 
 Source: syslog_name(5), postlogd(8); master.md 5.
 """
@@ -24,6 +26,12 @@ PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warnin
 TEXT_MAX = 2000  # bytes, as Postfix cuts
 WINDOW = 10.0  # seconds in which the same line is not written twice
 REMEMBERED = 256  # lines in that window; more are written as they come
+SECOND = 1.0
+ALIKE_MAX = 50  # lines of one kind in a second; of the others the number is told
+KINDS_MAX = 20  # kinds that are told apart in a second; all others are one more
+
+KIND_ENDS = frozenset('0123456789":')
+KIND_LENGTH = 60  # letters
 
 STDERR = 2
 
@@ -34,6 +42,12 @@ def clean(text: str) -> str:
     """One line of printable text: what is not becomes "?", and what is too long is cut."""
     line = "".join(c if c.isprintable() else "?" for c in text)
     return line.encode()[:TEXT_MAX].decode(errors="ignore")
+
+
+def kind_of(line: str) -> str:
+    """What lines of one kind begin with: all up to the first number, quotation mark or colon."""
+    end = next((at for at, c in enumerate(line) if c in KIND_ENDS), len(line))
+    return line[:end][:KIND_LENGTH]
 
 
 def to_stderr(ident: str) -> Sink:
@@ -85,6 +99,8 @@ class Log:
         self.verbose = verbose
         self.queue: Queue | None = None
         self._recent: dict[tuple[int, str], tuple[float, int]] = {}
+        self._kinds: dict[str, int] = {}  # lines of each in this second
+        self._since = 0.0  # when it began
 
     def fatal(self, text: str) -> None:
         self.write(LEVEL_FATAL, text)
@@ -127,12 +143,34 @@ class Log:
         if seen is not None:
             self._recent[level, line] = (seen[0], seen[1] + 1)
             return
-        if len(self._recent) < REMEMBERED:
-            self._recent[level, line] = (now, 0)
-        self._emit(level, line)
+        if level == LEVEL_FATAL or self._is_allowed(line, now):
+            if len(self._recent) < REMEMBERED:
+                self._recent[level, line] = (now, 0)
+            self._emit(level, line)
+
+    def _is_allowed(self, line: str, now: float) -> bool:
+        """Has this second room for one more of its kind?"""
+        if now - self._since >= SECOND:
+            self._tell_left_out(now)
+        kind = kind_of(line)
+        if kind not in self._kinds and len(self._kinds) >= KINDS_MAX:
+            kind = ""
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        return self._kinds[kind] <= ALIKE_MAX
+
+    def _tell_left_out(self, now: float) -> None:
+        """Write how many lines of each kind were too many, and begin another second."""
+        for kind, count in self._kinds.items():
+            if count > ALIKE_MAX:
+                what = f'that begin with "{kind}"' if kind else "of many kinds"
+                self._emit(LEVEL_WARNING, f"{count - ALIKE_MAX} more lines {what} were left out")
+        self._kinds.clear()
+        self._since = now
 
     def tell_counts(self, now: float) -> None:
-        """Write how often lines came again whose window is over."""
+        """Write how often lines came again whose window is over, and how many were left out."""
+        if self._kinds and now - self._since >= SECOND:
+            self._tell_left_out(now)
         while self._recent:
             (level, line), (since, again) = next(iter(self._recent.items()))
             if now - since < WINDOW:

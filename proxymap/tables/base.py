@@ -28,11 +28,14 @@ class Host:
     replace_damaged: lmdb_replace_damaged. index_size: lmdb_index_size. watch: what files are
     watched with, or None. inform: takes a line for the log that is no warning. server_limits:
     the parameters for the database server of the table with this name (pool.ServerLimits).
+    files_refused: why the values of a table may not be names of files (src_rhs_is_file); "" if they may.
     """
 
     watch: Watch | None = None
     inform: Callable[[str], None] = staticmethod(lambda text: None)
     server_limits: Callable[[bytes], dict[str, int]] = staticmethod(lambda type_name: {})
+
+    files_refused: Callable[[bytes], str] = staticmethod(lambda type_name: "")
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from proxymap.base.files import Stamp, stamp_at
 from proxymap.config.source import without_proxy
 from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import Host, Opening
+from proxymap.tables.flags import RHS_IS_FILE
 from proxymap.tables.types import GONE, type_of
 
 # Why a type whose file is built is not written to.
@@ -56,6 +57,8 @@ def open_table(
     """
     key = key_of(type_name, flags, writes)
     type_name = key[0]
+    if key[1] & RHS_IS_FILE and host is not None and (refusal := host.files_refused(type_name)):
+        return Surrogate(type_name, os.fsencode(refusal))
     me = threading.get_ident()
     with _lock:
         while key in _openers:

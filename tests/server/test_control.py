@@ -145,7 +145,7 @@ def test_only_sockets_of_dead_processes_of_our_own_are_removed(server: ServerPro
             kept.append(f"{server.path}.{nobodys + 3}.ctl")
             with socket.socket(socket.AF_UNIX) as other:
                 other.bind(kept[-1])
-            os.chown(kept[-1], 1, 1)
+            os.chown(kept[-1], 3, 3)
         server.start()
         wait_until(lambda: not any(map(os.path.exists, stale)), "the end of what is stale")
         assert said(server, b'{"do": "tables"}\n')  # comes after all that

@@ -13,6 +13,8 @@ from fix_server import LIMIT, ServerProcess, lookup
 
 from proxymap.server import log as log_module
 from proxymap.server.log import (
+    ALIKE_MAX,
+    KINDS_MAX,
     REMEMBERED,
     TEXT_MAX,
     WINDOW,
@@ -129,10 +131,43 @@ def test_same_text_of_another_level_is_another_line(log: Log, lines: list[tuple[
     assert len(lines) == 2
 
 
-def test_many_different_lines_are_all_written(log: Log, lines: list[tuple[int, str]]) -> None:
+def test_more_different_lines_than_are_remembered_are_written(
+    log: Log, lines: list[tuple[int, str]], clock: Clock
+) -> None:
     for i in range(3 * REMEMBERED):
         log.warning(f"line {i}")
-    assert len(lines) == 3 * REMEMBERED
+        clock.now += 0.1
+    assert len([line for _, line in lines if "repeated" not in line]) == 3 * REMEMBERED
+
+
+def test_of_lines_that_begin_alike_a_second_has_a_limited_number(
+    log: Log, lines: list[tuple[int, str]], clock: Clock
+) -> None:
+    for i in range(10 * ALIKE_MAX):
+        log.warning(f"/etc/x, line {i}: no good")
+        if i == 3 * ALIKE_MAX:
+            log.error("something else")
+    assert lines.count((ERROR, "error: something else")) == 1
+    assert len(lines) == ALIKE_MAX + 1
+    clock.now += 1
+    log.tell_counts(clock.now)
+    left_out = f'warning: {9 * ALIKE_MAX} more lines that begin with "/etc/x, line " were left out'
+    assert lines[-1] == (WARNING, left_out)
+    log.warning("/etc/x, line 3000: no good")
+    assert lines[-1] == (WARNING, "warning: /etc/x, line 3000: no good")
+
+
+def test_all_kinds_together_are_limited_but_for_the_last_words(
+    log: Log, lines: list[tuple[int, str]], clock: Clock
+) -> None:
+    for i in range(10_000):
+        log.warning(f"unexpected attribute {'x' * (i // 100)}-{'y' * (i % 100)} from proxymap socket")
+    assert len(lines) <= (KINDS_MAX + 1) * ALIKE_MAX
+    log.fatal("the end")
+    assert lines[-1] == (FATAL, "fatal: the end")
+    clock.now += 1
+    log.tell_counts(clock.now)
+    assert lines[-1][1].endswith("more lines of many kinds were left out")
 
 
 def test_exception_is_one_line_that_says_where(log: Log, lines: list[tuple[int, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import pwd
@@ -18,6 +19,7 @@ from fix_server import (
     LIMIT,
     LOCK,
     NOT_FOUND,
+    USER,
     Peer,
     ServerProcess,
     environment,
@@ -28,10 +30,10 @@ from fix_server import (
     wait_until,
     write_parameters,
 )
-from oracle import encode, reply
+from oracle import Attributes, encode, reply
 
 from proxymap.errors import ConfigError
-from proxymap.server import standalone
+from proxymap.server import sockets
 
 PATH_MAX = 107
 BIG_VALUE = 300_000
@@ -201,12 +203,12 @@ def test_of_servers_that_start_at_the_same_time_one_lives(server: ServerProcess)
 
 
 def test_path_where_another_server_is_starting_is_refused(server: ServerProcess) -> None:
-    with standalone.own_socket(f"unix:{server.path}") as first:
+    with sockets.own_socket(f"unix:{server.path}") as first:
         with pytest.raises(ConfigError, match="another server is starting there"):
-            standalone.OwnSocket(server.path)
+            sockets.OwnSocket(server.path)
         first.publish()
         with pytest.raises(ConfigError, match="another server is listening there"):
-            standalone.OwnSocket(server.path)
+            sockets.OwnSocket(server.path)
     assert os.listdir(server.dir) == ["t.cdb"]
 
 
@@ -223,8 +225,8 @@ def test_link_in_the_place_of_the_new_socket_changes_no_other_file(
             os.unlink(path)
             os.symlink(precious, path)
 
-    monkeypatch.setattr(standalone.socket, "socket", Watched)
-    with standalone.own_socket(f"unix:{server.path}"):
+    monkeypatch.setattr(sockets.socket, "socket", Watched)
+    with sockets.own_socket(f"unix:{server.path}"):
         assert oct(precious.stat().st_mode & 0o777) == "0o600"
 
 
@@ -232,7 +234,7 @@ def test_file_in_the_way_of_the_new_socket_is_named(server: ServerProcess) -> No
     in_the_way = server.dir / f".{os.getpid()}"
     in_the_way.symlink_to("/nowhere")
     with pytest.raises(ConfigError, match=f"{in_the_way} is in the way"):
-        standalone.OwnSocket(server.path)
+        sockets.OwnSocket(server.path)
     assert in_the_way.is_symlink()
 
 
@@ -252,10 +254,10 @@ def ids(server: ServerProcess) -> dict[str, set[int]]:
 @pytest.mark.parametrize("how", ["mail_owner", "--user"])
 def test_root_is_given_up_for_good_before_the_socket_is_made(server: ServerProcess, how: str) -> None:
     """The type of a table that main.cf approves later is there, too, though its file may not be readable."""
-    user = pwd.getpwnam("nobody")
+    user = pwd.getpwnam("daemon")
     if how == "--user":
         del server.main["mail_owner"]
-    server.start(*(["--user", "nobody"] if how == "--user" else []))
+    server.start(*(["--user", "daemon"] if how == "--user" else []))
     mine = ids(server)
     assert (mine["Uid"], mine["Gid"]) == ({user.pw_uid}, {user.pw_gid})
     assert mine["Groups"] <= {user.pw_gid}
@@ -284,8 +286,70 @@ def test_folder_of_another_user_is_named_with_what_to_do(server: ServerProcess) 
     os.chown(server.dir, 0, 0)
     os.chmod(server.dir, 0o755)
     assert_fatal(
-        server, f"Permission denied; nobody needs a folder of its own: install -d -o nobody {server.dir}"
+        server, f"Permission denied; daemon needs a folder of its own: install -d -o daemon {server.dir}"
     )
+
+
+# Values that are names of files
+
+RHS_IS_FILE = 1 << 21
+
+
+def asked_for_a_file(server: ServerProcess, table: str) -> Attributes:
+    with server.connect() as peer:
+        return peer.ask(lookup(table.encode(), b"k", flags=LOCK | RHS_IS_FILE))
+
+
+@pytest.mark.parametrize(("setting", "folder", "served"), [
+    ("auto", 0o711, False), ("auto", 0o700, True), ("yes", 0o711, True), ("no", 0o700, False),
+])  # fmt: skip
+def test_file_that_a_value_names_is_read_on_a_private_socket(
+    server: ServerProcess, setting: str, folder: int, served: bool
+) -> None:
+    """By default; of a table in tls_server_sni_maps, as Postfix's clients ask for it."""
+    (server.dir / "key").write_text("content")
+    table = f"inline:{{k={server.dir}/key}}"
+    server.approve(table)
+    server.main["tls_server_sni_maps"] = f"proxy:{table}"
+    server.own["src_rhs_is_file"] = setting
+    server.dir.chmod(folder)
+    server.start()
+    content = base64.b64encode(b"content")
+    assert asked_for_a_file(server, table) == (found(content) if served else reply("lookup", "3.6", 2))
+    if not served:
+        server.wait_log("see src_rhs_is_file in proxymap.cf(5)")
+    with server.connect() as peer:  # what all others ask for
+        assert peer.ask(lookup(table.encode(), b"k")) == found(f"{server.dir}/key".encode())
+
+
+def test_file_that_a_value_of_any_other_table_names_is_not_read(server: ServerProcess) -> None:
+    """Also as a member; the table of tls_server_sni_maps has the other's name in its own."""
+    (server.dir / "key").write_text("content")
+    (server.dir / "t").write_text(f"k {server.dir}/key\n")
+    tables = [f"texthash:{server.dir}/t", f"unionmap:{{texthash:{server.dir}/t}}"]
+    server.approve(*tables)
+    server.main["tls_server_sni_maps"] = f"proxy:{tables[0]}2, proxy:{tables[0]}/3"
+    server.start()
+    for table in tables:
+        assert asked_for_a_file(server, table) == reply("lookup", "3.6", 2)
+
+
+def test_file_that_only_the_server_may_read_is_not_given_to_clients(server: ServerProcess) -> None:
+    for mode in (0o600, 0o604, 0o640):
+        path = server.dir / f"key{mode:o}"
+        path.write_text("content")
+        give(path)
+        path.chmod(mode)
+        if USER:
+            os.chown(path, -1, pwd.getpwnam(USER).pw_gid)
+        table = f"inline:{{k={path}}}"
+        server.approve(table)
+    server.main["tls_server_sni_maps"] = " ".join(f"proxy:{table}" for table in server.approved[1:])
+    server.start()
+    content = found(base64.b64encode(b"content"))
+    answers = [asked_for_a_file(server, table) for table in server.approved[1:]]
+    assert answers == [reply("lookup", "3.6", 2), content, content]
+    server.wait_log("only its owner may read it")
 
 
 # Signals
