@@ -27,7 +27,7 @@ from proxymap.tables.base import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from proxymap.tables.databases.pool import Server
+    from typing import Any
 
 CHANGES_AT_A_TIME = 1000  # updates that are committed together, at most
 PATIENCE_NS = 100_000  # the longest wait for more changes to commit with the first
@@ -49,7 +49,7 @@ class Workers:
         self._askers = Crew("asker", 1, self._ask)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
         self._unequipped: weakref.WeakSet[Table] = weakref.WeakSet()
-        self._servers: weakref.WeakSet[Server] = weakref.WeakSet()  # of databases (databases/pool)
+        self._servers: weakref.WeakSet[Any] = weakref.WeakSet()  # of databases (databases/pool)
         self.todo, self.asks = self._openers.crew.queue, self._askers.queue
 
     def configure(
@@ -87,7 +87,7 @@ class Workers:
         with self._lock:  # others add to them
             return list(self._crews)
 
-    def _all_servers(self) -> list[Server]:
+    def _all_servers(self) -> list[Any]:
         with self._lock:
             return list(self._servers)
 

@@ -69,7 +69,7 @@ cdef struct connection:
     bint busy
     bint has_ended         # and goes to the pool at the end of the turn,
     int ended_why          # for this reason, ENDED_*,
-    bint suspended         # with a call of the library that has not returned
+    bint suspended         # within a question that the library has not finished
     bint suspect           # the pool knows that its question takes long
     bint watches_write     # epoll tells when it can be written to
     bint given_up          # somebody else has answered the job

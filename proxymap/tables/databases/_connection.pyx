@@ -86,7 +86,7 @@ cdef class Connection:
 
     @property
     def suspended(self) -> bool:
-        """Was a question under way when it ended?"""
+        """Was a question under way when it was ended?"""
         return self.c.suspended
 
     @property

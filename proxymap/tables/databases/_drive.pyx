@@ -392,7 +392,8 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
     if busy:
         j = take_away(d, c)
     unlink(d, c)
-    c.has_ended, c.ended_why, c.suspended = True, why, busy
+    c.has_ended, c.ended_why = True, why
+    c.suspended = busy and (why == ENDED_LATE or why == ENDED_DOWN)
     c.next = d.ended
     d.ended = c
     if j != NULL:
