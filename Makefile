@@ -9,6 +9,7 @@ BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
+	@echo "make demo-sql  the same over a private MariaDB and PostgreSQL, if they are installed"
 	@echo "make test    run every test; as root, install Debian's Postfix for them first"
 	@echo "make build   compile the extensions in place"
 	@echo "make lint    ruff, cython-lint, mypy"
@@ -54,6 +55,9 @@ test-debian:
 
 demo: build build/load
 	@$(BIN) $(PY) contrib/demo.py
+
+demo-sql: build build/load
+	@$(BIN) $(PY) contrib/demo_sql.py
 
 build/load: benchmarks/load.c
 	mkdir -p build
