@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from fix_postfix import StockPostfix
+from fix_postfix import StockPostfix, dialect
 from fix_server import Peer, ServerProcess, environment, give, lookup, wait_until
 from oracle import Attributes
 
@@ -78,7 +78,7 @@ class Pair:
 
     def connect(self) -> None:
         """New connections to both."""
-        self.peers = Peer(self.stock.socket(self.service)), self.ours.connect()
+        self.peers = self.stock.connect(self.service), self.ours.connect(dialect())
 
     def stop(self) -> None:
         self.stock.stop()

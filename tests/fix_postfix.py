@@ -12,8 +12,10 @@ in a process group of its own, which stop() ends and nothing else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from fix_server import Peer
 
 ROOT = Path(__file__).resolve().parent.parent
 STOCK_DAEMONS = "/usr/lib/postfix/sbin"
@@ -48,12 +51,28 @@ def unavailable() -> str | None:
     return None
 
 
-def daemon_directory() -> str:
-    """Where the stock daemons are, as postconf says."""
+def default(parameter: str) -> str:
+    """What postconf says that it is in the Postfix that is installed; "" if there is none."""
     if shutil.which("postconf") is None:
-        return STOCK_DAEMONS
-    done = subprocess.run(["postconf", "-dh", "daemon_directory"], capture_output=True, text=True)
-    return done.stdout.strip() or STOCK_DAEMONS
+        return ""
+    return subprocess.run(["postconf", "-dh", parameter], capture_output=True, text=True).stdout.strip()
+
+
+def daemon_directory() -> str:
+    """Where the stock daemons are."""
+    return default("daemon_directory") or STOCK_DAEMONS
+
+
+@functools.cache
+def release() -> tuple[int, int]:
+    """Of the Postfix that is installed; (0, 0): none is."""
+    found = re.match(r"(\d+)\.(\d+)", default("mail_version"))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def dialect() -> str:
+    """What its clients and servers speak; those of 3.11 answer BAD to what came before."""
+    return "3.11" if release() >= (3, 11) else "3.6"
 
 
 class StockPostfix:
@@ -93,7 +112,8 @@ class StockPostfix:
         owner = pwd.getpwnam("postfix")
         for path in (self.config_dir, self.queue_dir, self.data_dir, self.tables):
             path.mkdir(mode=0o755)
-        shutil.copy("/etc/postfix/dynamicmaps.cf", self.config_dir)
+        if os.path.exists("/etc/postfix/dynamicmaps.cf"):  # from 3.11 on Debian has it in meta_directory
+            shutil.copy("/etc/postfix/dynamicmaps.cf", self.config_dir)
         os.chown(self.data_dir, owner.pw_uid, owner.pw_gid)
         for name, mode in QUEUE_DIRECTORIES.items():
             (self.queue_dir / name).mkdir()
@@ -113,6 +133,10 @@ class StockPostfix:
     def socket(self, service: str = "proxymap") -> str:
         """The path of a service's socket."""
         return str(self.queue_dir / "private" / service)
+
+    def connect(self, service: str = "proxymap") -> Peer:
+        """A raw connection to a service, in the dialect that it speaks."""
+        return Peer(self.socket(service), dialect=dialect())
 
     def postmap(self, *arguments: str, **keywords: object) -> subprocess.CompletedProcess[bytes]:
         """Run postmap with this instance's configuration."""

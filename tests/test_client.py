@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_postfix import StockPostfix
+from fix_postfix import StockPostfix, dialect
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -385,7 +385,7 @@ def tables(stock_postfix: StockPostfix) -> StockPostfix:
 @pytest.mark.parametrize("maptype", ["cdb", "lmdb"])
 def test_stock_lookup(kind: Any, tables: StockPostfix, maptype: str) -> None:
     table = f"{maptype}:{tables.tables}/v"
-    with kind(tables.socket()) as client:
+    with kind(tables.socket(), dialect=dialect()) as client:
         assert client.open(table) & 16  # "fixed", which decides about folding
         assert client.lookup(table, b"a") == b"1"
         assert client.lookup(table, b"UPPER") == b"x"
@@ -397,19 +397,19 @@ def test_stock_lookup(kind: Any, tables: StockPostfix, maptype: str) -> None:
 
 
 def test_stock_items(kind: Any, tables: StockPostfix) -> None:
-    with kind(tables.socket()) as client:
+    with kind(tables.socket(), dialect=dialect()) as client:
         items = list(client.items(f"lmdb:{tables.tables}/v"))
     assert items == [(b"a", b"1"), (b"last", b"z" * 70000), (b"upper", b"x")]
 
 
 def test_stock_update_and_delete(kind: Any, tables: StockPostfix) -> None:
     table = f"lmdb:{tables.data_dir}/w"
-    with kind(tables.socket("proxywrite")) as client:
+    with kind(tables.socket("proxywrite"), dialect=dialect()) as client:
         assert client.update(table, "käse", b"1") is True
         assert client.lookup(table, "käse") == b"1"
         assert client.delete(table, "käse") is True
         assert client.delete(table, "käse") is False
-    with kind(tables.socket()) as client, pytest.raises(proxymap.NotApproved):
+    with kind(tables.socket(), dialect=dialect()) as client, pytest.raises(proxymap.NotApproved):
         client.update(f"lmdb:{tables.tables}/v", b"a", b"2")
 
 

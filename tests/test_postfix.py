@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from fix_postfix import StockPostfix, unavailable
+from fix_postfix import StockPostfix, dialect, unavailable
 from fix_server import ServerProcess, give
 
 import proxymap
@@ -125,7 +125,7 @@ def test_missing_table_defers_mail() -> None:
 def replies(path: str, table: str) -> list[object]:
     """OPEN, lookups that decide the try bits, OPEN again, with flags of every class."""
     seen: list[object] = []
-    with proxymap.Client(path) as client:
+    with proxymap.Client(path, dialect=dialect()) as client:
         for flags in (0, 64, 16384 + 64, 524288, 4, 8, 65536, 1 << 21):
             seen.append(client.open(table, flags))
             for key in ("absent", "123", "MIXED@example.com"):

@@ -154,7 +154,7 @@ class CompositeContract:
                 StockPostfix(
                     {"proxy_read_maps": ", ".join("proxy:" + name for name in server.approved)}
                 ) as stock,
-                Peer(stock.socket()) as theirs,
+                stock.connect() as theirs,
                 server.connect() as ours,
             ):
                 assert answers(ours, tables, way) == answers(theirs, tables, way)

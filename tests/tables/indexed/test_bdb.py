@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, IndexedContract, Records, in_child, until_nul
 from fix_postfix import StockPostfix, unavailable
-from fix_server import DIALECTS, Peer, ServerProcess, lookup, request, wait_until
+from fix_server import DIALECTS, ServerProcess, lookup, request, wait_until
 from oracle import Attributes, encode
 
 from proxymap.errors import TableRetry
@@ -723,7 +723,7 @@ class Pair:
         self.tables = [name.encode() for name in names]
         stock.start()
         ours.start("-n", "proxywrite")
-        self.peers = [Peer(stock.socket("proxywrite")), ours.connect()]
+        self.peers = [stock.connect("proxywrite"), ours.connect()]
 
     def ask(self, kind: str, **fields: bytes | int) -> Attributes:
         replies = [
