@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from errno import ECONNREFUSED, ENOENT, ETIMEDOUT
 from typing import NamedTuple, Protocol
 
 from proxymap.errors import BadRequest, NotApproved, ProxymapError, TableConfig, TableRetry
@@ -76,14 +77,23 @@ def answer_of(table: Asked, request: Callable[[], bytes | None]) -> Answer:
 
 def complain(text: str, status: int) -> int:
     """complain - one line on standard error; returns the status"""
-    print(f"proxymapctl: {text}", file=sys.stderr)
+    print(f"proxymapctl: {printable(text)}", file=sys.stderr)
     return status
+
+
+def printable(text: str) -> str:
+    """printable - for a terminal: what is no printable character is shown as `?`"""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def no_answer(error: OSError) -> str:
     """no_answer - what to tell of a server that cannot be reached"""
-    advice = "start Postfix, or name another socket with --socket"
-    return f"no answer from {error.filename}: {error.strerror}; {advice}"
+    advice = {
+        ENOENT: "; start Postfix, or name another socket with --socket",
+        ECONNREFUSED: "; start Postfix, or name another socket with --socket",
+        ETIMEDOUT: "; it is there but does not answer: the log may say why, such as out of descriptors",
+    }.get(error.errno or 0, "")
+    return f"no answer from {error.filename}: {error.strerror}{advice}"
 
 
 def advice_on(error: ProxymapError, table: str, service: str) -> tuple[str, int]:

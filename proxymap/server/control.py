@@ -8,6 +8,7 @@ owner and root alone: one process, one socket. A request is one line of JSON,
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from struct import Struct
 
 from proxymap.server.log import Log
 
@@ -29,7 +31,9 @@ MODE = 0o600
 PATH_MAX = 107  # bytes of a socket's path; unix(7)
 BACKLOG = 64  # who comes while so many wait is refused
 LINE_MAX = 65536  # bytes of a request
-ASKER_PATIENCE = 10.0  # seconds for an answer
+ANSWER_MAX = 64 << 20  # bytes of a reply: some hundred thousand tables
+ASKER_PATIENCE = 10.0  # seconds for a whole answer
+CREDENTIALS = Struct("3i")  # of SO_PEERCRED: process, user, group
 SERVER_PATIENCE = 2.0  # seconds for a whole request, and to take its answer; others wait meanwhile
 PAUSE = 0.1  # seconds, when descriptors have run out
 
@@ -88,7 +92,7 @@ class Control:
     def _serve(self, asker: socket.socket) -> None:
         import json
 
-        reply = self._answer(_line_from(asker))
+        reply = self._answer(_line_from(asker, LINE_MAX, SERVER_PATIENCE))
         asker.settimeout(SERVER_PATIENCE)
         asker.sendall(json.dumps(reply).encode() + b"\n")
 
@@ -112,8 +116,12 @@ class Control:
 def _listening(path: str) -> socket.socket:
     if len(os.fsencode(path)) > PATH_MAX:
         raise OSError(f"the path has more than {PATH_MAX} bytes")
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.unlink(path)  # of a process that had our number
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OSError(error.errno, f"another user's file is in the way ({error.strerror})") from None
     listener = socket.socket(socket.AF_UNIX)
     try:
         os.fchmod(listener.fileno(), MODE)  # not by the path: the folder's owner may have put a link there
@@ -154,17 +162,17 @@ def _is_stale(pid: int, path: str) -> bool:
     return False
 
 
-def _line_from(asker: socket.socket) -> bytes:
-    """One line, or what there is of it at the end; OSError if it does not come in time."""
-    until = time.monotonic() + SERVER_PATIENCE
-    line = b""
-    while not line.endswith(b"\n") and len(line) <= LINE_MAX:
+def _line_from(asker: socket.socket, limit: int, patience: float) -> bytes:
+    """One line, or what there is of it at the end or the limit; OSError if it does not come in time."""
+    until = time.monotonic() + patience
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) <= limit:
         asker.settimeout(max(until - time.monotonic(), 0.001))
         more = asker.recv(LINE_MAX)
         if not more:
             break
         line += more
-    return line
+    return bytes(line)
 
 
 # The other end
@@ -173,13 +181,21 @@ def _line_from(asker: socket.socket) -> bytes:
 def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """Ask each process that serves that socket: (process id, reply). Raises OSError, with the path.
 
-    Whoever is gone, or goes before it has answered, is passed over.
+    Others may have put sockets into the folder, too: only those of root, of the caller and of the
+    owners of the served socket and its folder are asked. A reply is {"ok": VALUE} or {"error": TEXT}.
+    A process that has gone, or goes before it has answered, is passed over.
     """
+    trusted = {0, os.geteuid()}
+    for path in (socket_path, os.path.dirname(socket_path) or "."):
+        with contextlib.suppress(OSError):
+            trusted.add(os.lstat(path).st_uid)
     for pid, path in _sockets_beside(socket_path):
         try:
-            reply = _ask(path, request)
+            reply = _ask(path, request, trusted)
         except (ConnectionError, FileNotFoundError):
             continue
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), path) from None
         if reply is not None:
@@ -194,15 +210,32 @@ def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
     return sorted((int(match[1]), os.path.join(folder, match[0])) for match in matches if match)
 
 
-def _ask(path: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The reply; None if the process ended before it was complete."""
+def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any] | None:
+    """The reply; None from a stranger, or if the process ended before it was complete."""
     import json
 
+    status = os.lstat(path)
+    if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in trusted:
+        return None
     with socket.socket(socket.AF_UNIX) as asker:
         asker.settimeout(ASKER_PATIENCE)
         asker.connect(path)
+        credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        if CREDENTIALS.unpack(credentials)[1] not in trusted:
+            return None
         asker.sendall(json.dumps(request).encode() + b"\n")
-        with asker.makefile("rb") as replies:
-            line = replies.readline()
-    reply: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
-    return reply
+        line = _line_from(asker, ANSWER_MAX, ASKER_PATIENCE)
+    if not line.endswith(b"\n"):
+        return None if len(line) <= ANSWER_MAX else {"error": f"its answer has more than {ANSWER_MAX} bytes"}
+    return _checked(line)
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """A reply, which has one of the two forms; if it has not, that is the error."""
+    import json
+
+    with contextlib.suppress(ValueError, RecursionError):
+        reply = json.loads(line)
+        if isinstance(reply, dict) and (reply.keys() == {"ok"} or isinstance(reply.get("error"), str)):
+            return reply
+    return {"error": "its answer is not understood"}

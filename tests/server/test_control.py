@@ -34,6 +34,7 @@ from fix_server import (
 from oracle import Attributes, reply
 
 from proxymap.ctl import main as ctl
+from proxymap.server import control
 from proxymap.server.control import LINE_MAX, PATH_MAX, ask_all
 
 RETRY, DENY = 2, 4
@@ -312,6 +313,92 @@ def test_flush_of_a_table_that_nobody_has_asked_for_is_status_1(
     assert proxymapctl(server, "flush", "lmdb:/nowhere") == 1
     assert proxymapctl.err == "proxymapctl: lmdb:/nowhere: no running server has it open\n"
     assert proxymapctl(server, "flush") == 0
+
+
+# Sockets that others have put there
+
+FORGED = b'{"ok": [{"table": "\\u001b[31mforged", "dialect": "3.6", "flags": 0, "state": "open"}]}\n'
+
+
+@contextlib.contextmanager
+def answering(path: str, answer: bytes, uid: int | None = None) -> Iterator[None]:
+    """A control socket at path that gives everybody that answer; of that user, in a process of its own."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException), socket.socket(socket.AF_UNIX) as listener:
+            if uid is not None:
+                os.setuid(uid)
+            listener.bind(path)
+            listener.listen()
+            os.write(told, b"1")
+            while True:
+                with listener.accept()[0] as asker, contextlib.suppress(OSError):
+                    asker.sendall(answer)
+                    asker.recv(LINE_MAX)
+        os._exit(1)
+    os.close(told)
+    try:
+        assert os.read(ready, 1) == b"1"
+        yield
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_socket_of_another_user_is_not_asked(server: ServerProcess, proxymapctl: Ctl) -> None:
+    """Nor if it was given to the server's user: the process that listens counts as well."""
+    server.dir.chmod(0o1777)
+    table = server.cdb("t", TABLE)
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, b"k")) == found(b"v")
+    given = f"{server.path}.4.ctl"
+    with answering(f"{server.path}.3.ctl", FORGED, 3), answering(given, FORGED, 3):
+        give(given)
+        assert list(proxymapctl.tables(server)) == [table.decode()]
+
+
+def test_file_in_the_way_of_the_control_socket_is_told(server: ServerProcess) -> None:
+    program = (
+        "import os, sys; os.mkdir(f'{sys.argv[1]}.{os.getpid()}.ctl'); os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    command = [sys.executable, "-c", program, server.path, *server.command()]
+    server.command = lambda *arguments: command  # type: ignore[method-assign]
+    server.start()
+    server.wait_log("another user's file is in the way")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"no json\n", "is not understood"),
+        (b'["ok"]\n', "is not understood"),
+        (b'{"ok": [{"table": 3}]}\n', "is not understood"),
+        (b'{"error": "\\u001b[31mno\\nline"}\n', "?[31mno?line"),
+        (b"x" * 100_000, "more than 10000 bytes"),
+    ],
+)
+def test_answer_is_limited_checked_and_printable(
+    server: ServerProcess, proxymapctl: Ctl, monkeypatch: pytest.MonkeyPatch, answer: bytes, said: str
+) -> None:
+    monkeypatch.setattr(control, "ANSWER_MAX", 10_000)
+    with answering(f"{server.path}.3.ctl", answer):
+        assert proxymapctl(server, "tables") == ctl.EX_CONFIG
+    assert said in proxymapctl.err
+    assert proxymapctl.err.count("\n") == 1
+
+
+def test_name_of_a_table_is_printable(server: ServerProcess, proxymapctl: Ctl) -> None:
+    name = "cdb:/\x1b[31mred\u202e"
+    server.approve(name)
+    server.start()
+    with server.connect() as peer:
+        peer.ask(lookup(name.encode(), b"k"))
+    assert proxymapctl(server, "tables") == 0
+    assert proxymapctl.out.startswith("cdb:/?[31mred? ")
 
 
 # reload

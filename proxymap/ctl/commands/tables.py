@@ -8,7 +8,8 @@ from typing import Any
 
 from proxymap.ctl.connection import ask_processes
 from proxymap.ctl.options import ANSWERING, Parser
-from proxymap.ctl.outcome import EX_OK
+from proxymap.ctl.outcome import EX_OK, printable
+from proxymap.errors import ConfigError
 
 EPILOG = f"""\
 A line for each table that was asked for since the process started: its state,
@@ -26,8 +27,16 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """run - one line for each table of each process"""
     for pid, known in ask_processes(arguments, do="tables"):
-        for table in sorted(known, key=lambda one: (one["table"], one["dialect"], one["flags"])):
-            print(json.dumps({"process": pid, **table}) if arguments.json else _table_line(pid, table))
+        try:
+            known.sort(key=lambda one: (one["table"], one["dialect"], one["flags"]))
+            lines = [
+                json.dumps({"process": pid, **table}) if arguments.json else _table_line(pid, table)
+                for table in known
+            ]
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ConfigError(f"process {pid}: its answer is not understood") from None
+        for line in lines:
+            print(printable(line))
     return EX_OK
 
 
