@@ -96,7 +96,7 @@ def ask(folder: Path) -> None:
     say("Not found:")
     show([*query, f"cdb:{folder}/virtual", "nobody@example.com"], 1)
     show([*query, f"lmdb:{folder}/aliases", "nobody"], 1)
-    say("Not approved by main.cf, whoever asks:")
+    say("Not approved by main.cf:")
     show([*query, "cdb:/etc/secrets", "root"], 77)
 
 

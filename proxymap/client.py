@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar
 from proxymap.errors import BY_STATUS, STAT_NOKEY, STAT_OK, ProtocolError
 
 if TYPE_CHECKING:
-    import asyncio  # else imported by who uses it: it would double the start of proxymapctl
+    import asyncio  # else imported when it is used: it would double the start of proxymapctl
 
 Dialect: TypeAlias = Literal["3.6", "3.11"]
 Text: TypeAlias = bytes | str

@@ -5,8 +5,8 @@
         pair.ask(lookup(name, b"192.0.2.1"))        # -> the stock reply, ours
 
 Both have the same approved tables and the same environment. A server keeps each
-table, and the flags it was first opened with, for its whole life: whoever wants
-a table opened anew takes a fresh name. Names of files are approved by the
+table, and the flags it was first opened with, for its whole life: a test that
+wants a table opened anew takes a fresh name. Names of files are approved by the
 hundred; a table that is named by its content needs servers started for it.
 """
 

@@ -208,7 +208,7 @@ class Mail(StockPostfix):
 
 
 class AuthServer:
-    """What smtpd takes for Dovecot's: whoever asks is the user whom he says he is."""
+    """What smtpd takes for Dovecot's: it believes every name."""
 
     def __init__(self, path: str) -> None:
         owner = pwd.getpwnam("postfix")

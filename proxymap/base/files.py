@@ -58,7 +58,7 @@ def sync_folder(path: str) -> None:
 def folder_fault(path: str) -> str | None:
     """folder_fault - why a table at `path` must not be written to: others have a say in its folder; or None
 
-    Whoever may put another file, or a link, in its place would have us write there.
+    A user who may put another file, or a link, in its place would have us write there.
     """
     folder = os.path.dirname(os.path.realpath(path))
     status = os.stat(folder)

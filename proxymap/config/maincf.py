@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from proxymap.config.source import BLANKS, logical_lines
 from proxymap.errors import ConfigError
 
-UNUSABLE = "; it counts as its default"  # ends what is told of a value that is not understood
+UNUSABLE = "; it counts as its default"  # ends the warning of a value that is not understood
 TEXT, ERRORS = "utf-8", "surrogateescape"
 BLANK = BLANKS.decode()
 NESTING_LIMIT = 100  # values within values; more is taken for a loop, as Postfix does

@@ -203,7 +203,7 @@ def printable(text: str) -> str:
 
 
 def _write_cdb(cdbx: Any, file: str, source: _Source) -> int:
-    """FILE.cdb by way of FILE.cdb.tmp."""
+    """FILE.cdb through FILE.cdb.tmp."""
     count = 0
     with _locked_file(f"{file}.cdb.tmp") as fd:
         maker = cdbx.CDB.make(fd)
@@ -273,7 +273,7 @@ def _open_locked(path: str) -> int:
 
 
 def _sync_directory(file: str) -> None:
-    """Make a rename last; whoever may write to a directory need not be allowed to read it."""
+    """Make a rename last; a user who may write to a directory need not be allowed to read it."""
     with suppress(PermissionError):
         fd = os.open(os.path.dirname(file) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -37,8 +37,8 @@ from proxymap.errors import ConfigError, ProxymapError
 COMMANDS = {
     "query": "look keys up",
     "dump": "print all keys and values of a table, key TAB value",
-    "update": "store a value, or many from standard input, by way of proxywrite",
-    "delete": "delete keys by way of proxywrite",
+    "update": "store a value, or many from standard input, through proxywrite",
+    "delete": "delete keys through proxywrite",
     "tables": "which tables a running server has open, and how they do",
     "flush": "have a running server forget cached answers",
     "reload": "have a standalone server read main.cf and proxymap.cf anew",

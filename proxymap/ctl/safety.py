@@ -1,8 +1,8 @@
 """safety - may root run this program? Every file and folder that has a say in it, and mail_owner's access
 
 master(8) starts the daemon as root, and Python then reads the program, the
-interpreter and modules, all before the privileges are dropped: whoever may
-write to one of them, or to a folder on the way to one, is root. After the drop
+interpreter and modules, all before the privileges are dropped: a user who
+may write to one of them, or to a folder on the way to one, is root. After the drop
 mail_owner has to reach them too.
 
 What this cannot see: access control beyond modes and owners, what is written to

@@ -1,4 +1,4 @@
-"""switch - what the commands enable and disable share: options, and how their end is told"""
+"""switch - what the commands enable and disable share: options, and what they say at the end"""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Control:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
             self._socket.close()
             self._socket = None
 

@@ -107,7 +107,7 @@ class Crew:
         return self._idle <= self.keep
 
     def claim(self, job: Job) -> bool:
-        """May the caller answer this job? True for the first who asks; all others must not look at it."""
+        """May the caller answer this job? True for the first caller; all others must not look at it."""
         return self.running.pop(job, None) is not None
 
     def take_late(self, limit_ms: int) -> list[Job]:

@@ -4,7 +4,7 @@ A line is `[level: ]text`, without control characters, at most 2000 bytes. It
 goes to stderr, to syslog, or to postlogd (main.cf: maillog_file). While the
 server runs, every thread's lines go through one queue, which the log thread
 empties (`run`): a destination that is slow or full delays nobody else. A line
-that comes again within WINDOW seconds is counted, and the count is told after.
+that comes again within WINDOW seconds is counted, and the count logged after.
 Of lines that begin alike only so many are written in a second: nobody can fill
 the disk, and what else there is to say is still said.
 
@@ -27,7 +27,7 @@ TEXT_MAX = 2000  # bytes, as Postfix cuts
 WINDOW = 10.0  # seconds in which the same line is not written twice
 REMEMBERED = 256  # lines in that window; more are written as they come
 SECOND = 1.0
-ALIKE_MAX = 50  # lines of one kind in a second; of the others the number is told
+ALIKE_MAX = 50  # lines of one kind in a second; the others are counted
 KINDS_MAX = 20  # kinds that are told apart in a second; all others are one more
 
 KIND_ENDS = frozenset('0123456789":')

@@ -45,7 +45,7 @@ class Openers:
         self.cached: frozenset[bytes] = frozenset()
         self._lock = threading.Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
-        self._kept: dict[Key, Table] = {}  # opened too late, for the next who asks
+        self._kept: dict[Key, Table] = {}  # opened too late; for the next request
 
     def configure(self, host: Host, *, keep: int, limit_ms: int, cached: frozenset[bytes]) -> None:
         self.host, self.limit_ms, self.cached = host, limit_ms, cached

@@ -73,7 +73,7 @@ class Opening:
         self.files: list[tuple[bytes, Stamp]] = []
 
     def reads(self, path: bytes) -> None:
-        """Tell that the table depends on this file, which is about to be read; it need not exist."""
+        """Record a file that the table depends on; call before reading it. It need not exist."""
         self.files.append((path, stamp_at(path)))
 
     def folded(self, key: bytes) -> bytes:
@@ -102,7 +102,7 @@ class SlowTable:
         return self.lookup(key), flags
 
     def sequence(self, cursor: int, first: bool) -> tuple[bytes, bytes] | None:
-        """The first or the next record, or None at the end. `cursor` is the number of who walks."""
+        """The first or the next record, or None at the end. `cursor`: the number of the connection."""
         raise NotImplementedError
 
     def write(self, changes: list[Change]) -> None:

@@ -49,9 +49,9 @@ def open_table(
 ) -> Table:
     """The open table called `type_name` ("maptype:mapname"); never raises.
 
-    Tables are shared: who asks again gets the same one, unless its files have
-    changed; and even then if the new content is worse than the old, which the
-    log is told, or if it is being written. What cannot be opened is a Surrogate,
+    Tables are shared: a second call returns the same one, unless its files have
+    changed; and even then if the new content is worse than the old, which is
+    logged, or if it is being written. What cannot be opened is a Surrogate,
     with the reason. `flags` are those of the first request. settle: the file was
     changed in place, so it is perhaps not whole yet.
     """

@@ -1,4 +1,4 @@
-"""delete - delete keys by way of proxywrite; one that is not there is status 1"""
+"""delete - delete keys through proxywrite; one that is not there is status 1"""
 
 from __future__ import annotations
 

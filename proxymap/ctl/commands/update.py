@@ -1,4 +1,4 @@
-"""update - store values by way of proxywrite"""
+"""update - store values through proxywrite"""
 
 from __future__ import annotations
 

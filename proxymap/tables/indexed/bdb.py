@@ -2,7 +2,7 @@
 
 Every operation holds Postfix's flock(2) on the file, whether the client asked
 for it or not: shared to read, exclusive to write. postmap holds it until a
-rebuild is complete, and who asks meanwhile waits. One operation at a time: each
+rebuild is complete, and lookups meanwhile wait. One operation at a time: each
 takes microseconds, and libdb's handle is then used by one thread only.
 
 libdb keeps pages in memory. So each operation, once it has the lock, looks at
@@ -10,7 +10,7 @@ the file: if it is not as the handle has seen it, there is a new handle.
 
 libdb writes page after page, and an end in between leaves a file that has lost
 records or cannot be read. So it never writes to a file: it has a copy in memory,
-and the pages in which the copy differs go to the file by way of a journal. All
+and the pages in which the copy differs go to the file through a journal. All
 changes of one write() are made so at once.
 
 libdb reads a damaged file without care: it may crash, or go round for ever. So
