@@ -48,7 +48,7 @@ lint: $(VENV)/ready
 	$(BIN) mypy
 
 figures:
-	@$(PYTHON) tests/figures.py
+	@$(PYTHON) tests/sizes.py
 
 test-debian:
 	sh contrib/test-debian $(or $(SUITE),trixie)

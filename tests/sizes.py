@@ -1,6 +1,6 @@
-"""figures - how large folders, files and functions are, and which are too large
+"""sizes - how large folders, files and functions are, and which are too large
 
-    make figures                # or: python tests/figures.py [FOLDER ...]
+    make figures                # or: python tests/sizes.py [FOLDER ...]
 
 Ends with 1 if one in proxymap/ is past its limit; tests/ and benchmarks/ are measured only.
 A module is a source file; a .pyx is one with its .pxd and .pyi. A function's lines are those
