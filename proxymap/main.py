@@ -5,19 +5,19 @@ Source: proxymap(8), multi_server(3), sysexits(3).
 
 from __future__ import annotations
 
-import getopt
 import os
 import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 
 from proxymap.config.settings import Settings, load
 from proxymap.errors import ConfigError
-from proxymap.server import master, standalone
+from proxymap.server.launch import Start
 from proxymap.server.log import Log, Sink, to_postlog, to_stderr, to_syslog
-from proxymap.server.master import Start
 from proxymap.tables._jobs import LEVEL_FATAL
 
 USAGE = """\
@@ -75,13 +75,7 @@ class Options:
         self.only_show: str | None = None
         self.start = Start()
         self.start.debug = "MAIL_DEBUG" in os.environ
-        try:
-            found, rest = getopt.getopt(arguments, SHORT, LONG)
-        except getopt.GetoptError as error:
-            raise ConfigError(f"{error}; see proxymap --help") from None
-        if rest:
-            raise ConfigError(f"unexpected command-line argument: {rest[0]}; see proxymap --help")
-        for name, value in found:
+        for name, value in taken_apart(arguments):
             self._take(name, value)
         self.config_directory = os.path.abspath(self.config_directory)  # a reload is in queue_directory
 
@@ -113,6 +107,50 @@ class Options:
         elif name in SWITCHES:
             setattr(self.start, SWITCHES[name], True)
         # -l and -z tell the process limit, which is master's business.
+
+
+def taken_apart(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """taken_apart - options and their values, as getopt(3) reads them; ConfigError for what is none
+
+    The module getopt takes as long to import as all of the configuration takes to read.
+    """
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--") and word != "--":
+            name, equals, value = word.partition("=")
+            takes_value = f"{name[2:]}=" in LONG
+            if not takes_value and name[2:] not in LONG:
+                raise _wrong(f"option {name} not recognized")
+            if equals and not takes_value:
+                raise _wrong(f"option {name} must not have an argument")
+            yield name, value if equals or not takes_value else _next(words, name)
+        elif word.startswith("-") and word not in ("-", "--"):
+            yield from _letters(word[1:], words)
+        else:
+            rest = [word, *words]
+            if rest != ["--"]:
+                raise _wrong(f"unexpected command-line argument: {rest[word == '--']}")
+
+
+def _letters(letters: str, words: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """One or more options behind one dash; the last may have its value behind it, or in the next word."""
+    for at, letter in enumerate(letters, 1):
+        if letter == ":" or letter not in SHORT:
+            raise _wrong(f"option -{letter} not recognized")
+        if f"{letter}:" in SHORT:
+            yield f"-{letter}", letters[at:] or _next(words, f"-{letter}")
+            return
+        yield f"-{letter}", ""
+
+
+def _next(words: Iterator[str], name: str) -> str:
+    for word in words:
+        return word
+    raise _wrong(f"option {name} requires argument")
+
+
+def _wrong(what: str) -> ConfigError:
+    return ConfigError(f"{what}; see proxymap --help")
 
 
 OVERRIDES = {"-o": "", "-i": "max_idle=", "-m": "max_use="}
@@ -156,15 +194,20 @@ def serve(options: Options, log: Log) -> None:
     read = partial(
         load, options.config_directory, options.overrides, options.service_name, IDENT, log.warning
     )
-    settings, main_cf = read()
+    life = "proxymap.server.master" if options.under_master else "proxymap.server.standalone"
+    settings, main_cf = read(meanwhile=lambda: import_module(life))
     log.verbose = options.verbose
     log.sinks = open_sinks(settings, options)
     threading.excepthook = lambda details: log.exception("a thread ended", error=details.exc_value)
     raise_descriptor_limit()
     writes = is_read_write(settings, options.service_name)
     if options.under_master:
+        from proxymap.server import master
+
         master.run(settings, main_cf, log, options.start, service_name=options.service_name, writes=writes)
     else:
+        from proxymap.server import standalone
+
         standalone.become_unprivileged(settings, options.user)
         standalone.run(settings, main_cf, log, listen=options.listen, writes=writes, load=read)
 

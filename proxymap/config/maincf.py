@@ -8,6 +8,9 @@ ConfigError with file and line; a value that cannot be expanded is told to
 Source: postconf(5); checked against postconf and proxymap of 3.7.11.
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -60,6 +63,7 @@ class MainCf:
         self._broken: set[str] = set()  # their values cannot be expanded, which was told
         self._expanding: set[str] = set()
         self._defaults: Mapping[str, str] | None = None
+        self._postconf: _Postconf | None = None
         self._own_defaults = {**FALLBACKS, **(defaults or {})}
         for override in overrides:
             name, value = split_parameter(override, f'option "-o {override}"')
@@ -120,21 +124,31 @@ class MainCf:
         """For a default that is computed: the value, but for one whose expansion needs that default."""
         return "" if name in self._expanding else self.get(name)
 
+    def ask_ahead(self) -> None:
+        """Start postconf, whose answer the first default needs. The caller asks for one soon."""
+        self._defaults = self._own_defaults  # while the path of postconf is expanded
+        self._postconf = self._started_postconf()
+        self._defaults = None
+
     def _ask_postconf(self) -> dict[str, str]:
         """The defaults as built into the Postfix of this host; empty if there is none."""
+        postconf = self._postconf or self._started_postconf()
+        self._postconf = None
+        if postconf is None:
+            return {}
+        pairs = (line.partition(" =") for line in postconf.output().split("\n"))
+        return {name: value.strip(BLANK) for name, equals, value in pairs if equals}
+
+    def _started_postconf(self) -> _Postconf | None:
         directories = [*os.environ.get("PATH", "").split(":"), USUAL_DIRECTORY]
         if "command_directory" in self.raw:
             directories.insert(0, self.get("command_directory"))
         for directory in directories:
             program = os.path.join(directory, "postconf")
             if os.path.isabs(program) and os.access(program, os.X_OK):
-                try:
-                    output = _output_of(program, {"MAIL_CONFIG": NO_FOLDER, "LANG": "C"})
-                except OSError:
-                    continue
-                pairs = (line.partition(" =") for line in output.split("\n"))
-                return {name: value.strip(BLANK) for name, equals, value in pairs if equals}
-        return {}
+                with contextlib.suppress(OSError):
+                    return _Postconf(program, {"MAIL_CONFIG": NO_FOLDER, "LANG": "C"})
+        return None
 
 
 def _myhostname(value: Callable[[str], str]) -> str:
@@ -216,19 +230,30 @@ def _nearest(name: str, known: Collection[str]) -> str:
     return f"; the nearest known name is {near[0]}" if near else ""
 
 
-def _output_of(program: str, environment: dict[str, str]) -> str:
-    """What `program -d` prints. By hand, since subprocess alone takes longer to import than it runs."""
-    reading, writing = os.pipe()
-    with open(reading, "rb") as pipe, open(os.devnull, "r+b", 0) as null:
-        moves = (null.fileno(), 0), (writing, 1), (null.fileno(), 2)
-        actions = [(os.POSIX_SPAWN_DUP2, *move) for move in moves]
+class _Postconf:
+    """`postconf -d`, running. By hand, since subprocess alone takes longer to import than it runs."""
+
+    def __init__(self, program: str, environment: dict[str, str]) -> None:
+        """Raises OSError."""
+        reading, writing = os.pipe()
+        self._pipe = os.fdopen(reading, "rb")
         try:
-            child = os.posix_spawn(program, [program, "-d"], environment, file_actions=actions)
+            with open(os.devnull, "r+b", 0) as null:
+                moves = (null.fileno(), 0), (writing, 1), (null.fileno(), 2)
+                actions = [(os.POSIX_SPAWN_DUP2, *move) for move in moves]
+                self._child = os.posix_spawn(program, [program, "-d"], environment, file_actions=actions)
+        except OSError:
+            self._pipe.close()
+            raise
         finally:
             os.close(writing)
-        output = pipe.read()
-        os.waitpid(child, 0)
-    return output.decode(TEXT, ERRORS)
+
+    def output(self) -> str:
+        """What it has printed, when it has ended."""
+        with self._pipe as pipe:
+            text = pipe.read()
+        os.waitpid(self._child, 0)
+        return text.decode(TEXT, ERRORS)
 
 
 class _Malformed(Exception):

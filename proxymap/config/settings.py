@@ -252,18 +252,23 @@ def load(
     process_name: str = "proxymap",
     warn: Warn = lambda text: None,
     strict: bool = True,
+    meanwhile: Callable[[], object] | None = None,
 ) -> tuple[Settings, MainCf]:
     """load - read all configuration; raises ConfigError, but only warns of values of main.cf's
 
     overrides: the arguments of -o. Unless `strict`, for one who needs main.cf however broken it
-    is, nothing is raised, and proxymap.cf is not read. MainCf is for what is not in Settings: the text
-    of smtpd_restriction_classes, and NAME_param of tables without a file.
+    is, nothing is raised, and proxymap.cf is not read. meanwhile: called while postconf collects
+    Postfix's defaults. MainCf is for what is not in Settings: the text of
+    smtpd_restriction_classes, and NAME_param of tables without a file.
     """
     overrides = list(overrides)
     known = {"process_name": process_name, "service_name": service_name, "process_id": str(os.getpid())}
     defaults = {name: param.default for name, param in PARAMETERS.items() if param.file == "main.cf"}
     main_cf = MainCf(config_directory, overrides, known, defaults, warn, strict)
     values, places = _own_values(config_directory, overrides, warn) if strict else ({}, {})
+    if meanwhile:
+        main_cf.ask_ahead()
+        meanwhile()
     settings = {}
     for name, param in PARAMETERS.items():
         if param.file == "main.cf":

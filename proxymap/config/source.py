@@ -8,7 +8,6 @@ Text in warnings keeps bytes that are not UTF-8 as surrogates; the log shows the
 Source: postconf(5) and postmap(1), "TABLE FORMAT"; the warnings as postmap 3.7 words them.
 """
 
-import binascii
 import os
 from collections.abc import Callable, Iterable, Iterator
 
@@ -155,6 +154,8 @@ def base64_of_files(value: bytes) -> bytes:
     A file that only the server's user may read, such as its private state, is left alone: clients
     are not that user. Raises ValueError in Postfix's words.
     """
+    import binascii
+
     contents = []
     for name in map(os.fsencode, split_words(os.fsdecode(value))):
         try:

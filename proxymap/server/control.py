@@ -10,25 +10,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import socket
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from proxymap.base._listen import accept_from, listen_at, stop_listening
 from proxymap.server.log import Log
 
-# json is imported where it is used: the server has no need of it at its start.
+# json and socket are imported where they are used: the server has no need of them at its start.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
     Command = Callable[[dict[str, Any]], Any]
 
 MODE = 0o600
-PATH_MAX = 107  # bytes of a socket's path; unix(7)
 BACKLOG = 64  # who comes while so many wait is refused
 LINE_MAX = 65536  # bytes of a request
 ANSWER_MAX = 64 << 20  # bytes of a reply: some hundred thousand tables
@@ -51,50 +50,57 @@ class Control:
     def __init__(self, beside: str, commands: dict[str, Command], log: Log) -> None:
         self.beside, self.commands, self.log = beside, commands, log
         self.path = f"{beside}.{os.getpid()}.ctl"
-        self._socket: socket.socket | None = None
+        self._listener = -1
+        self._lock = threading.Lock()  # the thread closes what `stop` wakes it with
         self._stopping = False
 
     def start(self) -> None:
         try:
-            self._socket = _listening(self.path)
+            self._listener = _listener_at(self.path)
         except OSError as error:
             self.log.warning(f"no control socket {self.path}: {error.strerror or error}")
             return
-        threading.Thread(target=self._run, args=(self._socket,), name="control", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._listener,), name="control", daemon=True).start()
 
     def stop(self) -> None:
         """Nobody finds us from now on. One request may still be under way."""
         self._stopping = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
-            self._socket.close()
-            self._socket = None
+        with self._lock:
+            if self._listener >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+                stop_listening(self._listener)
 
-    def _run(self, listener: socket.socket) -> None:
+    def _run(self, listener: int) -> None:
         _remove_stale(self.beside)
         while not self._stopping:
             try:
-                asker, _ = listener.accept()
+                asker = accept_from(listener)
             except OSError:
-                time.sleep(PAUSE)
+                if not self._stopping:
+                    time.sleep(PAUSE)
                 continue
-            with asker:
-                try:
-                    self._serve(asker)
-                except OSError:
-                    pass  # who asked is gone, or too slow
-                except Exception as error:  # whatever it is: the thread must live
-                    self.log.error(f"control request: {type(error).__name__}: {error}")
+            try:
+                self._serve(asker)
+            except OSError:
+                pass  # who asked is gone, or too slow
+            except Exception as error:  # whatever it is: the thread must live
+                self.log.error(f"control request: {type(error).__name__}: {error}")
+        with self._lock:
+            self._listener = -1
+            os.close(listener)
 
-    def _serve(self, asker: socket.socket) -> None:
-        import json
-
-        reply = self._answer(_line_from(asker, LINE_MAX, SERVER_PATIENCE))
-        asker.settimeout(SERVER_PATIENCE)
-        asker.sendall(json.dumps(reply).encode() + b"\n")
+    def _serve(self, fd: int) -> None:
+        try:
+            import json
+            import socket
+        except ImportError:
+            os.close(fd)
+            raise
+        with socket.socket(fileno=fd) as asker:
+            reply = self._answer(_line_from(asker, LINE_MAX, SERVER_PATIENCE))
+            asker.settimeout(SERVER_PATIENCE)
+            asker.sendall(json.dumps(reply).encode() + b"\n")
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         import json
@@ -113,24 +119,14 @@ class Control:
             return {"error": "failed unexpectedly; the server's log says why"}
 
 
-def _listening(path: str) -> socket.socket:
-    if len(os.fsencode(path)) > PATH_MAX:
-        raise OSError(f"the path has more than {PATH_MAX} bytes")
+def _listener_at(path: str) -> int:
     try:
         os.unlink(path)  # of a process that had our number
     except FileNotFoundError:
         pass
     except OSError as error:
         raise OSError(error.errno, f"another user's file is in the way ({error.strerror})") from None
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        os.fchmod(listener.fileno(), MODE)  # not by the path: the folder's owner may have put a link there
-        listener.bind(path)
-        listener.listen(BACKLOG)  # from now on one can connect
-    except OSError:
-        listener.close()
-        raise
-    return listener
+    return listen_at(os.fsencode(path), MODE, BACKLOG)
 
 
 def _remove_stale(beside: str) -> None:
@@ -153,6 +149,8 @@ def _is_stale(pid: int, path: str) -> bool:
         pass
     else:
         return False
+    import socket
+
     with socket.socket(socket.AF_UNIX) as asker:
         asker.setblocking(False)
         try:
@@ -205,14 +203,18 @@ def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, A
 def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
     """(process id, control socket) of each process that serves, or served, that socket."""
     folder, name = os.path.split(socket_path)
-    is_ours = re.compile(re.escape(name) + r"\.(\d+)\.ctl")
-    matches = map(is_ours.fullmatch, os.listdir(folder or "."))
-    return sorted((int(match[1]), os.path.join(folder, match[0])) for match in matches if match)
+    found = []
+    for file in os.listdir(folder or "."):
+        number = file.removeprefix(f"{name}.").removesuffix(".ctl")
+        if number.isdecimal() and file == f"{name}.{number}.ctl":
+            found.append((int(number), os.path.join(folder, file)))
+    return sorted(found)
 
 
 def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any] | None:
     """The reply; None from a stranger, or if the process ended before it was complete."""
     import json
+    import socket
 
     status = os.lstat(path)
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in trusted:

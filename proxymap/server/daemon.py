@@ -11,8 +11,8 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 
 from proxymap.config.approval import FilesInValues, approve
 from proxymap.config.maincf import MainCf
@@ -78,7 +78,7 @@ class Daemon:
         commands: dict[str, Command] = {"tables": self._tables, "flush": self._flush, "reload": self._reload}
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._calls: deque[Callable[[], None]] = deque()
         self._reloading = threading.Lock()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -137,20 +137,23 @@ class Daemon:
 
     def between_turns(self, call: Callable[[], T]) -> T:
         """Have the loop's thread make the call while it serves nobody; any thread but that one."""
-        outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        made = threading.Event()
+        results: list[T] = []
+        errors: list[BaseException] = []
 
         def report() -> None:
             try:
-                outcome.put((call(), None))
+                results.append(call())
             except BaseException as error:
-                outcome.put((None, error))
+                errors.append(error)
+            made.set()
 
-        self._calls.put(report)
+        self._calls.append(report)
         self._wake()
-        result, error = outcome.get()
-        if error:
-            raise error
-        return result  # type: ignore[return-value]
+        made.wait()
+        if errors:
+            raise errors[0]
+        return results[0]
 
     def _obey(self, settings: Settings, main_cf: MainCf) -> dict[str, Any]:
         """Give the workers what they need of the configuration; returns what the loop needs."""
@@ -228,6 +231,5 @@ class Daemon:
     def _take_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake_fd, 4096)
-        with contextlib.suppress(Empty):
-            while True:
-                self._calls.get_nowait()()
+        while self._calls:
+            self._calls.popleft()()

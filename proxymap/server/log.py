@@ -14,8 +14,6 @@ Source: syslog_name(5), postlogd(8); master.md 5.
 from __future__ import annotations
 
 import os
-import select
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from proxymap.tables._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WA
 PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
 TEXT_MAX = 2000  # bytes, as Postfix cuts
 WINDOW = 10.0  # seconds in which the same line is not written twice
+FRAMES = 4  # functions that are named, of those that an exception came through
 REMEMBERED = 256  # lines in that window; more are written as they come
 SECOND = 1.0
 ALIKE_MAX = 50  # lines of one kind in a second; the others are counted
@@ -52,6 +51,7 @@ def kind_of(line: str) -> str:
 
 def to_stderr(ident: str) -> Sink:
     """A line that stderr does not take at once, since nobody reads it, is lost."""
+    import select
 
     def write(level: int, line: str) -> None:
         try:
@@ -74,6 +74,8 @@ def to_syslog(ident: str, facility: str) -> Sink:
 
 def to_postlog(ident: str, path: str, hostname: str) -> Sink:
     """postlogd's datagram socket; a line that it cannot take at once is lost."""
+    import socket
+
     host = hostname.partition(".")[0] or "amnesiac"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
@@ -120,14 +122,8 @@ class Log:
 
     def exception(self, text: str, level: int = LEVEL_ERROR, error: BaseException | None = None) -> None:
         """The exception being handled (or `error`), as one line with where it came from."""
-        import traceback
-
         error = error or sys.exception()
-        frames = traceback.extract_tb(error.__traceback__)[-4:] if error else []
-        where = " < ".join(
-            f"{frame.name} ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in reversed(frames)
-        )
-        self.write(level, f"{text}: {type(error).__name__}: {error} [{where}]")
+        self.write(level, f"{text}: {type(error).__name__}: {error} [{_where(error)}]")
 
     def write(self, level: int, text: str) -> None:
         if self.queue is not None:
@@ -192,3 +188,14 @@ class Log:
                 self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
             self.tell_counts(time.monotonic())
         self.tell_counts(float("inf"))
+
+
+def _where(error: BaseException | None) -> str:
+    """The innermost functions that an exception came through, which the module traceback is too big for."""
+    frames: list[str] = []
+    step = error.__traceback__ if error else None
+    while step is not None:
+        code = step.tb_frame.f_code
+        frames.insert(0, f"{code.co_name} ({os.path.basename(code.co_filename)}:{step.tb_lineno})")
+        step = step.tb_next
+    return " < ".join(frames[:FRAMES])

@@ -13,20 +13,16 @@ Source: multi_server(3), master(5); master.md.
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import signal
 import stat
-from collections.abc import Iterable
-from importlib import import_module
 
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
+from proxymap.server.launch import Start, account, load_what_is_needed_later
 from proxymap.server.log import Log
-from proxymap.tables.types import TABLE_TYPES, load_types
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5
@@ -34,19 +30,6 @@ FIRST_LISTEN_FD = 6
 STDIN_FD = 0
 DRAIN_LIMIT = 0.9  # seconds for pending replies: until we are gone master starts no successor
 WATCHDOG_MAX = 60.0  # seconds; master never replaces a child that hangs: daemon_timeout is too long
-
-
-class Start:
-    """What master told us on the command line; the letters are those of multi_server(3)."""
-
-    def __init__(self) -> None:
-        self.chroot = False  # -c
-        self.not_daemon = False  # -d
-        self.debug = False  # -D
-        self.transport = ""  # -t
-        self.unprivileged = False  # -u
-        self.sockets = 1  # -s
-        self.on_stdin = False  # -S
 
 
 def run(
@@ -108,19 +91,6 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
             pass  # 3 and 4 need not be there
 
 
-def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
-    """Import it now: after chroot nothing can be, and mail_owner may not be allowed to.
-
-    The types of the tables that are approved, and of their members; or all types.
-    """
-    load_types(TABLE_TYPES if all_types else approved, writes=writes)
-    for name in ("encodings.idna", "traceback", "linecache", "json"):
-        import_module(name)
-    import time
-
-    time.tzset()
-
-
 def drop_privileges(settings: Settings, start: Start) -> None:
     """setgid, initgroups, chroot, setuid: in Postfix's order, and for good."""
     owner = account(settings.mail_owner, "parameter mail_owner")
@@ -132,18 +102,6 @@ def drop_privileges(settings: Settings, start: Start) -> None:
         os.chdir("/")
     if start.unprivileged and os.geteuid() == 0:
         os.setuid(owner.pw_uid)
-
-
-def account(name: str, where: str) -> pwd.struct_passwd:
-    """The account to run as, which `where` names. ConfigError if there is none, or if it is root's."""
-    try:
-        owner = pwd.getpwnam(name)
-        grp.getgrgid(owner.pw_gid)
-    except KeyError:
-        raise ConfigError(f"{where}: no such user, or no such group: {name}") from None
-    if owner.pw_uid == 0 or owner.pw_gid == 0:
-        raise ConfigError(f"{where}: {name} is privileged")
-    return owner
 
 
 def start_session() -> None:

@@ -10,16 +10,20 @@ import errno
 import fcntl
 import os
 import pwd
-import socket
 import stat
 from collections.abc import Iterable, Iterator
 
+from proxymap.base._listen import PATH_MAX, path_of
 from proxymap.errors import ConfigError
+
+# socket is imported where it is used: a start under master(8) has no need of it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
 
 BACKLOG = 4096  # connections that wait for accept; the kernel cuts it to net.core.somaxconn
 SOCKET_MODE = 0o666  # as Postfix: the folder decides who may connect
 LISTEN_FDS_START = 3
-PATH_MAX = 107  # bytes of a socket's path; unix(7)
 
 
 class Listeners:
@@ -128,6 +132,8 @@ def _bound(path: str) -> socket.socket:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise OSError(errno.EEXIST, f"{path} is in the way: remove it, and see who puts such files there")
         os.unlink(path)
+    import socket
+
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     umask = os.umask(0)
     try:
@@ -149,6 +155,8 @@ def refuse_occupied(path: str) -> None:
             raise ConfigError(f"--listen unix:{path}: this file is no socket; not touching it")
     except FileNotFoundError:
         return
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         result = probe.connect_ex(path)
     if result == errno.EACCES:
@@ -165,6 +173,8 @@ def inherited_sockets() -> Iterator[Listeners]:
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit() or int(count) < 1:
         raise ConfigError("no socket to serve: give --listen unix:PATH, or start from a systemd .socket unit")
+    import socket
+
     sockets = [socket.socket(fileno=fd) for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + int(count))]
     for sock in sockets:
         os.set_inheritable(sock.fileno(), False)
@@ -180,11 +190,10 @@ def are_private(listeners: Iterable[int]) -> bool:
 
 
 def _is_private(listener: int) -> bool:
-    with socket.socket(fileno=os.dup(listener)) as sock:
-        name = sock.getsockname()
-    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
+    name = path_of(listener)
+    if not name:
         return False  # of the network, or in the abstract namespace
-    path = os.path.abspath(name)
+    path = os.path.abspath(os.fsdecode(name))
     try:
         private = not os.stat(path).st_mode & stat.S_IWOTH
         while not private and path != "/":

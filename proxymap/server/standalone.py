@@ -18,8 +18,8 @@ from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
+from proxymap.server.launch import account, load_what_is_needed_later
 from proxymap.server.log import Log
-from proxymap.server.master import account, load_what_is_needed_later
 from proxymap.server.sockets import inherited_sockets, own_socket
 
 Load = Callable[[], tuple[Settings, MainCf]]

@@ -115,13 +115,13 @@ def test_defaults_are_expanded(tmp_path: Path) -> None:
 @needs_postconf
 def test_postconf_is_asked_once_and_only_if_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = maincf._output_of
+    real = maincf._Postconf
 
-    def spy(program: str, environment: dict[str, str]) -> str:
+    def spy(program: str, environment: dict[str, str]) -> maincf._Postconf:
         asked.append(program)
         return real(program, environment)
 
-    monkeypatch.setattr(maincf, "_output_of", spy)
+    monkeypatch.setattr(maincf, "_Postconf", spy)
     config = main_cf(tmp_path, "a = b\ncommand_directory = /nonexistent$a\n")
     assert config.get("a") == "b"
     assert asked == []
@@ -129,6 +129,22 @@ def test_postconf_is_asked_once_and_only_if_needed(tmp_path: Path, monkeypatch: 
     assert config.get("mail_version") == stock.stdout.strip()
     assert config.get("max_use") == "100"
     assert len(asked) == 1
+
+
+@needs_postconf
+def test_postconf_that_is_asked_ahead_answers_the_first_default(tmp_path: Path) -> None:
+    config = main_cf(tmp_path, "a = b\ncommand_directory = /nonexistent$a\n")
+    config.ask_ahead()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maincf, "_Postconf", None)  # not another one
+        assert config.get("max_use") == "100"
+    assert children() == []
+
+
+def children() -> list[str]:
+    """The processes of ours that nobody has waited for."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children")
+    return found.read_text().split() if found.exists() else []
 
 
 @needs_postconf

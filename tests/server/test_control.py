@@ -33,9 +33,10 @@ from fix_server import (
 )
 from oracle import Attributes, reply
 
+from proxymap.base._listen import PATH_MAX
 from proxymap.ctl import main as ctl
 from proxymap.server import control
-from proxymap.server.control import LINE_MAX, PATH_MAX, ask_all
+from proxymap.server.control import LINE_MAX, ask_all
 
 RETRY, DENY = 2, 4
 TABLE = {b"k": b"v", b"l": b"w"}

@@ -1,0 +1,65 @@
+"""launch - what both lives need before they serve: the account to run as, modules to import by then"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import time
+from collections.abc import Iterable
+from importlib import import_module
+
+from proxymap.errors import ConfigError
+from proxymap.tables.types import TABLE_TYPES, load_types
+
+# What is imported where it is used, since a start does not need it: control, a log line, a reload.
+USED_LATER = ("json", "socket", "select", "re", "difflib")
+
+
+class Start:
+    """What master told us on the command line; the letters are those of multi_server(3)."""
+
+    def __init__(self) -> None:
+        self.chroot = False  # -c
+        self.not_daemon = False  # -d
+        self.debug = False  # -D
+        self.transport = ""  # -t
+        self.unprivileged = False  # -u
+        self.sockets = 1  # -s
+        self.on_stdin = False  # -S
+
+
+def account(name: str, where: str) -> pwd.struct_passwd:
+    """The account to run as, which `where` names. ConfigError if there is none, or if it is root's."""
+    try:
+        owner = pwd.getpwnam(name)
+        grp.getgrgid(owner.pw_gid)
+    except KeyError:
+        raise ConfigError(f"{where}: no such user, or no such group: {name}") from None
+    if owner.pw_uid == 0 or owner.pw_gid == 0:
+        raise ConfigError(f"{where}: {name} is privileged")
+    return owner
+
+
+def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
+    """Import it now: after chroot nothing can be, and mail_owner may not be allowed to.
+
+    The types of the tables that are approved, and of their members; or all types.
+    """
+    load_types(TABLE_TYPES if all_types else approved, writes=writes)
+    if all_types or not open_to_all(os.__file__):
+        for name in USED_LATER:
+            import_module(name)
+    time.tzset()
+
+
+def open_to_all(path: str) -> bool:
+    """May every user read this file?"""
+    path = os.path.realpath(path)
+    may = stat.S_IROTH
+    while os.stat(path).st_mode & may:
+        if path == "/":
+            return True
+        path, may = os.path.dirname(path), stat.S_IXOTH
+    return False
