@@ -14,7 +14,8 @@ and the pages in which the copy differs go to the file through a journal. All
 changes of one write() are made so at once.
 
 libdb reads a damaged file without care: it may crash, or go round for ever. So
-a file that somebody changed is verified first (by libdb too; 4 ms a megabyte).
+a file that somebody changed is verified first, by libdb too (4 ms a megabyte),
+but in a process of its own, which may crash and has a time limit.
 What somebody does to a file that is being read, without a lock, can still end
 the process.
 
@@ -38,7 +39,7 @@ from proxymap.base.files import sync_folder
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
 from proxymap.tables.base import Change, Host, Opening, SlowTable, refuse_open_folder
 from proxymap.tables.flags import FIXED, TRY0NULL, TRY1NULL
-from proxymap.tables.indexed import journal
+from proxymap.tables.indexed import journal, verifier
 
 try:
     from berkeleydb import db
@@ -274,14 +275,24 @@ class BerkeleyDB(SlowTable):
         self._page_size = check_first_page(source, self.path, MAGIC[self.kind])
         if stamp != self._sound:
             check_pages(source, self.path, self._page_size, PAGE_TYPES[self.kind])
-            with db_errors_as_os_errors(self.path):
-                db.DB().verify(path, flags=UNVERIFIED[self.kind])
+            self._verify(source, path)
             self._sound = stamp
         self._handle = self._open_handle(path, 0 if self.has_updates else db.DB_RDONLY)
         if not os.path.samestat(os.fstat(self._handle.fd()), os.fstat(source)):
             raise OSError(errno.ESTALE, "replaced at this very moment", self.path)
         self._seen = stamp if settled else None
         return self._handle
+
+    def _verify(self, file: int, path: str) -> None:
+        """OSError if libdb finds damage. Where no process can be started, it may crash, or come to no end."""
+        try:
+            found = verifier.verify(file, UNVERIFIED[self.kind])
+        except OSError:
+            with db_errors_as_os_errors(self.path):
+                db.DB().verify(path, flags=UNVERIFIED[self.kind])
+            return
+        if found:
+            raise trouble_of(*found, self.path)
 
     def _look(self) -> tuple[Stamp, bool]:
         """How the file looks, and whether every later change will show."""
@@ -315,8 +326,13 @@ def db_errors_as_os_errors(path: str) -> Iterator[None]:
     try:
         yield
     except db.DBError as error:
-        number, text = error.args  # the number is one of errno, or negative and libdb's own
-        raise OSError(max(number, 0), text.partition(" -- ")[0], path) from error
+        number, text = error.args
+        raise trouble_of(number, text, path) from error
+
+
+def trouble_of(number: int, text: str, path: str) -> OSError:
+    """number: one of errno, or negative and libdb's own."""
+    return OSError(max(number, 0), text.partition(" -- ")[0], path)
 
 
 def ways_to_store(key: bytes, flags: int) -> Iterator[tuple[bytes, int]]:

@@ -24,6 +24,7 @@ from oracle import Attributes, encode
 
 from proxymap.errors import TableRetry
 from proxymap.tables.base import Change, Host
+from proxymap.tables.indexed import verifier
 from proxymap.tables.opening import open_table
 
 db = pytest.importorskip("berkeleydb").db
@@ -576,7 +577,27 @@ def test_damaged_files_end_neither_the_process_nor_a_walk(maptype: str, tmp_path
                 unusable += 1
         assert 30 < unusable < 90
 
-    assert in_child(experiment) == 0
+    assert in_child(experiment, seconds=300) == 0
+
+
+def test_file_with_which_libdb_comes_to_no_end_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is a copy of another: libdb's verify goes round for ever, and held the GIL meanwhile."""
+    monkeypatch.setattr(verifier, "SECONDS", 1)
+    file = tmp_path / "t.db"
+    records = db.DB()
+    records.set_pagesize(512)
+    records.open(str(file), dbtype=db.DB_BTREE, flags=db.DB_CREATE)
+    for i in range(300):
+        records.put(b"key%04d\0" % i, b"v" * 20)
+    records.close()
+    content = bytearray(file.read_bytes())
+    content[1024:1536] = content[512:1024]
+    file.write_bytes(content)
+    reason = open_table(b"btree:%b/t" % bytes(tmp_path)).reason
+    assert reason is not None
+    assert b"comes to no end" in reason
 
 
 def test_table_spoilt_while_open_is_retry_until_it_is_good_again(maptype: str, tmp_path: Path) -> None:
@@ -782,6 +803,7 @@ def test_rebuild_holds_up_its_own_table_alone(maptype: str) -> None:
         fast = server.cdb("fast", {b"k": b"v"})
         path = server.dir / "t"
         fill(maptype, path, [(b"a", b"1")])
+        Path(f"{path}.db").chmod(0o644)
         table = f"{maptype}:{path}".encode()
         server.approve(table)
         server.start()
