@@ -38,6 +38,7 @@ from proxymap.ctl.mastercf import (
 )
 from proxymap.ctl.safety import Fault, account_of, as_user, faults_of_program, first_closed
 from proxymap.errors import ConfigError
+from proxymap.tables.base import Host
 from proxymap.tables.opening import open_table
 from proxymap.tables.types import GONE, TABLE_TYPES, load_types, type_of
 
@@ -83,6 +84,19 @@ class Site(NamedTuple):
     services: dict[str, Service]
     daemon_directory: str
     complaints: tuple[str, ...]  # what reading it has warned of
+    connect: bool = False  # are the servers of tables tried, too?
+
+
+class Look(NamedTuple):
+    """What came of opening a table.
+
+    reason: why it does not open, or None; closed: the path behind that. doubts: (what, remedy, a
+    warning only?) of each.
+    """
+
+    reason: str | None
+    closed: str | None
+    doubts: list[tuple[str, str, bool]]
 
 
 class Use(NamedTuple):
@@ -93,10 +107,13 @@ class Use(NamedTuple):
     table: str
 
 
-def check(config_directory: str) -> list[Fault]:
-    """check - all faults and warnings; what cannot be read at all is the only one"""
+def check(config_directory: str, *, connect: bool = False) -> list[Fault]:
+    """check - all faults and warnings; what cannot be read at all is the only one
+
+    connect: log in to the database servers, and have each query explained.
+    """
     try:
-        site = read_site(os.path.abspath(config_directory))
+        site = read_site(os.path.abspath(config_directory))._replace(connect=connect)
     except ConfigError as trouble:
         return [_unusable(trouble)]
     faults = []
@@ -294,15 +311,21 @@ def _tables(site: Site) -> Iterator[Fault]:
         tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
         served = [table for table in tables if type_of(table) is not None]
         load_types(served)  # mail_owner may not be allowed to
-        reasons = as_user(site.settings.mail_owner, lambda s=service, t=served: _reasons(s, t))  # type: ignore[misc]
+        looks = as_user(
+            site.settings.mail_owner,
+            lambda s=service, t=served: _looks(s, t, site.connect),  # type: ignore[misc]
+        )
         for table in tables:
             where = places.get(table, default)
             if table not in served:
                 yield _of_type(where, table)
-            elif reason := reasons[table]:
-                yield _unopened(where, table, site.settings, *reason)
+                continue
+            reason, closed, doubts = looks[table]
+            if reason is not None:
+                yield _unopened(where, table, site.settings, reason, closed)
             else:
                 yield from _old(where, table, site.settings.queue_directory)
+            yield from (Fault(where, f"{table}: {what}", remedy, warning) for what, remedy, warning in doubts)
 
 
 def _written(site: Site) -> Iterator[Fault]:
@@ -331,34 +354,37 @@ def _parts(table: str) -> list[str]:
     return [table]
 
 
-def _reasons(service: Service, tables: list[str]) -> dict[str, tuple[str, str | None] | None]:
-    """As mail_owner: why each table does not open, and the path that is closed to it; None: it opens."""
+def _looks(service: Service, tables: list[str], connect: bool) -> dict[str, Look]:
+    """As mail_owner: open each table."""
     with contextlib.suppress(OSError):  # told by _folders
         os.chdir(service.settings.queue_directory)
-    found: dict[str, tuple[str, str | None] | None] = {}
-    for table in tables:
-        reason = _reason(service, table)
-        found[table] = None if reason is None else (reason, first_closed(_file_of(table)))
-    return found
+    return {table: _look(service, table, connect) for table in tables}
 
 
-def _reason(service: Service, table: str) -> str | None:
-    """Why it does not open. Looking must not create or mend a table, so none is opened for updates."""
+def _look(service: Service, table: str, connect: bool) -> Look:
+    """Looking must not create or mend a table, so none is opened for updates."""
     writes = service.name == "proxywrite"
     if writes and (known := type_of(table)) is not None and known.writable:
-        path = os.path.realpath(_file_of(table))
-        try:
-            if fault := folder_fault(path):
-                return f"{fault}, and updates are refused"
-        except OSError as error:
-            return f"open database {path}: {error.strerror}"
-        if not os.path.lexists(path):
-            return None  # it is created when it is needed
-        if not os.access(path, os.R_OK | os.W_OK):
-            return f"open database {path}: Permission denied"
+        if (reason := _unwritable(os.path.realpath(_file_of(table)))) != "":
+            return Look(reason, first_closed(_file_of(table)) if reason else None, [])
         writes = False
-    reason = open_table(table.encode("utf-8", "surrogateescape"), writes=writes).reason
-    return None if reason is None else reason.decode("utf-8", "surrogateescape")
+    host = Host(service.settings.smtputf8_enable, parameter=service.main_cf.get)
+    opened = open_table(table.encode("utf-8", "surrogateescape"), writes=writes, host=host)
+    if opened.reason is None:
+        return Look(None, None, list(opened.doubts(connect)))
+    return Look(opened.reason.decode("utf-8", "surrogateescape"), first_closed(_file_of(table)), [])
+
+
+def _unwritable(path: str) -> str | None:
+    """Why a table cannot be opened for updates; empty: it can; None: it is created when it is needed."""
+    try:
+        if fault := folder_fault(path):
+            return f"{fault}, and updates are refused"
+    except OSError as error:
+        return f"open database {path}: {error.strerror}"
+    if not os.path.lexists(path):
+        return None
+    return "" if os.access(path, os.R_OK | os.W_OK) else f"open database {path}: Permission denied"
 
 
 def _file_of(table: str) -> str:

@@ -301,6 +301,13 @@ cdef class Table:
         """Where the answer to a key, folded already, comes from: a line each, for the administrator."""
         return []
 
+    def doubts(self, bint connect=False):
+        """What an administrator should know of it although it opens: (what, remedy, a warning only?) of each.
+
+        connect: log in where it gets its answers from, and try to ask.
+        """
+        return []
+
     def write(self, list changes, on_disk=None):
         """Make changes (tables/base.py: Change) and have them on disk before it returns.
 

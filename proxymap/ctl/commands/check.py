@@ -11,12 +11,17 @@ from proxymap.ctl.outcome import EX_CONFIG, EX_OK
 
 
 def add(parser: Parser) -> None:
-    """add - the command has no options of its own"""
+    """add - the command's options"""
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="log in to the servers of mysql and pgsql tables, and try the queries",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """run - print all faults; EX_CONFIG if one is more than a warning"""
-    faults = checks.check(directory_of(arguments))
+    faults = checks.check(directory_of(arguments), connect=arguments.connect)
     for fault in faults:
         print(json.dumps(checks.as_json(fault)) if arguments.json else fault.line())
     return EX_OK if all(fault.warning for fault in faults) else EX_CONFIG

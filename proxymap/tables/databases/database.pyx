@@ -29,7 +29,7 @@ from proxymap._words cimport *
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
 from proxymap.tables.databases.domains import DomainList
-from proxymap.tables.databases.template import compile_result, parts_outside_quotes
+from proxymap.tables.databases.template import compile_result
 
 WHY = {
     NO_ADDRESS: "it is no user@domain, and parameter domain is set",
@@ -292,14 +292,6 @@ cdef class DatabaseTable(Table):
         finally:
             buf_free(&sql)
             buf_free(&out)
-
-    def doubts(self) -> list:
-        """What an administrator should know of it although it opens: (what, remedy) of each."""
-        parts = parts_outside_quotes(self.query.text)
-        if not parts:
-            return []
-        what = f"{', '.join(parts)} in its query is not between single quotes: what strangers send is SQL"
-        return [(what, f"write '{parts[0]}'")]
 
     def statement(self, bytes text not None) -> bytes:
         """What is asked of the filled query, if the database takes only a part of it."""

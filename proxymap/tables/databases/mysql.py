@@ -1,7 +1,6 @@
 """mysql - mysql:/path/to/file.cf: a query to a MariaDB or MySQL server
 
-All tables with the same hosts and login share its connections (pool.py); the
-queries are text, quoted by the client library for the connection that they go over.
+Queries are text, quoted by the client library for the connection that they go over.
 
 Not as stock: `password` of an option file is used where the table has none, the
 server may not ask for files of ours, and an error in one query is RETRY for its key
@@ -12,16 +11,18 @@ Source: mysql_table(5) of Postfix 3.12; databases.md 3 and 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address, read_hosts
-from proxymap.tables.databases.database import DatabaseTable
-from proxymap.tables.databases.pool import server_for
+from proxymap.tables.databases.doubts import Doubt, of_files
+from proxymap.tables.databases.served import ServedTable
 from proxymap.tables.databases.tablecf import TableCf
 from proxymap.tables.databases.template import query_of
 
 PORT = 3306
+FILES = ("option_file", "tls_key_file", "tls_cert_file", "tls_CAfile", "tls_CApath")
 UTF8 = ("utf8mb4", "utf8mb3", "utf8")  # character sets in which a key may be invalid
 
 
@@ -69,22 +70,22 @@ def read_addresses(cf: TableCf) -> tuple[Address, ...]:
     )
 
 
-class Mysql(DatabaseTable):
+class Mysql(ServedTable):
     """One .cf file."""
+
+    maptype = "mysql"
+    login: MysqlLogin
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         login = read_login(cf)
         utf8 = login.charset.lower() in UTF8
         super().__init__(
-            type_name, cf, opening, query_of(cf, utf8=utf8), utf8=utf8,
+            type_name, cf, opening, query_of(cf, utf8=utf8), read_addresses(cf), login, utf8=utf8,
             result_set_required=cf.boolean("require_result_set", True),
         )  # fmt: skip
-        self.serve(
-            server_for(
-                "mysql", read_addresses(cf), login, opening.host, type_name,
-                cf.integer("retry_interval", 0, low=1) or None, cf.integer("idle_interval", 0, low=1) or None,
-            )
-        )  # fmt: skip
+
+    def file_doubts(self) -> Iterator[Doubt]:
+        return of_files((name, getattr(self.login, name)) for name in FILES)
 
 
 def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> Mysql:

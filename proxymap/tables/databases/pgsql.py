@@ -1,7 +1,6 @@
 """pgsql - pgsql:/path/to/file.cf: a query to a PostgreSQL server
 
-All tables with the same hosts and login share its connections (pool.py); the
-queries are text, quoted by the client library for the connection that they go over.
+Queries are text, quoted by the client library for the connection that they go over.
 A host that is a URI has the login, too.
 
 Not as stock: an error in one query is RETRY for its key alone, and keys are UTF-8
@@ -12,12 +11,13 @@ Source: pgsql_table(5) of Postfix 3.12; databases.md 3 and 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address, read_hosts
-from proxymap.tables.databases.database import DatabaseTable
-from proxymap.tables.databases.pool import server_for
+from proxymap.tables.databases.doubts import Doubt, of_uris
+from proxymap.tables.databases.served import ServedTable
 from proxymap.tables.databases.tablecf import TableCf
 from proxymap.tables.databases.template import query_of
 
@@ -49,23 +49,22 @@ def read_login(cf: TableCf, addresses: tuple[Address, ...]) -> PgsqlLogin:
     )  # fmt: skip
 
 
-class Pgsql(DatabaseTable):
+class Pgsql(ServedTable):
     """One .cf file."""
+
+    maptype = "pgsql"
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         addresses = read_hosts(cf, PORT, SCHEMES)
         login = read_login(cf, addresses)
         utf8 = "".join(filter(str.isalnum, login.encoding.lower())) in UTF8
+        query = query_of(cf, functions=True, utf8=utf8)
         super().__init__(
-            type_name, cf, opening, query_of(cf, functions=True, utf8=utf8), utf8=utf8,
-            result_set_required=False,
+            type_name, cf, opening, query, addresses, login, utf8=utf8, result_set_required=False
         )  # fmt: skip
-        self.serve(
-            server_for(
-                "pgsql", addresses, login, opening.host, type_name,
-                cf.integer("retry_interval", 0, low=1) or None, cf.integer("idle_interval", 0, low=1) or None,
-            )
-        )  # fmt: skip
+
+    def file_doubts(self) -> Iterator[Doubt]:
+        return of_uris(self.addresses)
 
 
 def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> Pgsql:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap.config.maincf import ERRORS, TEXT
+from proxymap.errors import TableRetry
 from proxymap.tables.databases._connection import ENDED_BROKEN, Attempt, Connection
 from proxymap.tables.databases._drive import (
     NOTE_DROP,
@@ -268,7 +269,14 @@ class Server:
         self, table: Table, key: bytes, explain: bool = False
     ) -> tuple[int, bytes, dict[str, object] | None]:
         """Look key up: (status, value, what `explain` tells). Raises TableRetry with the reason."""
-        return self.pool.driver.ask(table, key, explain)
+        try:
+            return self.pool.driver.ask(table, key, explain)
+        except TableRetry as error:
+            hosts = self.pool.hosts
+            if hosts.choose() is not None:
+                raise
+            reasons = "; ".join(f"{host.address.shown}: {host.reason}" for host in hosts.all)
+            raise TableRetry(f"{error}: {reasons}") from None
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
         """Answer RETRY to all lookups older than that, whatever the driver does; the tables asked."""

@@ -23,6 +23,7 @@ from urllib.parse import quote as quote_path
 from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.database import DatabaseTable
+from proxymap.tables.databases.doubts import Doubt, explaining, of_query
 from proxymap.tables.databases.tablecf import TableCf
 from proxymap.tables.databases.template import query_of
 
@@ -84,6 +85,14 @@ class Sqlite(DatabaseTable):
             self._idle.append(Connection(self.path, self._identity()))
         except sqlite3.Error as error:
             raise ConfigError(f"open database {self.path}: {error}") from error
+
+    def doubts(self, connect: bool = False) -> Iterator[Doubt]:
+        yield from of_query(self.query)
+        try:
+            with self.values(explaining(self.query).pieces[0][0]) if connect else contextlib.nullcontext():
+                pass
+        except TableRetry as error:
+            yield str(error), "correct the query, or the database", False
 
     def close(self) -> None:
         while self._idle:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxymap.tables.base import Host
-from proxymap.tables.databases import mysql, pgsql
+from proxymap.tables.databases import served
 from proxymap.tables.opening import open_table
 
 MYSQL = {"dbname": "mail", "query": "SELECT v FROM t WHERE k = '%s'"}
@@ -34,8 +34,7 @@ class Server:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (mysql, pgsql):
-        monkeypatch.setattr(module, "server_for", Server)
+    monkeypatch.setattr(served, "server_for", Server)
     return tmp_path
 
 
