@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5"]
 CHECKERS = {"groff": ["groff", "-man", "-ww", "-z", "-Tutf8"], "mandoc": ["mandoc", "-T", "lint"]}
 OWN = [name for name, param in PARAMETERS.items() if param.file == "proxymap.cf"]
-ELSEWHERE = {"config_directory", "data_directory"}  # an option; only told of
+ELSEWHERE = {"config_directory"}  # an option
 
 
 def text_of(page: str) -> str:

@@ -30,6 +30,7 @@ USUAL_DIRECTORY = "/usr/sbin"  # of postconf; master(8) gives us no PATH
 # What the values of interest refer to, for a host without Postfix. 3.7 and 3.12 agree.
 FALLBACKS = {
     "compatibility_level": "0",
+    "data_directory": "/var/lib/postfix",
     "local_recipient_maps": "proxy:unix:passwd.byname $alias_maps",
     "virtual_alias_maps": "$virtual_maps",
     "virtual_alias_domains": "$virtual_alias_maps",

@@ -181,7 +181,6 @@ class Settings:
 
     config_directory = main("/etc/postfix", word)
     queue_directory = main("/var/spool/postfix", word)
-    data_directory = main("/var/lib/postfix", word)
     mail_owner = main("postfix", word, "user")
     mail_version = main("3.11", version)  # of the installed Postfix, whatever main.cf says
     myhostname = main("", word)
@@ -202,7 +201,6 @@ class Settings:
     proxywrite_service_name = main("proxywrite", word)
     proxy_read_maps = main(READ_MAPS, text)
     proxy_write_maps = main(WRITE_MAPS, text)
-    daemon_table_open_error_is_fatal = main("no", boolean)
     lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
 
     cache_size = own("64M", size(0), "bytes, 0 = no cache")

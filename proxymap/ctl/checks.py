@@ -248,6 +248,14 @@ def _served(site: Site) -> Iterator[Entry]:
             yield service.entry
 
 
+def _without_effect(site: Site) -> Iterator[Fault]:
+    """What Postfix's own server obeys and ours does not."""
+    name = "daemon_table_open_error_is_fatal"
+    if site.main_cf.get(name).lower() == "yes":
+        what = f"{name} has no effect here: for one table that cannot be opened the server serves all others"
+        yield Fault(site.main_cf.where(name), what, "watch the mail log for such tables", warning=True)
+
+
 # Who names proxy: tables
 
 
@@ -447,6 +455,7 @@ CHECKS: list[Callable[[Site], Iterator[Fault]]] = [
     _fields,
     _columns,
     _commands,
+    _without_effect,
     _approval,
     _sensitive,
     _tables,

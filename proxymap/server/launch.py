@@ -13,8 +13,10 @@ from importlib import import_module
 from proxymap.errors import ConfigError
 from proxymap.tables.types import TABLE_TYPES, load_types
 
-# What is imported where it is used, since a start does not need it: control, a log line, a reload.
-USED_LATER = ("json", "socket", "select", "re", "difflib")
+# What is imported where it is used, since a start does not need it: by control, the log, a reload, tables.
+USED_LATER = (
+    *("binascii", "difflib", "encodings.idna", "json", "re", "select", "socket", "subprocess", "unicodedata"),
+)
 
 
 class Start:

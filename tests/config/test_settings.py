@@ -92,7 +92,7 @@ def test_smtputf8_follows_compatibility_level(directory: Path, level: str, wante
         ("max_idle=1d", 86400),
         ("max_idle=1w", 604800),
         ("smtputf8_enable=YES", True),
-        ("daemon_table_open_error_is_fatal=No", False),
+        ("smtputf8_enable=No", False),
         ("lmdb_map_size=9223372036854775807", 9223372036854775807),
         ("cache_size=0", 0),
         ("cache_size=64K", 65536),

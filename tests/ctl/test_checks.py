@@ -230,6 +230,13 @@ def test_types(host: Host, table: str, text: str) -> None:
     assert text in only(host.check())
 
 
+def test_parameter_without_effect_is_a_warning(host: Host) -> None:
+    host.set(daemon_table_open_error_is_fatal="yes")
+    assert "daemon_table_open_error_is_fatal has no effect here" in only(host.check(), warning=True)
+    host.set(daemon_table_open_error_is_fatal="no")
+    assert host.check() == []
+
+
 def test_members_of_a_composite_are_checked_each(host: Host) -> None:
     good, ldap = host.table("v"), "ldap:/etc/x.cf"
     host.set(virtual_alias_maps=f"proxy:unionmap:{{{good}, pipemap:{{proxy:cdb:/none/w, {ldap}}}}}")

@@ -225,7 +225,7 @@ def test_link_in_the_place_of_the_new_socket_changes_no_other_file(
             os.unlink(path)
             os.symlink(precious, path)
 
-    monkeypatch.setattr(sockets.socket, "socket", Watched)
+    monkeypatch.setattr(socket, "socket", Watched)
     with sockets.own_socket(f"unix:{server.path}"):
         assert oct(precious.stat().st_mode & 0o777) == "0o600"
 
