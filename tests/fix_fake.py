@@ -32,7 +32,10 @@ Manner = Literal[
     "full",  # no log-in: too many connections
     "leave",  # to each question: an error that says that the server shuts down
 ]
-LITERAL = re.compile(rb"'((?:[^'\\]|''|\\.)*)'", re.DOTALL)
+LITERAL = {  # by whether a backslash escapes
+    True: re.compile(rb"'((?:[^'\\]|''|\\.)*)'", re.DOTALL),
+    False: re.compile(rb"'((?:[^']|'')*)'"),
+}
 ESCAPED = re.compile(rb"''|\\(.)", re.DOTALL)
 LETTERS = {b"n": b"\n", b"r": b"\r", b"Z": b"\x1a", b"0": b"\0"}
 
@@ -121,7 +124,7 @@ class FakeServer:
         raise NotImplementedError
 
     def _rows(self, sql: bytes) -> Rows:
-        literals = LITERAL.findall(sql)
+        literals = LITERAL[self.backslashes].findall(sql)
         if not literals:
             return ["1"]  # SELECT 1
         return self.records.get(unescaped(literals[-1], self.backslashes), [])

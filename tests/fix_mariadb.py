@@ -56,7 +56,7 @@ class MariaDB(PrivateDatabase):
             _path("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}",
             f"--tmpdir={self._tmp}",
             f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--max-connections=300",
-            "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin",
+            "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=2", "--skip-log-bin",
             f"--ssl-ca={tls.pem('ca')}", f"--ssl-cert={tls.pem('server')}",
             f"--ssl-key={tls.key('server')}", *self.options,
         ]  # fmt: skip

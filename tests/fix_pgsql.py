@@ -69,7 +69,7 @@ class PostgreSQL(PrivateDatabase):
         tls = self.certificates
         settings = {
             "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self.dir),
-            "max_connections": "300", "fsync": "off", "synchronous_commit": "off", "shared_buffers": "64MB",
+            "max_connections": "300", "fsync": "off", "shared_buffers": "64MB",
             "ssl": "on", "ssl_cert_file": tls.pem("server"), "ssl_key_file": tls.key("server"),
             "ssl_ca_file": tls.pem("ca"),
         }  # fmt: skip

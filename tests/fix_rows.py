@@ -107,9 +107,10 @@ def pgsql(postgresql: PrivateDatabase) -> Iterator[Rows]:
 
 
 def wait_for(log: Callable[[], str], start: int, wanted: str) -> None:
-    """Until these words are in what was logged since."""
+    """Until these words are in what was logged since; blanks count as one."""
+    words = " ".join(wanted.split())
     try:
-        wait_until(lambda: wanted in log()[start:], "")
+        wait_until(lambda: words in " ".join(log()[start:].split()), "")
     except AssertionError:
         raise AssertionError(f"{wanted!r} is not in {log()[start:]!r}") from None
 

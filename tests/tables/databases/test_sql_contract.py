@@ -68,7 +68,7 @@ class Fake:
 
 def fill(server: PrivateDatabase, records: dict[str, Sequence[str | None]]) -> None:
     rows = [(n, key, row) for key, values in records.items() for n, row in enumerate(values)]
-    text = "VARCHAR(1100) COLLATE utf8mb4_bin" if server.maptype == "mysql" else "text"
+    text = "VARCHAR(1100) COLLATE utf8mb4_nopad_bin" if server.maptype == "mysql" else "text"
     long = "TEXT" if server.maptype == "mysql" else "text"
     lines = ", ".join(f"({n}, {literal(key)}, {literal(row)})" for n, key, row in rows)
     sql = f"DROP TABLE IF EXISTS t; CREATE TABLE t (n int, k {text}, v {long}); "
