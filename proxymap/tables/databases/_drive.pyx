@@ -53,7 +53,6 @@ cdef enum:
     OPENING_MAX = 4        # connections that are opened at the same time
     SWEEP_MS = 100         # between two looks for late jobs and old connections
     IDLE_MS = 1000         # the same while nothing is under way
-    DOUBTFUL_MS = 1000     # where one connection broke, another that was idle for so long is not trusted
     TRIES = 3              # times that a job is asked, at most
     PROOF = 10             # answers after which twice as many connections are allowed
 
@@ -188,7 +187,8 @@ cdef void match(driver *d) noexcept nogil:
 
 
 cdef inline bint may_grow(driver *d) noexcept nogil:
-    return d.open + d.opening < min(d.limit, d.allowed) and d.opening < OPENING_MAX
+    """Is there room for another connection, and more that waits than connections are under way?"""
+    return d.open + d.opening < min(d.limit, d.allowed) and d.opening < min(OPENING_MAX, <int> d.asks.held)
 
 
 cdef void grow(driver *d) noexcept nogil:
@@ -414,13 +414,12 @@ cdef bint may_try_again(int why, bint reused, job *j) noexcept nogil:
 
 
 cdef void distrust(driver *d, int host) noexcept nogil:
-    """One connection broke: others that were idle for a while are likely to be broken, too."""
+    """One connection broke, so others are likely to be broken, too: the next try is on a new one."""
     cdef connection *next
     cdef connection *c = d.idle
-    cdef uint64_t now = now_ms()
     while c != NULL:
         next = c.next_idle
-        if c.host == host and c.answers and now - c.used_ms >= DOUBTFUL_MS:
+        if c.host == host and c.answers:
             end(d, c, ENDED_OLD)
         c = next
 

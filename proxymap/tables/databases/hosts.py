@@ -1,7 +1,7 @@
 """hosts - the hosts that a database server consists of: which is next, and which are down
 
 A host is down after `error_limit` failures in a row, or when it stays silent. It is
-not used then, until a probe in the background succeeds. Probes come each
+not used then, until a probe in the background succeeds. Probes come at once, then each
 `probe_interval` in the first minute, then at gaps that double up to `longest_gap`.
 
 Source: mysql_table(5), pgsql_table(5), `hosts`: UNIX sockets come first, then
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ORDER = {"unix": 0, "inet": 1, "uri": 2}
 MANY_PROBES = 60.0  # seconds of an outage with a probe each probe_interval
 JITTER = 0.2  # part of a gap
+FIRST_GAP = 0.1  # seconds from a failure to the first probe
 
 
 class ConnectFailed(Exception):
@@ -65,15 +66,17 @@ class Hosts:
         """Count a failure; is the host down from now on? outright: this one is enough."""
         host.failures += 1
         host.reason = reason
+        gap: float = 0.0
         if host.down_since is not None:
             late = now - host.down_since > MANY_PROBES
             host.gap = min(host.gap * 2, self.longest_gap) if late else self.interval
         elif outright or host.failures >= self.error_limit:
             host.down_since = now
             host.gap = self.interval
+            gap = FIRST_GAP  # it may have cut its connections, and be up
         else:
             return False
-        host.next_probe = now + host.gap * random.uniform(1 - JITTER, 1 + JITTER)
+        host.next_probe = now + (gap or host.gap) * random.uniform(1 - JITTER, 1 + JITTER)
         return host.down_since == now
 
     def succeeded(self, host: DatabaseHost, now: float) -> float | None:
