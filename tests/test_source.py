@@ -155,3 +155,12 @@ def test_generated_c_is_not_committed() -> None:
         if name.startswith("proxymap/") and name.endswith((".c", ".so"))
     ]
     assert not generated
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:proxymap|tests|man|docs|benchmarks)/[\w./]+)`", text)
+    assert len(named) > 10
+    for name in named:
+        if not re.search(r"FAMILY|NAME|TYPE", name):
+            assert (ROOT / name).exists(), name

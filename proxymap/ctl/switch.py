@@ -30,8 +30,8 @@ def run(told: Iterator[str]) -> int:
     try:
         for line in told:
             print(line, flush=True)
-    except takeover.Refused as refusal:
-        for fault in refusal.faults:
+    except takeover.Prevented as prevented:
+        for fault in prevented.faults:
             complain(f"refused: {fault.line()}", EX_NOPERM)
         return EX_NOPERM
     except takeover.Failed as failure:

@@ -43,7 +43,7 @@ AFTER_THROTTLE = 15.0  # the same, when its throttle is over
 PAUSE = 0.05  # seconds between two tries
 
 
-class Refused(Exception):
+class Prevented(Exception):
     """Nothing was changed, for these reasons."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
@@ -56,7 +56,7 @@ class Failed(Exception):
 
 
 def enable(instance: Instance, services: Sequence[str], dry_run: bool, force: bool = False) -> Iterator[str]:
-    """enable - let master run our daemon for these services; tells what it does. Raises Refused or Failed.
+    """enable - let master run our daemon for these services; tells what it does. Raises Prevented or Failed.
 
     force: even if tables that were answered are not any more.
     """
@@ -65,13 +65,13 @@ def enable(instance: Instance, services: Sequence[str], dry_run: bool, force: bo
     reasons = [fault for fault in traps(program, command) if not fault.warning]
     reasons += faults_of_program(program, instance.settings.mail_owner)
     if reasons:
-        raise Refused(reasons)
+        raise Prevented(reasons)
     _need_root(dry_run)
     entries = [only_entry(instance.directory, service) for service in services]
     if os.geteuid() == 0:
         reasons = [fault for e in entries for fault in rehearse(program, e, instance.settings_of(e))]
     if reasons:
-        raise Refused(reasons)
+        raise Prevented(reasons)
     memory = _remembered(instance)
     changes = []
     for entry in entries:
@@ -88,7 +88,7 @@ def enable(instance: Instance, services: Sequence[str], dry_run: bool, force: bo
 
 
 def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Iterator[str]:
-    """disable - let master run what it ran before enable(); tells what it does. Raises Refused or Failed.
+    """disable - let master run what it ran before enable(); tells what it does. Raises Prevented or Failed.
 
     services: none named are those that are enabled.
     """
@@ -115,7 +115,9 @@ def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Itera
 
 def _need_root(dry_run: bool) -> None:
     if not dry_run and os.geteuid() != 0:
-        raise Refused([Fault("master.cf", "only root may change it", "run this as root, or with --dry-run")])
+        raise Prevented(
+            [Fault("master.cf", "only root may change it", "run this as root, or with --dry-run")]
+        )
 
 
 def _is_enabled(instance: Instance, entry: Entry) -> bool:

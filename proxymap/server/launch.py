@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterable
 from importlib import import_module
 
+from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.tables.types import TABLE_TYPES, load_types
 
 # What is imported where it is used, since a start does not need it: by control, the log, a reload, tables.
-USED_LATER = (
-    *("binascii", "difflib", "encodings.idna", "json", "re", "select", "socket", "subprocess", "unicodedata"),
-)
+USED_LATER = ("binascii", "difflib", "encodings.idna", "json", "re", "select", "socket", "unicodedata")
 
 
 class Start:
@@ -32,7 +31,7 @@ class Start:
         self.on_stdin = False  # -S
 
 
-def account(name: str, where: str) -> pwd.struct_passwd:
+def account_to_run_as(name: str, where: str) -> pwd.struct_passwd:
     """The account to run as, which `where` names. ConfigError if there is none, or if it is root's."""
     try:
         owner = pwd.getpwnam(name)
@@ -42,6 +41,14 @@ def account(name: str, where: str) -> pwd.struct_passwd:
     if owner.pw_uid == 0 or owner.pw_gid == 0:
         raise ConfigError(f"{where}: {name} is privileged")
     return owner
+
+
+def enter_queue_directory(settings: Settings) -> None:
+    """A relative table name is relative to it, as in Postfix. ConfigError if that cannot be."""
+    try:
+        os.chdir(settings.queue_directory)
+    except OSError as error:
+        raise ConfigError(f"queue_directory {settings.queue_directory}: {error.strerror}") from None
 
 
 def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:

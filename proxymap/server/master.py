@@ -21,7 +21,7 @@ from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
-from proxymap.server.launch import Start, account, load_what_is_needed_later
+from proxymap.server.launch import Start, account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
 
 FLOW_FDS = (3, 4)
@@ -64,13 +64,6 @@ def run(
     server.run()
 
 
-def enter_queue_directory(settings: Settings) -> None:
-    try:
-        os.chdir(settings.queue_directory)
-    except OSError as error:
-        raise ConfigError(f"queue_directory {settings.queue_directory}: {error.strerror}") from None
-
-
 def check_descriptors(start: Start, listeners: list[int]) -> None:
     """ConfigError if we were not started by master."""
     if start.transport not in ("unix", "inet", "pass"):
@@ -93,7 +86,7 @@ def check_descriptors(start: Start, listeners: list[int]) -> None:
 
 def drop_privileges(settings: Settings, start: Start) -> None:
     """setgid, initgroups, chroot, setuid: in Postfix's order, and for good."""
-    owner = account(settings.mail_owner, "parameter mail_owner")
+    owner = account_to_run_as(settings.mail_owner, "parameter mail_owner")
     if start.unprivileged and os.geteuid() == 0:
         os.setgid(owner.pw_gid)
         os.initgroups(settings.mail_owner, owner.pw_gid)

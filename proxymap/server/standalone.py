@@ -18,7 +18,7 @@ from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
-from proxymap.server.launch import account, load_what_is_needed_later
+from proxymap.server.launch import account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
 from proxymap.server.sockets import inherited_sockets, own_socket
 
@@ -35,7 +35,10 @@ def run(
     load: reads the configuration anew.
     """
     with own_socket(listen) if listen else inherited_sockets() as listeners:
-        enter_queue_directory(settings, log)
+        try:
+            enter_queue_directory(settings)
+        except ConfigError as error:
+            log.warning(f"{error}; relative table names will not work")
         sockets = listeners.sockets
         control = listeners.path or sockets[0].getsockname()
         server = Daemon(
@@ -60,24 +63,15 @@ def become_unprivileged(settings: Settings, user: str) -> None:
     """
     where = "--user" if user else "parameter mail_owner"
     if os.geteuid() != 0:
-        if user and account(user, where).pw_uid != os.geteuid():
+        if user and account_to_run_as(user, where).pw_uid != os.geteuid():
             raise ConfigError(f"--user {user}: only root can become another user")
         return
-    owner = account(user or settings.mail_owner, where)
+    owner = account_to_run_as(user or settings.mail_owner, where)
     load_what_is_needed_later((), writes=True, all_types=True)
     os.setgid(owner.pw_gid)
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)
     os.environ["HOME"] = owner.pw_dir  # where libpq looks for certificates, and may not look in root's
-
-
-def enter_queue_directory(settings: Settings, log: Log) -> None:
-    """A relative table name is relative to the queue directory, as in Postfix."""
-    try:
-        os.chdir(settings.queue_directory)
-    except OSError as error:
-        where = f"queue_directory {settings.queue_directory}"
-        log.warning(f"{where}: {error.strerror}; relative table names will not work")
 
 
 @contextlib.contextmanager

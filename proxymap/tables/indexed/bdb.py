@@ -35,7 +35,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from proxymap.base.files import sync_folder
+from proxymap.base.files import Stamp, stamp_of, sync_folder
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
 from proxymap.tables.base import Change, Host, Opening, SlowTable, refuse_open_folder
 from proxymap.tables.flags import FIXED, TRY0NULL, TRY1NULL
@@ -63,9 +63,6 @@ CACHE_SIZE = "131072"  # bytes; default of berkeley_db_read_buffer_size
 CHUNK = 1 << 20  # bytes read at a time; whole pages
 TICK_NS = 20_000_000  # a file changed twice within this time may bear the same time; Linux: up to 10 ms
 WALKS_MAX = 64  # sequences under way; the one that rested longest makes room
-
-# What a file looked like: device, inode, size, time of the latest change.
-Stamp = tuple[int, int, int, int]
 
 
 class Place:
@@ -298,7 +295,7 @@ class BerkeleyDB(SlowTable):
         """How the file looks, and whether every later change will show."""
         status = os.fstat(self._file)
         settled = abs(time.time_ns() - status.st_mtime_ns) >= TICK_NS
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), settled
+        return stamp_of(status), settled
 
     def _open_handle(self, path: str, flags: int) -> db.DB:
         handle = db.DB()
