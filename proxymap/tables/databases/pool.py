@@ -114,8 +114,11 @@ class Pool:
         """Seconds until there is something to do without a note."""
         now = time.monotonic()
         times = [now + TURN]
-        times += [trial.deadline + GRACE for trial in self._trials]
-        times += [host.next_probe for host in self.hosts.all if host.down_since is not None]
+        times += [trial.deadline + GRACE for trial in self._trials if not trial.abandoned]
+        times += [
+            host.next_probe for host in self.hosts.all
+            if host.down_since is not None and not self._is_tried(host)
+        ]  # fmt: skip
         if self._fewer_until is not None:
             times.append(self._fewer_until)
         return max(0.01, min(times) - now)
