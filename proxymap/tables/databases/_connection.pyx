@@ -95,6 +95,11 @@ cdef class Connection:
         return self.c.answers == 0
 
     @property
+    def born(self) -> float:
+        """When it was made, by a clock that is up to some milliseconds behind time.monotonic."""
+        return self.c.born_ms / 1000.0
+
+    @property
     def reason(self) -> str:
         """What the library said last."""
         return os.fsdecode(<bytes> self.c.text)

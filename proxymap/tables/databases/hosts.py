@@ -34,14 +34,16 @@ class ConnectFailed(Exception):
 class DatabaseHost:
     """One host. Times are those of time.monotonic.
 
-    number: its place in the list. failures: in a row. down_since: None while it is up.
-    next_probe: when to try whether it is up again. reason: of the latest failure.
+    number: its place in the list. failures: in a row, the latest at failed_at. down_since:
+    None while it is up. next_probe: when to try whether it is up again. reason: of the
+    latest failure.
     """
 
     def __init__(self, number: int, address: Address) -> None:
         self.number, self.address = number, address
         self.failures = 0
         self.down_since: float | None = None
+        self.failed_at = 0.0
         self.next_probe = 0.0
         self.gap = 0.0
         self.reason = ""
@@ -62,8 +64,16 @@ class Hosts:
         up = [host for host in self.all if host.down_since is None]
         return min(up, key=lambda h: (h.failures, ORDER[h.address.kind], h.luck)) if up else None
 
-    def failed(self, host: DatabaseHost, now: float, reason: str, *, outright: bool = False) -> bool:
-        """Count a failure; is the host down from now on? outright: this one is enough."""
+    def failed(
+        self, host: DatabaseHost, began: float, now: float, reason: str, *, outright: bool = False
+    ) -> bool:
+        """Count a failure of what began then; is the host down from now on? outright: this one is enough.
+
+        What had begun when another failed is part of the same trouble, and is not counted.
+        """
+        if began <= host.failed_at and not outright:
+            return False
+        host.failed_at = now
         host.failures += 1
         host.reason = reason
         gap: float = 0.0

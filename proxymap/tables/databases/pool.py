@@ -62,8 +62,9 @@ class ServerLimits(NamedTuple):
 class _Trial:
     """A connection that is being opened. wanted: the driver asked for it."""
 
-    def __init__(self, host: DatabaseHost, wanted: bool, deadline: float) -> None:
-        self.host, self.wanted, self.deadline = host, wanted, deadline
+    def __init__(self, host: DatabaseHost, wanted: bool, limit: float) -> None:
+        self.host, self.wanted, self.began = host, wanted, time.monotonic()
+        self.deadline = self.began + limit
         self.attempt = Attempt(host.number)
         self.result: Connection | Exception | None = None
         self.abandoned = False
@@ -130,7 +131,7 @@ class Pool:
             connection, why = self.driver.ended(note)
             host = self.hosts.all[connection.host]
             if why == ENDED_BROKEN and connection.fresh:
-                self._failed(host, connection.reason)
+                self._failed(host, connection.born, connection.reason)
             connection.close(politely=not connection.suspended)
         elif note.kind == NOTE_LINES:
             for line in self.driver.take_lines():
@@ -178,7 +179,7 @@ class Pool:
         return any(trial.host is host and not trial.abandoned for trial in self._trials)
 
     def _try(self, host: DatabaseHost, wanted: bool) -> None:
-        trial = _Trial(host, wanted, time.monotonic() + self.limits.connect_time_limit)
+        trial = _Trial(host, wanted, self.limits.connect_time_limit)
         try:
             if sum(each.abandoned for each in self._trials) >= STUCK_MAX:
                 raise TimeoutError
@@ -232,7 +233,7 @@ class Pool:
         late = isinstance(error, TimeoutError)
         reason = f"no connection within {self.limits.connect_time_limit:g}s" if late else str(error)
         reason = _masked(" ".join(reason.split()), trial.host.address)
-        self._failed(trial.host, reason, outright=late or trial.host.down_since is not None)
+        self._failed(trial.host, trial.began, reason, outright=late or trial.host.down_since is not None)
         if trial.wanted or (not self.refusing and self.hosts.choose() is None):
             self._open(trial.wanted)
 
@@ -246,8 +247,8 @@ class Pool:
         self._fewer_until = time.monotonic() + FEWER
         self.driver.limit = max(1, self.driver.figures["open"])
 
-    def _failed(self, host: DatabaseHost, reason: str, *, outright: bool = False) -> None:
-        if self.hosts.failed(host, time.monotonic(), reason, outright=outright):
+    def _failed(self, host: DatabaseHost, began: float, reason: str, *, outright: bool = False) -> None:
+        if self.hosts.failed(host, began, time.monotonic(), reason, outright=outright):
             count = len(self.tables)
             tables = f"{count} table" if count == 1 else f"{count} tables"
             shown = host.address.shown
