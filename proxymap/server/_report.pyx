@@ -12,7 +12,7 @@ from proxymap.base._clock cimport now_ms
 from proxymap.server._cache cimport cache_clear, cache_forget
 from proxymap.server._catalog cimport OPENING, catalog_next, instance
 from proxymap.server._service cimport service
-from proxymap.tables._table cimport Table
+from proxymap.tables._table cimport SLOW_LOOKUP, Table
 
 
 cdef list report_tables(service *s):
@@ -43,7 +43,7 @@ cdef dict describe(instance *i, uint64_t now):
         **known, "state": state_of(i), "generation": i.id,
         "age_seconds": (now - i.opened_ms) // 1000, "files": [os.fsdecode(path) for path in table.files],
         "entries": table.entries, "bytes": table.size, "index_bytes": table.index_bytes,
-        "slow": i.t.lookup == NULL, "cached": i.t.cached, "trouble": table.trouble or None,
+        "slow": bool(i.t.slow & SLOW_LOOKUP), "cached": i.t.cached, "trouble": table.trouble or None,
     }
 
 
