@@ -5,6 +5,7 @@ Source: proxymap(8), multi_server(3), sysexits(3).
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -195,7 +196,10 @@ def serve(options: Options, log: Log) -> None:
         load, options.config_directory, options.overrides, options.service_name, IDENT, log.warning
     )
     life = "proxymap.server.master" if options.under_master else "proxymap.server.standalone"
+    gc.disable()  # what is imported stays
     settings, main_cf = read(meanwhile=lambda: import_module(life))
+    gc.freeze()
+    gc.enable()
     log.verbose = options.verbose
     log.sinks = open_sinks(settings, options)
     threading.excepthook = lambda details: log.exception("a thread ended", error=details.exc_value)

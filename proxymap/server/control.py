@@ -14,7 +14,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from struct import Struct
 
 from proxymap.base._listen import accept_from, listen_at, stop_listening
 from proxymap.server.log import Log
@@ -32,7 +31,6 @@ BACKLOG = 64  # who comes while so many wait is refused
 LINE_MAX = 65536  # bytes of a request
 ANSWER_MAX = 64 << 20  # bytes of a reply: some hundred thousand tables
 ASKER_PATIENCE = 10.0  # seconds for a whole answer
-CREDENTIALS = Struct("3i")  # of SO_PEERCRED: process, user, group
 SERVER_PATIENCE = 2.0  # seconds for a whole request, and to take its answer; others wait meanwhile
 PAUSE = 0.1  # seconds, when descriptors have run out
 
@@ -215,6 +213,7 @@ def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any
     """The reply; None from a stranger, or if the process ended before it was complete."""
     import json
     import socket
+    from struct import Struct
 
     status = os.lstat(path)
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in trusted:
@@ -222,8 +221,9 @@ def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any
     with socket.socket(socket.AF_UNIX) as asker:
         asker.settimeout(ASKER_PATIENCE)
         asker.connect(path)
-        credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        if CREDENTIALS.unpack(credentials)[1] not in trusted:
+        credentials = Struct("3i")  # process, user, group
+        told = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+        if credentials.unpack(told)[1] not in trusted:
             return None
         asker.sendall(json.dumps(request).encode() + b"\n")
         line = _line_from(asker, ANSWER_MAX, ASKER_PATIENCE)

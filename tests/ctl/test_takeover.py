@@ -244,7 +244,7 @@ def test_double_entries_are_refused(prefix: Prefix) -> None:
 
 def test_daemon_that_does_not_start_is_found_before_anything_changes(host: Host) -> None:
     """Else master would hold the service back for a minute, whatever is put back."""
-    path = host.prefix.package / "server/standalone.py"
+    path = host.prefix.package / "server/daemon.py"
     text = path.read_text()
     path.write_text("raise RuntimeError('no such luck')\n")
     try:
