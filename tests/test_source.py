@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "proxymap"
@@ -152,3 +153,8 @@ def test_files_that_contributing_names_are_there() -> None:
     for name in named:
         if not re.search(r"FAMILY|NAME|TYPE", name):
             assert (ROOT / name).exists(), name
+
+
+def test_no_folder_file_or_function_is_too_large() -> None:
+    """What the limits are, and how it is counted: sizes.py."""
+    assert not sizes.too_large()
