@@ -50,6 +50,7 @@ class Pair:
         (self.stock.queue_dir / "rw").mkdir()
         shutil.chown(self.stock.queue_dir / "rw", "postfix")
         self.asked = 0  # questions
+        self.peers: tuple[Peer, ...] = ()
         self._serial = 0
         self._fresh: list[bytes] = []
         self._logs = self.stock.log_file, self.ours.log_file
@@ -78,6 +79,8 @@ class Pair:
 
     def connect(self) -> None:
         """New connections to both."""
+        for peer in self.peers:
+            peer.close()
         self.peers = self.stock.connect(self.service), self.ours.connect(dialect())
 
     def stop(self) -> None:

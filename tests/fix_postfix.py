@@ -93,6 +93,7 @@ class StockPostfix:
         self.log_file = self.dir / "log"
         self.tables = self.dir / "tables"
         self._master: subprocess.Popen[bytes] | None = None
+        self._peers: list[Peer] = []
         self._make_directories()
         (self.config_dir / "master.cf").write_text(master)
         self._main = {
@@ -135,8 +136,9 @@ class StockPostfix:
         return str(self.queue_dir / "private" / service)
 
     def connect(self, service: str = "proxymap") -> Peer:
-        """A raw connection to a service, in the dialect that it speaks."""
-        return Peer(self.socket(service), dialect=dialect())
+        """A raw connection to a service, in the dialect that it speaks; remove() closes it."""
+        self._peers.append(Peer(self.socket(service), dialect=dialect()))
+        return self._peers[-1]
 
     def postmap(self, *arguments: str, **keywords: object) -> subprocess.CompletedProcess[bytes]:
         """Run postmap with this instance's configuration."""
@@ -183,6 +185,8 @@ class StockPostfix:
 
     def remove(self) -> None:
         """Stop, and remove the whole directory."""
+        for peer in self._peers:
+            peer.close()
         self.stop()
         for _ in range(3):  # a daemon that is just ending may still write to its log
             shutil.rmtree(self.dir, ignore_errors=True)

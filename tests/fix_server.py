@@ -192,6 +192,7 @@ class ServerProcess:
         self.own = dict(own or {})
         self.env: dict[str, str] = {}  # more of the environment
         self.process: subprocess.Popen[bytes] | None = None
+        self._peers: list[Peer] = []
 
     # Tables
 
@@ -264,6 +265,8 @@ class ServerProcess:
         return self.process.wait(LIMIT)
 
     def remove(self) -> None:
+        for peer in self._peers:
+            peer.close()
         if self.alive():
             assert self.process is not None
             self.process.kill()
@@ -281,7 +284,9 @@ class ServerProcess:
     # Talking to it, looking at it
 
     def connect(self, dialect: str = "3.6") -> Peer:
-        return Peer(self.path, self.greeted, dialect)
+        """A connection, which remove() closes if nobody has before."""
+        self._peers.append(Peer(self.path, self.greeted, dialect))
+        return self._peers[-1]
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""

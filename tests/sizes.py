@@ -3,7 +3,7 @@
     make figures                # or: python tests/sizes.py [FOLDER ...]
 
 Ends with 1 if one in proxymap/ is past its limit; tests/ and benchmarks/ are measured only.
-A module is a source file; a .pyx is one with its .pxd and .pyi. A function's lines are those
+A module is a source file; a .pyx is one with its .pxd and .pyi, and __init__.py is the folder's own. A function's lines are those
 from its `def` to the last of its body, docstring, comments and blank lines between included.
 """
 
@@ -41,7 +41,7 @@ def sources(folder: Path) -> list[Path]:
 
 def folders(paths: list[Path]) -> list[Figure]:
     """Modules of each folder."""
-    modules = {path.with_suffix("") for path in paths}
+    modules = {path.with_suffix("") for path in paths if path.name != "__init__.py"}
     parents = sorted({module.parent for module in modules})
     return [Figure(sum(m.parent == p for m in modules), str(p.relative_to(ROOT))) for p in parents]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from fix_postfix import StockPostfix, dialect, unavailable
-from fix_server import ServerProcess, give
+from fix_server import TRY0, TRY1, ServerProcess, give
 
 import proxymap
 
@@ -127,6 +127,8 @@ def replies(path: str, table: str) -> list[object]:
     seen: list[object] = []
     with proxymap.Client(path, dialect=dialect()) as client:
         for flags in (0, 64, 16384 + 64, 524288, 4, 8, 65536, 1 << 21):
+            if dialect() == "3.11" and not flags & (TRY0 | TRY1):
+                flags |= TRY0 | TRY1  # from 3.11 on a server has no state, and ends where a client drops both
             seen.append(client.open(table, flags))
             for key in ("absent", "123", "MIXED@example.com"):
                 seen += [client.lookup(table, key, flags), client.open(table, flags)]

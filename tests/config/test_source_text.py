@@ -130,6 +130,9 @@ def test_braces_come_off_once() -> None:
     assert split_braced(b"{ {a b}, c }") == [b"{a b}", b"c"]
 
 
+NUL_WARNING = "text after null byte may be ignored"  # of Postfix 3.11, where ours has nothing to say
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A main.cf that is old: Postfix waits while it is younger than a second."""
@@ -147,7 +150,8 @@ def stock(directory: Path, text: bytes) -> tuple[dict[bytes, bytes], list[str]]:
     said = subprocess.run([*command, "lmdb:src"], cwd=directory, capture_output=True, check=False).stderr
     dump = subprocess.run([*command, "-s", "lmdb:src"], cwd=directory, capture_output=True, check=True).stdout
     pairs = dict(tuple(line.split(b"\t", 1)) for line in dump.split(b"\n") if line)
-    return pairs, [line.removeprefix("postmap: warning: ") for line in said.decode().splitlines()]
+    lines = [line.removeprefix("postmap: warning: ") for line in said.decode().splitlines()]
+    return pairs, [line for line in lines if not line.endswith(NUL_WARNING)]
 
 
 def ours(text: bytes) -> tuple[dict[bytes, bytes], list[str]]:

@@ -207,6 +207,11 @@ def test_stderr_that_is_gone_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> N
     to_stderr("postfix/proxymap")(WARNING, "warning: text")
 
 
+# postlogd's socket is there as long as the process.
+for_life = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@for_life
 def test_datagram_for_postlogd(tmp_path: Path, clock: Clock) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as postlogd:
         postlogd.bind(str(tmp_path / "p"))
@@ -216,6 +221,7 @@ def test_datagram_for_postlogd(tmp_path: Path, clock: Clock) -> None:
     assert line == f"Nov 23 06:31:00 mx postfix/proxymap[{os.getpid()}]: error: caf\u00e9"
 
 
+@for_life
 def test_datagrams_that_nobody_takes_are_lost_and_delay_nobody(tmp_path: Path, clock: Clock) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as postlogd:
         postlogd.bind(str(tmp_path / "p"))
@@ -225,6 +231,7 @@ def test_datagrams_that_nobody_takes_are_lost_and_delay_nobody(tmp_path: Path, c
     write(INFO, "after postlogd went")
 
 
+@for_life
 def test_postlogd_that_is_not_there_is_no_trouble(tmp_path: Path, clock: Clock) -> None:
     to_postlog("postfix/proxymap", str(tmp_path / "none"), "mx")(INFO, "text")
 
