@@ -3,8 +3,9 @@
     make figures                # or: python tests/sizes.py [FOLDER ...]
 
 Ends with 1 if one in proxymap/ is past its limit; tests/ and benchmarks/ are measured only.
-A module is a source file; a .pyx is one with its .pxd and .pyi, and __init__.py is the folder's own. A function's lines are those
-from its `def` to the last of its body, docstring, comments and blank lines between included.
+A module is a source file; a .pyx is one with its .pxd and .pyi, an __init__.py is the folder's
+own. A function's lines are those from its `def` to the last of its body, with docstring, comments
+and blank lines between.
 """
 
 from __future__ import annotations
