@@ -30,6 +30,8 @@ cdef struct mapped:
     uint64_t device      # with inode: what was opened, to tell a replaced file
     uint64_t inode
     uint64_t mtime_ns    # when it was mapped
+    uint64_t ctime_ns    # the same
+    bint overlaid        # by overlayfs: once the file is copied up, the mapping shows what it was before
     region *region
 
 
@@ -39,10 +41,15 @@ cdef inline const char *map_at(const mapped *m, uint64_t offset, uint64_t size) 
     return load_data(&m.data) + offset if offset <= held and size <= held - offset else NULL
 
 
+cdef inline tuple map_stamp(const mapped *m):
+    """As files.Stamp."""
+    return m.device, m.inode, m.size, m.mtime_ns, m.ctime_ns
+
+
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil
 cdef int map_data(mapped *m, size_t length) noexcept nogil
 cdef int map_grow(mapped *m) noexcept nogil
 cdef bint map_cut(const mapped *m) noexcept nogil
-cdef uint64_t map_mtime_ns(const mapped *m) noexcept nogil
+cdef uint64_t map_changed_ns(const mapped *m) noexcept nogil
 cdef bint map_touched(const mapped *m) noexcept nogil
 cdef void map_close(mapped *m) noexcept nogil

@@ -26,7 +26,7 @@ from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 from proxymap.base._os cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
-from proxymap.base._stamp cimport stat_mtime_ns
+from proxymap.base._stamp cimport stat_ctime_ns, stat_mtime_ns
 
 cdef extern from "<signal.h>" nogil:
     enum: SIGBUS
@@ -39,6 +39,14 @@ cdef extern from *:
     #define set_errno(number) (errno = (number))
     """
     void set_errno(int number) nogil
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs_buf "statfs":
+        long f_type
+    int fstatfs(int, statfs_buf *)
+
+cdef enum:
+    OVERLAYFS = 0x794C7630  # statfs(2)
 
 cdef int ZEROS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 cdef uintptr_t page_size = <uintptr_t> sysconf(_SC_PAGESIZE)
@@ -143,6 +151,7 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
     EINVAL: empty, or no regular file.
     """
     cdef struct_stat st
+    cdef statfs_buf info
     cdef int saved
     m.region = NULL
     m.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
@@ -153,6 +162,8 @@ cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil:
         m.device = st.st_dev
         m.inode = st.st_ino
         m.mtime_ns = stat_mtime_ns(st)
+        m.ctime_ns = stat_ctime_ns(st)
+        m.overlaid = fstatfs(m.fd, &info) == 0 and info.f_type == OVERLAYFS
         if m.size == 0 or not S_ISREG(st.st_mode):
             set_errno(EINVAL)
         elif map_data(m, length if length > m.size else m.size) == 0:
@@ -184,10 +195,10 @@ cdef bint map_touched(const mapped *m) noexcept nogil:
     return fstat(m.fd, &st) < 0 or stat_mtime_ns(st) != m.mtime_ns or <size_t> st.st_size != m.size
 
 
-cdef uint64_t map_mtime_ns(const mapped *m) noexcept nogil:
-    """When the open file was last written to; 0 if that is not to be had."""
+cdef uint64_t map_changed_ns(const mapped *m) noexcept nogil:
+    """When the open file last changed, which nobody can set; 0 if that is not to be had."""
     cdef struct_stat st
-    return stat_mtime_ns(st) if fstat(m.fd, &st) == 0 else 0
+    return stat_ctime_ns(st) if fstat(m.fd, &st) == 0 else 0
 
 
 cdef bint map_cut(const mapped *m) noexcept nogil:

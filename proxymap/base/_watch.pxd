@@ -13,6 +13,7 @@ cdef struct watched_name:
     int folder               # by its watch descriptor
     buf name
     bint written             # somebody writes to this file, and has not closed it yet
+    bint eager               # each write to it has to be known at once
     int uses                 # by a Way; changed with the GIL
     watched_name *chain
 
@@ -29,7 +30,8 @@ cdef class Way:
     cdef watched_name **names
     cdef int count
     cdef readonly bint tells  # is each change an event?
-    cdef const bint *written  # is somebody writing to the file? NULL: that is not known
+    cdef const bint *written  # is somebody writing to the file, by its name? NULL: that is not known
+    cdef const bint *own      # the same by any name, such as a hard link or a bind mount
 
     cdef int hold(self, watched_name *n) except -1
 

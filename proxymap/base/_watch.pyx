@@ -15,7 +15,7 @@ Source: inotify(7).
 import os
 
 from cython cimport no_gc_clear
-from libc.errno cimport ENOENT, errno
+from libc.errno cimport EACCES, ENOENT, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport strlen
@@ -52,7 +52,7 @@ cdef enum:
 
 cdef uint32_t NAMES_CHANGE = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_MASK_ADD | IN_ONLYDIR
 cdef uint32_t FILES_CHANGE = NAMES_CHANGE | IN_MODIFY | IN_CLOSE_WRITE | IN_ATTRIB
-cdef uint32_t CONTENT_CHANGES = IN_MODIFY | IN_ATTRIB | IN_MASK_ADD
+cdef uint32_t CONTENT_CHANGES = IN_MODIFY | IN_CLOSE_WRITE | IN_ATTRIB | IN_MASK_ADD
 
 # File systems where a change made elsewhere causes no event; statfs(2), by their magic.
 REMOTE = frozenset([0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0x00C36400, 0x47504653])
@@ -129,14 +129,14 @@ cdef bint take_one(watch *w, const inotify_event *e) noexcept nogil:
     if e.mask & IN_Q_OVERFLOW:
         names_all_whole(w)
         return True
-    if e.len == 0:
-        return not e.mask & IN_IGNORED  # of a watched file itself
-    n = names_find(w, e.wd, view_of(e.name, strlen(e.name)))
-    if n == NULL:
+    if e.mask & IN_IGNORED:
         return False
+    n = names_find(w, e.wd, view_of(e.name, strlen(e.name)) if e.len else view_of(b"", 0))
+    if n == NULL:
+        return e.len == 0  # of a watched folder itself
     if e.mask & IN_MODIFY:
         n.written = True
-        return False  # who has to know at once watches the file itself; the others wait for its end
+        return n.eager  # the others wait for its end
     if e.mask & (IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE):
         n.written = False
     return True
@@ -211,7 +211,7 @@ cdef class Way:
     def __cinit__(self, of):
         self.of = of
         self.names = NULL
-        self.written = NULL
+        self.written = self.own = NULL
         self.count = 0
         self.tells = False
 
@@ -256,7 +256,7 @@ cdef class Watch:
         return self.w.fd
 
     cdef Way add_file(self, bytes path, bint content, bint writers):
-        """Watch what `path` leads to; with `content`, also each write to the file by other names.
+        """Watch what `path` leads to, by that name and by others; with `content`, each write is an event.
 
         Without `writers` nobody asks whether it is being written to, and a write wakes nobody.
 
@@ -264,6 +264,7 @@ cdef class Watch:
         """
         cdef Way found = Way(self)
         cdef watched_name *last
+        cdef uint32_t mask = FILES_CHANGE if writers else FILES_CHANGE & ~IN_MODIFY
         if self.w.fd < 0 or is_remote(path):
             return found
         pthread_mutex_lock(&self.w.lock)
@@ -275,13 +276,16 @@ cdef class Watch:
             if self.add_name(found, above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
                 found.tells = True  # when it appears there will be an event, and a reason to come here again
                 return found
-        last = self.add_name(found, folder, name, FILES_CHANGE if writers else FILES_CHANGE & ~IN_MODIFY)
+        last = self.add_name(found, folder, name, mask)
         if last != NULL:
-            if writers:
-                found.written = &last.written
-            if content:  # the file itself is like a folder with one name, of no bytes
-                last = self.add_name(found, os.path.join(folder, name), b"", CONTENT_CHANGES)
-        found.tells = last != NULL or errno == ENOENT
+            found.written = &last.written if writers else NULL
+            # The file itself is like a folder with one name, of no bytes.
+            last = self.add_name(found, os.path.join(folder, name), b"", mask & CONTENT_CHANGES)
+        if last != NULL:
+            found.own = &last.written if writers else NULL
+            last.eager = last.eager or content
+        # One who may not read the file learns by its name when he may.
+        found.tells = last != NULL or errno in (ENOENT, EACCES)
         return found
 
     cdef watched_name *add_name(self, Way way, bytes folder, bytes name, uint32_t mask) except? NULL:

@@ -5,8 +5,9 @@ import os
 import pwd
 import stat
 
-Stamp = tuple[int, int, int, int]  # what tells one content of a file from another; see stamp_of
+Stamp = tuple[int, int, int, int, int]  # what tells one content of a file from another; see stamp_of
 
+NO_FILE: Stamp = (0, 0, 0, 0, 0)
 ATTEMPTS = 10  # to read a file that changes all the time
 
 
@@ -34,8 +35,8 @@ def _is_public(status: os.stat_result) -> bool:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """stamp_of - what tells one content of a file from another: device, inode, size, time of change in ns"""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    """stamp_of - what tells one content of a file from another: device, inode, size, times of change in ns"""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def stamp_at(path: bytes) -> Stamp:
@@ -43,7 +44,7 @@ def stamp_at(path: bytes) -> Stamp:
     try:
         return stamp_of(os.stat(path))
     except OSError:
-        return 0, 0, 0, 0
+        return NO_FILE
 
 
 def sync_folder(path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from proxymap.base._fold import fold
 from proxymap.client import Client
-from proxymap.ctl.options import socket_of
+from proxymap.ctl.options import directory_of, socket_of
 from proxymap.ctl.outcome import advice_on
 from proxymap.errors import BadRequest, ConfigError, ProxymapError
 from proxymap.tables.flags import FIXED
@@ -77,3 +77,16 @@ def ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tup
         yield pid, reply["ok"]
     if not count:
         raise OSError(ENOENT, "no running server has a control socket there", f"{path}.*.ctl")
+
+
+def processes(arguments: argparse.Namespace) -> list[int]:
+    """processes - who serves the socket: our processes by their control sockets, or master's children"""
+    from proxymap.ctl.instance import Instance, processes_of
+
+    try:
+        return [pid for pid, _ in ask_processes(arguments, do="tables")]
+    except (ConfigError, OSError):
+        if arguments.socket:
+            return []
+        instance = Instance(directory_of(arguments), strict=False)
+        return [process.pid for process in processes_of(instance, arguments.service)]

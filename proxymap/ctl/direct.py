@@ -74,6 +74,11 @@ class Direct:
             return self._opened.explain(folded)
         return []
 
+    @property
+    def files(self) -> list[bytes]:
+        """What it was opened from."""
+        return self._opened.files
+
     def trouble(self, error: Exception) -> str:
         return f"{self.table}: {error}"
 

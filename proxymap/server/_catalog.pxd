@@ -32,6 +32,7 @@ cdef struct instance:
     int state           # AT_REST, OPENING or RENEWING
     uint64_t began_ms   # when the worker was asked
     bint look_again     # something has happened to the files since the worker began
+    bint anew           # open it again then, whatever they look like
     bint complained     # the log has a line about what cannot be done with it
     uint64_t retry_ms   # when opening again may be tried
     uint64_t looked     # the turn in which a polled table was looked at

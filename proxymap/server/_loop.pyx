@@ -45,7 +45,7 @@ from proxymap.base._os cimport (
 from proxymap.tables._jobs cimport (
     JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
 )
-from proxymap.server._opening cimport opening_look, opening_turn
+from proxymap.server._opening cimport opening_anew, opening_look, opening_turn
 from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._report cimport forget_answers, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
@@ -483,6 +483,10 @@ cdef class Loop:
     def tables(self) -> list:
         """What is known of each instance of a table. Not while `run` is under way."""
         return report_tables(&self.l.service)
+
+    def open_anew(self, bytes name=None):
+        """Open all tables that have files, or those of that name, whatever the files look like."""
+        opening_anew(&self.l.service, view_str(name) if name is not None else view_of(NULL, 0))
 
     def flush(self, bytes name=None, bytes key=None) -> int:
         """Empty the cache, or forget a table's answers, or those to one key; how many tables were hit?"""

@@ -1,5 +1,6 @@
 # _opening - tables are opened, opened again, swapped and closed (see _opening.pyx)
 
+from proxymap.base._buf cimport view
 from proxymap.server._catalog cimport OPENING, instance
 from proxymap._codec cimport request
 from proxymap.tables._jobs cimport job
@@ -12,6 +13,7 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
 cdef instance *opening_done(service *s, job *j) noexcept nogil
 cdef void opening_turn(service *s) noexcept nogil
 cdef void opening_look(service *s) noexcept nogil
+cdef void opening_anew(service *s, view name) noexcept nogil
 cdef void opening_distrust(service *s, instance *i) noexcept nogil
 cdef void opening_job_is_back(service *s, table *t) noexcept nogil
 

@@ -4,7 +4,7 @@ The loop decides when; workers do it (JOB_OPEN, JOB_CLOSE). One thread, the
 loop's; no GIL.
 """
 
-from proxymap.base._buf cimport buf_append_view, buf_view, view_str
+from proxymap.base._buf cimport buf_append_view, buf_view, view, view_equal, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._stamp cimport same_content, stamp_at
 from proxymap.server._catalog cimport (
@@ -13,7 +13,7 @@ from proxymap.server._catalog cimport (
 from proxymap._codec cimport request
 from proxymap.tables._jobs cimport JOB_CLOSE, JOB_OPEN, job, job_free, job_new, queue_put
 from proxymap.server._service cimport service, service_warn
-from proxymap.tables._table cimport CHANGED_SPOILED, origin, table
+from proxymap.tables._table cimport CHANGED_SPOILED, SLOW_WRITE, origin, table
 from proxymap._words cimport *
 
 cdef enum:
@@ -77,7 +77,11 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
     opening_close(s, retired)
     if i.look_again:
         i.look_again = False
-        look_at(s, i)
+        if i.anew and i.t.changed != NULL:
+            open_anew(s, i)
+        else:
+            look_at(s, i)
+        i.anew = False
     return i
 
 
@@ -97,6 +101,28 @@ cdef void opening_look(service *s) noexcept nogil:
     while i != NULL:
         look_at(s, i)
         i = catalog_next(&s.tables, i)
+
+
+cdef void opening_anew(service *s, view name) noexcept nogil:
+    """Have tables opened again whatever their files look like: all, or those called name if that is not NULL.
+
+    What is written to is left to its writer, whose locks are gone when any descriptor of the file is closed.
+    """
+    cdef instance *i = catalog_next(&s.tables, NULL)
+    while i != NULL:
+        if name.ptr == NULL or view_equal(buf_view(&i.name), name):
+            if i.state != AT_REST:
+                i.look_again = i.anew = True
+            elif i.t != NULL and i.t.changed != NULL:
+                open_anew(s, i)
+        i = catalog_next(&s.tables, i)
+
+
+cdef void open_anew(service *s, instance *i) noexcept nogil:
+    if i.t.slow & SLOW_WRITE:
+        look_at(s, i)
+    else:
+        opening_start(s, i, OPENING if i.t.quick or i.t.reason != NULL else RENEWING, False)
 
 
 cdef void look_at(service *s, instance *i) noexcept nogil:

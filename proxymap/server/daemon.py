@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from proxymap.base.files import NO_FILE
 from proxymap.config.approval import FilesInValues, approve
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
@@ -26,6 +27,7 @@ from proxymap.server.workers import Workers
 from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Host
+from proxymap.tables.opening import distrust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-NO_FILE = (0, 0, 0, 0)
 STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
 LOG_LINES_MAX = 1000  # waiting for the logger; more are lost and counted
 
@@ -134,6 +135,12 @@ class Daemon:
     def _configure_loop(self, settings: Settings, limits: dict[str, Any]) -> None:
         self.loop.configure(**limits)
         self._watch_configuration(settings)
+        self._open_anew(None)
+
+    def _open_anew(self, name: bytes | None) -> None:
+        """Have all tables, or those called so, opened by name again, whatever their files look like."""
+        distrust(name)
+        self.loop.open_anew(name)
 
     def between_turns(self, call: Callable[[], T]) -> T:
         """Have the loop's thread make the call while it serves nobody; any thread but that one."""
@@ -199,7 +206,13 @@ class Daemon:
             keys = [os.fsencode(key) for key in request.get("keys", [])] or [None]
         except (TypeError, UnicodeError):
             raise Refused('expected "table": a name, "keys": a list of keys') from None
-        return self.between_turns(lambda: max(self.loop.flush(name, key) for key in keys))
+
+        def flush() -> int:
+            if keys == [None]:
+                self._open_anew(name)
+            return max(self.loop.flush(name, key) for key in keys)
+
+        return self.between_turns(flush)
 
     def _reload(self, request: dict[str, Any]) -> None:
         try:

@@ -34,7 +34,8 @@ cdef struct origin:
     # A file that a table was loaded from.
     const char *path   # borrowed from Table.files
     stamp seen         # as it was when it was loaded, or refused
-    const bint *written  # points to: is it being written? NULL: that is not known
+    const bint *written  # points to: is it being written, by this name? NULL: that is not known
+    const bint *own    # the same by any name
     origin *next
 
 

@@ -91,18 +91,18 @@ cdef class Table:
     def loaded_from(self, files):
         """Remember the files behind the table, to notice when they change.
 
-        files: (path, (device, inode, size, mtime in ns)) of each, as it was read.
+        files: (path, Stamp) of each, as it was read.
         """
         cdef origin *o
         self.forget_origins()
         self.files = []
-        for path, (device, inode, size, mtime_ns) in files:
+        for path, seen in files:
             o = <origin *> calloc(1, sizeof(origin))
             if o == NULL:
                 raise MemoryError
             self.files.append(path)
             o.path = PyBytes_AsString(path)
-            o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
+            take_stamp(&o.seen, seen)
             o.next = self.t.origins
             self.t.origins = o
         if self.t.origins != NULL and self.t.changed == NULL:
@@ -115,7 +115,7 @@ cdef class Table:
         ways = []
         while o != NULL:
             way = watch.add_file(o.path, self.watches_content, self.watches_writers)
-            o.written = way.written
+            o.written, o.own = way.written, way.own
             if not way.tells:
                 self.t.polled = True
             ways.append(way)
@@ -130,7 +130,7 @@ cdef class Table:
         while o != NULL:
             with nogil:  # a dead file server hangs up nobody else
                 s = stamp_at(o.path)
-            found.append((s.device, s.inode, s.size, s.mtime_ns))
+            found.append((s.device, s.inode, s.size, s.mtime_ns, s.ctime_ns))
             o = o.next
         return found
 
@@ -156,8 +156,8 @@ cdef class Table:
         stamps: those that its files had when the content was read.
         """
         cdef origin *o = self.t.origins
-        for device, inode, size, mtime_ns in stamps:
-            o.seen.device, o.seen.inode, o.seen.size, o.seen.mtime_ns = device, inode, size, mtime_ns
+        for seen in stamps:
+            take_stamp(&o.seen, seen)
             o = o.next
 
     @property
@@ -200,7 +200,7 @@ cdef class Table:
         """Is one of its files being written? Not even then, if that is not known."""
         cdef origin *o = self.t.origins
         while o != NULL:
-            if o.written != NULL and o.written[0]:
+            if is_written(o):
                 return True
             o = o.next
         return False
@@ -362,11 +362,21 @@ cdef class Table:
             buf_free(&c.key)
 
 
+cdef inline int take_stamp(stamp *s, seen) except -1:
+    s.device, s.inode, s.size, s.mtime_ns, s.ctime_ns = seen
+    return 0
+
+
+cdef inline bint is_written(const origin *o) noexcept nogil:
+    """Is somebody writing to the file, by its name here or by another?"""
+    return (o.written != NULL and o.written[0]) or (o.own != NULL and o.own[0])
+
+
 cdef int origins_changed(table *t) noexcept nogil:
     """Is any of the files not what was loaded? What is being written will be looked at when it is whole."""
     cdef origin *o = t.origins
     while o != NULL:
-        if not (o.written != NULL and o.written[0]) and not same_content(o.seen, stamp_at(o.path)):
+        if not is_written(o) and not same_content(o.seen, stamp_at(o.path)):
             return CHANGED_REPLACED
         o = o.next
     return CHANGED_NOT

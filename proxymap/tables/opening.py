@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from importlib import import_module
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap import errors
 from proxymap.base.files import Stamp, stamp_at
@@ -37,6 +37,7 @@ _open: WeakValueDictionary[Key, Table] = WeakValueDictionary()
 _openers: dict[Key, int] = {}
 _waiting: dict[int, Key] = {}
 _lock = threading.Condition()
+_distrusted: WeakSet[Table] = WeakSet()  # to be opened anew, whatever their files look like
 
 
 def open_table(
@@ -70,13 +71,23 @@ def open_table(
         _openers[key] = me
         table = _open.get(key)
     try:
-        if table is not None and not table.changed and not table.incomplete:
+        if table is not None and table not in _distrusted and not table.changed and not table.incomplete:
             return table
-        return _open_or_keep(key, flags, host or Host(), settle, table)
+        made = _open_or_keep(key, flags, host or Host(), settle, table)
+        _distrusted.discard(made)
+        return made
     finally:
         with _lock:
             del _openers[key]
             _lock.notify_all()
+
+
+def distrust(type_name: bytes | None) -> None:
+    """distrust - have open_table open what is open anew, or what has that name: the administrator asks"""
+    with _lock:
+        _distrusted.update(
+            table for (name, _, writes), table in _open.items() if not writes and type_name in (None, name)
+        )
 
 
 def _waits_for(thread: int | None, me: int) -> bool:

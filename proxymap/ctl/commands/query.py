@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from proxymap.ctl.connection import Connection
+from proxymap.ctl.connection import Connection, processes
 from proxymap.ctl.options import TABLE, Parser, configuration_of, table_name
 from proxymap.ctl.outcome import EX_OK, EX_UNAVAILABLE, TROUBLE, Answer, advice_on, ask, complain, no_answer
 from proxymap.ctl.terminal import Show, printer
@@ -24,7 +25,8 @@ queue_directory, perhaps in a chroot jail.
 
 --explain tells which rule, row or member gave the answer. Without --direct it
 asks the server first, whose answer is printed, then opens the table here as
-well, and says when the two differ, and what that means.
+well, and says when the two differ, and what that means. As root, it says too
+when the server sees another file by that name (container, chroot jail).
 """
 
 
@@ -92,6 +94,7 @@ class Explainer:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._here = direct_table(arguments)
+        self._sight: list[str] | None = None
 
     def ask(self, key: bytes) -> tuple[Answer, list[str]]:
         """The answer to a key, and the lines that explain it."""
@@ -103,6 +106,7 @@ class Explainer:
         lines = [f"the server: {server}", f"the table itself: {here.trouble or here}", *lines]
         if server.name and server[1:3] != here[1:3] and (server.is_reply or here.is_reply):
             lines.append(f"they differ: {self._difference(server, here)}")
+        lines += self._elsewhere()
         return server, lines
 
     def _ask_server(self, key: bytes) -> Answer:
@@ -116,6 +120,15 @@ class Explainer:
             return Answer(status, name, None, text)
         except OSError as error:
             return Answer(EX_UNAVAILABLE, "", None, no_answer(error))
+
+    def _elsewhere(self) -> list[str]:
+        """What the server's processes see as other files than we do."""
+        from proxymap.ctl.sight import differences
+
+        if self._sight is None:
+            with contextlib.suppress(OSError):
+                self._sight = list(differences(processes(self._arguments), self._here.files))
+        return self._sight or []
 
     def _difference(self, server: Answer, here: Answer) -> str:
         """What it means that they do."""

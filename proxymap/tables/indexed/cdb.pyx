@@ -17,7 +17,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap.base._buf cimport buf, memcmp, memcpy, view, view_of, view_until_nul
-from proxymap.base._map cimport map_close, map_open, map_touched, mapped
+from proxymap.base._map cimport map_close, map_open, map_stamp, map_touched, mapped
 from proxymap.tables._table cimport (
     CHANGED_SPOILED, Table, cursor, glimpse, origins_changed, prefetch, table, table_try_nul,
 )
@@ -329,7 +329,7 @@ cdef class CdbTable(Table):
         self.t.damaged = cdb_damaged
         self.t.quick = True
         self.watches_content = True
-        self.loaded_from([(file, (self.db.m.device, self.db.m.inode, self.db.m.size, self.db.m.mtime_ns))])
+        self.loaded_from([(file, map_stamp(&self.db.m))])
 
     @property
     def entries(self):

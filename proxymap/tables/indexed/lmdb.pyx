@@ -27,7 +27,7 @@ from proxymap.tables.indexed._lmdb_index cimport (
 )
 from proxymap.tables.indexed._places cimport places_prefetch
 from proxymap.base._lockfile cimport F_OFD_SETLK, set_lock
-from proxymap.base._map cimport map_close, map_cut, map_mtime_ns, map_open
+from proxymap.base._map cimport map_changed_ns, map_close, map_cut, map_open, map_stamp
 from proxymap.tables._table cimport (
     CHANGED_NOT, CHANGED_REPLACED, CHANGED_SPOILED, SLOW_WRITE, Table, cursor, glimpse,
     origins_changed, origins_replaced, table, table_try_nul,
@@ -45,7 +45,7 @@ cdef struct served:
     lmdb db
     bint written       # there is a writer, so damage can be mended
     bint rotten        # damage was met on the way to an answer
-    uint64_t mtime_ns  # of the file, when it was last looked at
+    uint64_t changed_ns  # when the file had last changed, when it was last looked at
     uint64_t overwrites  # looks that found it written to; not all are commits
     index index        # of its records; the loop's
 
@@ -237,10 +237,10 @@ cdef int lmdb_changed(table *t) noexcept nogil:
     """Being written to is its life; only what cannot have been LMDB's doing counts."""
     cdef served *f = <served *> t.self
     cdef lmdb *db = &f.db
-    cdef uint64_t mtime_ns = map_mtime_ns(&db.m)
+    cdef uint64_t changed_ns = map_changed_ns(&db.m)
     cdef meta s
-    if mtime_ns != f.mtime_ns or wall_clock_ns() < mtime_ns + TICK_NS:
-        f.mtime_ns = mtime_ns
+    if changed_ns != f.changed_ns or wall_clock_ns() < changed_ns + TICK_NS:
+        f.changed_ns = changed_ns
         f.overwrites += 1
     if db.m.region.damaged or map_cut(&db.m) or (f.rotten and f.written):
         return CHANGED_SPOILED
@@ -248,6 +248,8 @@ cdef int lmdb_changed(table *t) noexcept nogil:
         return CHANGED_SPOILED
     if t.origins.seen.inode != db.m.inode or t.origins.seen.device != db.m.device:
         return origins_changed(t)  # that other file was refused; by now it may be whole
+    if db.m.overlaid:  # the first commit copies the file up, and ours stays what it was
+        return origins_changed(t)
     return CHANGED_REPLACED if origins_replaced(t) else CHANGED_NOT
 
 
@@ -275,7 +277,7 @@ cdef class LmdbTable(Table):
         if found != FITS:
             raise ValueError(reason_of(found, os.fsdecode(file)))
         self.f.db.latest = s.txnid
-        self.f.mtime_ns = self.f.db.m.mtime_ns
+        self.f.changed_ns = self.f.db.m.ctime_ns
         self.f.index.limit = 0 if self.f.written else index_limit
         self.f.index.seed = int.from_bytes(os.urandom(8), "little")
         self.t.self = &self.f
@@ -290,8 +292,7 @@ cdef class LmdbTable(Table):
         self.t.changed = lmdb_changed
         self.t.quick = True
         self.watches_writers = False  # being written to is its life; a commit is no event
-        stamp = self.f.db.m.device, self.f.db.m.inode, self.f.db.m.size, self.f.db.m.mtime_ns
-        self.loaded_from([(file, stamp)])
+        self.loaded_from([(file, map_stamp(&self.f.db.m))])
         self.t.slow = SLOW_WRITE if self.f.written else 0
 
     @property
