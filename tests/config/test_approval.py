@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fix_postfix import release
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,7 +155,7 @@ pieces = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(value=st.lists(pieces, max_size=20).map("".join) | st.sampled_from([*LISTS, *MALFORMED]))
 def test_stock_proxymap_approves_and_warns_the_same(stock_directory: Path, value: str) -> None:
-    assert approved(value.strip()) == stock(stock_directory, value)
+    assert approved(value.strip(), release() >= (3, 11)) == stock(stock_directory, value)
 
 
 def test_default_of_postfix_3_11_needs_its_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import soak_writes
-from fix_postfix import StockPostfix, unavailable
+from fix_postfix import StockPostfix, dialect, unavailable
 from fix_server import (
     DIALECTS,
     LOCK,
@@ -439,7 +439,7 @@ def test_random_requests_are_answered_as_by_the_stock_server(maptype: str) -> No
     main = {"proxy_write_maps": f"proxy:{maptype}:$data_directory/w"}
     with StockPostfix(main) as postfix, Writing(maptype=maptype) as writing:
         stock_table = f"{maptype}:{postfix.data_dir}/w".encode()
-        with writing.run().connect() as ours, postfix.connect("proxywrite") as stock:
+        with writing.run().connect(dialect()) as ours, postfix.connect("proxywrite") as stock:
             # Stock's instances of a Berkeley DB file have a memory each, and write over one another.
             instances = [0, 0, 0, TRY0, TRY1] if maptype == "lmdb" else [0]
             rng = random.Random(maptype)

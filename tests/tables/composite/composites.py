@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 from contract import NOKEY, OK, RETRY, in_child
-from fix_postfix import StockPostfix, unavailable
+from fix_postfix import StockPostfix, dialect, unavailable
 from fix_server import (
     NOT_FOUND,
     Peer,
@@ -155,7 +155,7 @@ class CompositeContract:
                     {"proxy_read_maps": ", ".join("proxy:" + name for name in server.approved)}
                 ) as stock,
                 stock.connect() as theirs,
-                server.connect() as ours,
+                server.connect(dialect()) as ours,
             ):
                 assert answers(ours, tables, way) == answers(theirs, tables, way)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, IndexedContract, Records, in_child, until_nul
-from fix_postfix import StockPostfix, unavailable
+from fix_postfix import StockPostfix, dialect, unavailable
 from fix_server import DIALECTS, ServerProcess, lookup, request, wait_until
 from oracle import Attributes, encode
 
@@ -744,7 +744,7 @@ class Pair:
         self.tables = [name.encode() for name in names]
         stock.start()
         ours.start("-n", "proxywrite")
-        self.peers = [stock.connect("proxywrite"), ours.connect()]
+        self.peers = [stock.connect("proxywrite"), ours.connect(dialect())]
 
     def ask(self, kind: str, **fields: bytes | int) -> Attributes:
         replies = [

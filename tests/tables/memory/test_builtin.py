@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from contract import BOTH, FIXED, OK, RETRY, Contract, Records, found
+from fix_postfix import release
 
 from proxymap.tables._table import Table
 from proxymap.tables.flags import FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
@@ -65,6 +66,8 @@ INLINE = [
 @needs_postmap
 @pytest.mark.parametrize("name", INLINE)
 def test_inline_is_read_as_postmap_reads_it(directory: Path, name: str) -> None:
+    if not name.isascii() and release() >= (3, 11):
+        pytest.skip("from 3.11 on stock folds ASCII only while it loads")
     type_name = f"inline:{name}".encode()
     table = open_table(type_name, FOLD_FIX | UTF8_REQUEST)
     records, why = stock(directory, b"-s", type_name)

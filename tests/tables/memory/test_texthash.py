@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from contract import Contract, Records, found
+from fix_postfix import release
 
 from proxymap.tables import base
 from proxymap.tables._table import Surrogate, Table
@@ -66,19 +67,25 @@ ODD = {
 }
 
 
+NUL_WARNING = "text after null byte may be ignored"  # of Postfix 3.11, where ours has nothing to say
+
+
 def stock(place: Path, file: Path, utf8: bool) -> tuple[list[bytes], list[str]]:
     (place / "main.cf").write_text(f"compatibility_level=3.6\nsmtputf8_enable={'yes' if utf8 else 'no'}\n")
     os.utime(place / "main.cf", (1e9, 1e9))
     command = ["postmap", "-c", str(place), "-s", f"texthash:{file}"]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     said = [line.removeprefix("postmap: warning: ") for line in done.stderr.decode().splitlines()]
-    return sorted(done.stdout.split(b"\n")), [text.replace(str(file), "FILE") for text in said]
+    shown = [text.replace(str(file), "FILE") for text in said if not text.endswith(NUL_WARNING)]
+    return sorted(done.stdout.split(b"\n")), shown
 
 
 @needs_postmap
 @pytest.mark.parametrize("utf8", [True, False], ids=["utf8", "bytes"])
 @pytest.mark.parametrize("name", ODD)
 def test_odd_text_is_read_and_warned_of_as_postmap_does(tmp_path: Path, name: str, utf8: bool) -> None:
+    if name == "not utf-8" and utf8 and release() >= (3, 11):
+        pytest.skip("from 3.11 on stock folds ASCII only while it loads, and takes what is no UTF-8")
     file = written(tmp_path / "t", ODD[name])
     os.utime(file, (1e9, 1e9))  # Postfix waits while it is younger than a second
     flags = DUP_WARN | FOLD_FIX | (UTF8_REQUEST if utf8 else 0)
