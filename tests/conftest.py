@@ -6,6 +6,7 @@ says where it was when it crashed.
 
 import os
 
+from fix_gate import gate
 from fix_mariadb import mariadb
 from fix_pgsql import postgresql
 from fix_postfix import command, stock_postfix
@@ -14,6 +15,7 @@ from hypothesis import settings
 
 __all__ = [
     "command",
+    "gate",
     "mariadb",
     "postgresql",
     "prefix",

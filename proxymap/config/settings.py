@@ -10,10 +10,11 @@ Source: postconf(5); limits as proxymap of 3.7.11 enforces them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from proxymap.config.maincf import UNUSABLE, MainCf, Warn, read_parameters, split_parameter
+from proxymap.config.per_table import PerTable, exact_types, names_by_type, table_options
 from proxymap.config.source import split_words
 from proxymap.errors import ConfigError
 
@@ -155,8 +156,11 @@ class Param:
 
     name: str
 
-    def __init__(self, file: str, default: str, convert: Callable[[str], object], unit: str) -> None:
-        self.file, self.default, self.convert, self.unit = file, default, convert, unit
+    def __init__(
+        self, file: str, default: str, convert: Callable[[str], object], unit: str,
+        by_type: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.file, self.default, self.convert, self.unit, self.by_type = file, default, convert, unit, by_type
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -176,8 +180,15 @@ def own(default: str, convert: Callable[[str], T], unit: str = "") -> T:
     return Param("proxymap.cf", default, convert, unit)  # type: ignore[return-value]
 
 
+def each(default: str, convert: Callable[[str], T], unit: str = "", **by_type: str) -> T:
+    """The same for one that a type or a table may have for itself. by_type: other defaults of some types."""
+    return Param("proxymap.cf", default, convert, unit, by_type)  # type: ignore[return-value]
+
+
 class Settings:
-    """The configuration of one process. It does not change."""
+    """The configuration of one process. It does not change. tables: what one type or table has for itself."""
+
+    tables: PerTable
 
     config_directory = main("/etc/postfix", word)
     queue_directory = main("/var/spool/postfix", word)
@@ -204,7 +215,22 @@ class Settings:
     lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
 
     cache_size = own("64M", size(0), "bytes, 0 = no cache")
-    cache_maptypes = own("pcre regexp", words, "table types")  # measured: benchmarks/bench_cache.py
+    cache_maptypes = own("pcre regexp", exact_types, "table types")  # measured: benchmarks/bench_cache.py
+    cache_negative_share = own("25", integer(1, 99), "percent of cache_size")
+    cache_ttl = each("0s", seconds(0), "seconds", mysql="5s", pgsql="5s", ldap="5s", mongodb="5s")
+    cache_negative_ttl = each("0s", seconds(0), "seconds")
+    cache_error_ttl = each("1s", seconds(0), "seconds")
+    cache_stale_ttl = each("1h", seconds(0), "seconds")
+    cache_stale_negative_ttl = each("0s", seconds(0), "seconds")
+    cache_stale_wait = each("2s", seconds(0), "seconds")
+    cache_refresh_percent = each("20", integer(0, 100), "percent of a life, at its end")
+    server_connection_limit = each("32", integer(1, 10000), "connections to one server")
+    server_idle_limit = each("60s", seconds(1), "seconds")
+    server_age_limit = each("1h", seconds(1), "seconds")
+    server_connect_time_limit = each("3s", seconds(1), "seconds")
+    server_error_limit = each("3", integer(1), "failures in a row")
+    server_probe_interval = each("1s", seconds(1), "seconds")
+    table_options = own("", text, "{ type:name, parameter=value, ... } ...")
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
@@ -216,10 +242,11 @@ class Settings:
     src_rhs_is_file = own("auto", one_of("auto", "yes", "no"))  # auto: see approval.FilesInValues
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 
-    def __init__(self, **values: object) -> None:
+    def __init__(self, tables: PerTable | None = None, **values: object) -> None:
         if values.keys() != PARAMETERS.keys():
             raise TypeError(f"missing or unknown: {sorted(values.keys() ^ PARAMETERS.keys())}")
         self.__dict__.update(values)
+        self.__dict__["tables"] = tables or PerTable({name: values[name] for name in EACH}, {}, {})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("Settings do not change")
@@ -239,6 +266,7 @@ class Settings:
         return self.version >= (3, 6) if self.greeting == "auto" else self.greeting == "yes"
 
 
+EACH = {name: param for name, param in PARAMETERS.items() if param.by_type is not None}
 NOT_ASKED = ("mail_version",)  # Postfix's protocol goes by what is installed
 LAST_RESORT = {"smtputf8_enable": "yes", "syslog_name": "postfix"}  # where the default cannot be expanded
 
@@ -272,12 +300,34 @@ def load(
         if param.file == "main.cf":
             settings[name] = _of_main_cf(main_cf, param, warn)
         else:
-            value = values.get(name, param.default)
-            try:
-                settings[name] = param.convert(value)
-            except ValueError as expected:
-                raise ConfigError(f"{places[name]}: {_complaint(name, value, expected)}") from None
-    return Settings(**settings), main_cf
+            settings[name] = _converted(name, values.get(name, param.default), places.get(name, ""))
+    return Settings(_per_table(values, places), **settings), main_cf
+
+
+def _per_table(values: Mapping[str, str], places: Mapping[str, str]) -> PerTable:
+    """What counts for types and tables, converted."""
+    types: dict[str, dict[str, object]] = {}
+    for name, param in EACH.items():
+        for maptype, default in (param.by_type or {}).items():
+            if name not in values:
+                types.setdefault(maptype, {})[name] = param.convert(default)
+    for name, (maptype, of_all) in names_by_type(EACH).items():
+        if name in values:
+            types.setdefault(maptype, {})[of_all] = _converted(of_all, values[name], places[name])
+    place = places.get("table_options", "")
+    single = {
+        table: {name: _converted(name, value, place) for name, value in options.items()}
+        for table, options in table_options(values.get("table_options", ""), EACH, place).items()
+    }
+    general = {name: _converted(name, values.get(name, EACH[name].default), "") for name in EACH}
+    return PerTable(general, types, single)
+
+
+def _converted(name: str, value: str, place: str) -> object:
+    try:
+        return PARAMETERS[name].convert(value)
+    except ValueError as expected:
+        raise ConfigError(f"{place}: {_complaint(name, value, expected)}") from None
 
 
 def _complaint(name: str, value: str, expected: ValueError) -> str:
@@ -304,6 +354,7 @@ def _own_values(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """proxymap.cf and -o -> values, and where each stands."""
     known = [name for name, param in PARAMETERS.items() if param.file == "proxymap.cf"]
+    known += names_by_type(EACH)
     path = os.path.join(config_directory, "proxymap.cf")
     values: dict[str, str] = {}
     places: dict[str, str] = {}

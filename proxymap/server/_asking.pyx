@@ -12,13 +12,16 @@ from proxymap.server._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap.server._catalog cimport instance
 from proxymap._codec cimport request
 from proxymap.server._service cimport (
-    service, service_complain, service_warn_not_utf8, session, session_cursor,
+    answers_owner, is_shared, service, service_complain, service_warn_not_utf8, session, session_cursor,
 )
 from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table, table_fold
 from proxymap._words cimport *
 
 
 cdef view NONE = view_of(NULL, 0)
+
+cdef enum:
+    ASKED_TWICE = 2  # hits in one life that make an answer worth asking for anew
 
 
 cdef int ask_lookup(
@@ -28,8 +31,10 @@ cdef int ask_lookup(
     cdef int status = fold_key(s, i, flags[0], &key)
     if status != STAT_OK:
         return status
-    if s.results != NULL and i.t.cached:
-        status = lookup_cached(s, i, key, flags, value)
+    if is_shared(s, i):
+        status = lookup_cached(s, who, i, key, flags, value)
+    elif i.t.lookup == NULL:
+        return STAT_LATER
     elif who.glimpse.of == i.t and key.ptr == unfolded:
         status = i.t.lookup_foreseen(i.t, key, &who.glimpse, flags, &s.scratch, value)
     else:
@@ -40,22 +45,29 @@ cdef int ask_lookup(
     return status
 
 
-cdef int lookup_cached(service *s, instance *i, view key, int *flags, view *value) noexcept nogil:
+cdef int lookup_cached(
+    service *s, session *who, instance *i, view key, int *flags, view *value
+) noexcept nogil:
     """The generation is read before the table: an answer is at least as new as it is marked."""
-    cdef uint64_t owner = i.cache_id << 2 | (flags[0] & DICT_FLAGS_TRY) >> 2
+    cdef uint64_t owner = answers_owner(i, flags[0])
     cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
     cdef entry *e = cache_find(s.results, owner, generation, key)
     cdef int before = flags[0]
     cdef int status
-    if e != NULL:
+    if e != NULL and e.life.fresh_until > s.now_ms and e.status != STAT_RETRY:
         i.hits += 1
         flags[0] &= ~e.cleared
         value[0] = entry_value(e)
+        if e.asked < 255:
+            e.asked += 1
+        who.due = e.life.refresh_from <= s.now_ms and e.asked >= ASKED_TWICE
         return e.status
+    if i.t.lookup == NULL:
+        return STAT_LATER
     status = i.t.lookup(i.t, key, flags, &s.scratch, value)
-    if status == STAT_OK or status == STAT_NOKEY:
+    if not i.t.timed and (status == STAT_OK or status == STAT_NOKEY):
         cache_store(s.results, owner, generation, key, status, before & ~flags[0],
-                    value[0] if status == STAT_OK else NONE)
+                    value[0] if status == STAT_OK else NONE, NULL)
     return status
 
 

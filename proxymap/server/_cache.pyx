@@ -2,13 +2,15 @@
 
 Stands in front of any table: (owner, key) -> value or "no key". The owner is
 a number for one open table and its try bits; the key is folded already. An
-entry counts for one generation of its table, so a hit is never stale.
+entry counts for one generation of its table, so a hit in front of a file is
+never stale. In front of a server it has a lifetime besides, and the caller
+judges what an entry is worth that is past it (_sharing).
 
 Bounded in bytes, slots included. Eviction is SIEVE: entries stand in order of
 insertion; a hit marks its entry and moves nothing; the hand walks from the
 oldest to the newest, spares what is marked (once) and evicts the first that is
-not. Absent keys have a quarter of the room for themselves. The hash is seeded:
-keys come from strangers.
+not. Absent keys have a share of the room for themselves (cache_negative_share).
+The hash is seeded: keys come from strangers.
 
 One thread, the loop's. A hit allocates nothing; the view that it gives is good
 until the next cache_store.
@@ -30,8 +32,8 @@ cdef enum:
     VALUE_SHARE = 16      # a larger part of the room than this is for no single entry
 
 
-cdef int cache_init(cache *c, size_t bytes, uint64_t seed) noexcept nogil:
-    """Room for so many bytes in all; 0, or -1 without memory."""
+cdef int cache_init(cache *c, size_t bytes, int absent_percent, uint64_t seed) noexcept nogil:
+    """Room for so many bytes in all, and a part of it for absent keys; 0, or -1 without memory."""
     cdef uint64_t slots = 64
     while slots * BYTES_PER_SLOT < bytes:
         slots *= 2
@@ -41,8 +43,8 @@ cdef int cache_init(cache *c, size_t bytes, uint64_t seed) noexcept nogil:
     c.mask = slots - 1
     c.seed = seed
     bytes -= min(bytes, slots * sizeof(entry *))
-    sieve_init(&c.absent, bytes // 4)
-    sieve_init(&c.found, bytes - bytes // 4)
+    sieve_init(&c.absent, bytes // 100 * absent_percent)
+    sieve_init(&c.found, bytes - c.absent.limit)
     c.hits = c.misses = c.evicted = 0
     return 0
 
@@ -86,7 +88,7 @@ cdef inline entry *slot_find(const cache *c, uint64_t hash, uint64_t owner, view
 
 
 cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) noexcept nogil:
-    """The answer to key that counts for that generation, or NULL."""
+    """The answer to key for that generation, or NULL. The caller judges whether it is fresh."""
     cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
     if e == NULL or e.generation != generation:
         c.misses += 1
@@ -97,9 +99,13 @@ cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) 
 
 
 cdef void cache_store(
-    cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value
+    cache *c, uint64_t owner, uint64_t generation, view key, int status, int cleared, view value,
+    const lifetime *life
 ) noexcept nogil:
-    """Remember an answer in place of the one before. Without memory or room nothing is stored."""
+    """Remember an answer in place of the one before; life NULL: while the generation counts.
+
+    Without memory or room nothing is stored, and nothing is left of the one before.
+    """
     cdef uint64_t hash = entry_hash(c, owner, key)
     cdef size_t cost = entry_cost(key.len, value.len)
     cdef sieve *s = sieve_of(c, status)
@@ -110,23 +116,17 @@ cdef void cache_store(
         return
     while s.bytes + cost > s.limit:
         sieve_evict(c, s)
-    e = <entry *> malloc(sizeof(entry) + key.len + value.len)
+    e = entry_new(key, value)
     if e == NULL:
         return
-    e.hash = hash
-    e.owner = owner
-    e.generation = generation
-    e.key_len = <uint32_t> key.len
-    e.value_len = <uint32_t> value.len
+    e.hash, e.owner, e.generation, e.cleared = hash, owner, generation, cleared
     e.status = <unsigned char> status
-    e.cleared = cleared
-    e.visited = 0
-    memcpy(e.bytes, key.ptr, key.len)
-    if value.len:
-        memcpy(e.bytes + key.len, value.ptr, value.len)
+    if life != NULL:
+        e.life = life[0]
+    else:
+        e.life.refresh_from = e.life.fresh_until = e.life.stale_until = <uint64_t> FOREVER
     e.chain = c.slots[hash & c.mask]
     c.slots[hash & c.mask] = e
-    e.newer = NULL
     e.older = s.newest
     if s.newest != NULL:
         s.newest.newer = e
@@ -136,18 +136,65 @@ cdef void cache_store(
     s.bytes += cost
 
 
-cdef void cache_forget(cache *c, uint64_t owner, view key) noexcept nogil:
-    """Drop the answer to key, if there is one."""
+cdef entry *entry_new(view key, view value) noexcept nogil:
+    """With copies of both, in no list; NULL without memory."""
+    cdef entry *e = <entry *> malloc(sizeof(entry) + key.len + value.len)
+    if e == NULL:
+        return NULL
+    e.key_len = <uint32_t> key.len
+    e.value_len = <uint32_t> value.len
+    e.visited = e.asked = 0
+    e.rest_until = 0
+    e.newer = NULL
+    memcpy(e.bytes, key.ptr, key.len)
+    if value.len:
+        memcpy(e.bytes + key.len, value.ptr, value.len)
+    return e
+
+
+cdef bint cache_forget(cache *c, uint64_t owner, view key) noexcept nogil:
+    """Drop the answer to key; was there one?"""
     cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
     if e != NULL:
         entry_drop(c, sieve_of(c, e.status), e)
+    return e != NULL
 
 
-cdef void cache_clear(cache *c) noexcept nogil:
-    while c.found.oldest != NULL:
-        entry_drop(c, &c.found, c.found.oldest)
-    while c.absent.oldest != NULL:
-        entry_drop(c, &c.absent, c.absent.oldest)
+cdef size_t cache_forget_all(cache *c, uint64_t table, bint negative) noexcept nogil:
+    """Drop the answers of an open table (owner without try bits), or those that are no value.
+
+    How many were there? Walks through all entries.
+    """
+    cdef size_t count = sieve_forget(c, &c.absent, table)
+    if not negative:
+        count += sieve_forget(c, &c.found, table)
+    return count
+
+
+cdef size_t sieve_forget(cache *c, sieve *s, uint64_t table) noexcept nogil:
+    cdef entry *e = s.oldest
+    cdef entry *newer
+    cdef size_t count = 0
+    while e != NULL:
+        newer = e.newer
+        if e.owner >> 2 == table:
+            entry_drop(c, s, e)
+            count += 1
+        e = newer
+    return count
+
+
+cdef size_t cache_clear(cache *c) noexcept nogil:
+    """Drop all answers; how many were there?"""
+    return sieve_clear(c, &c.found) + sieve_clear(c, &c.absent)
+
+
+cdef size_t sieve_clear(cache *c, sieve *s) noexcept nogil:
+    cdef size_t count = 0
+    while s.oldest != NULL:
+        entry_drop(c, s, s.oldest)
+        count += 1
+    return count
 
 
 cdef void sieve_evict(cache *c, sieve *s) noexcept nogil:

@@ -27,6 +27,8 @@ cdef struct instance:
     bint approved       # may its name still be served?
     uint64_t lookups    # asked of it, and the answers that came from the cache
     uint64_t hits
+    uint64_t joined     # lookups that joined a question under way
+    uint64_t stale      # old answers that stood in
     uint64_t errors     # answers of RETRY and CONFIG
     uint64_t opened_ms  # when t came
     int state           # AT_REST, OPENING or RENEWING

@@ -20,6 +20,7 @@ from proxymap.base._os cimport (
     shutdown, timerfd_settime,
 )
 from proxymap._codec cimport list_restart
+from proxymap.server._flight cimport flight_leave
 from proxymap.server._service cimport service, session_free
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -80,6 +81,9 @@ cdef void client_close(clients *all, client *c) noexcept nogil:
     """
     if c.source.fd < 0:
         return
+    if c.session.waits.of != NULL:  # others may wait for the same answer; it comes without c
+        flight_leave(&c.session.waits)
+        c.parked = False
     client_watch(all, c, 0)  # close alone does not do it while a forked child has the descriptor too
     if c.parked:
         shutdown(c.source.fd, SHUT_RDWR)

@@ -94,7 +94,7 @@ cdef class Cache:
     cdef cache c
 
     def __cinit__(self, size_t size, uint64_t seed=0):
-        if cache_init(&self.c, size, seed) < 0:
+        if cache_init(&self.c, size, 25, seed) < 0:
             raise MemoryError
 
     def __dealloc__(self):
@@ -113,7 +113,7 @@ cdef class Cache:
         int cleared=0
     ):
         cdef view text = view_of(value, len(value))
-        cache_store(&self.c, owner, generation, view_of(key, len(key)), status, cleared, text)
+        cache_store(&self.c, owner, generation, view_of(key, len(key)), status, cleared, text, NULL)
 
     @property
     def counters(self):
@@ -142,7 +142,7 @@ cdef class Cache:
         with nogil:
             for _ in range(rounds):
                 for i in range(n):
-                    cache_store(&self.c, 1, 1, wanted[i], STAT_OK, 0, text)
+                    cache_store(&self.c, 1, 1, wanted[i], STAT_OK, 0, text, NULL)
         free(wanted)
 
 

@@ -50,7 +50,8 @@ from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._report cimport forget_answers, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap.server._turn cimport (
-    client_answered, client_new, client_noticed, clients_opened, clients_serve,
+    client_answered, client_new, client_noticed, clients_landed, clients_opened, clients_serve,
+    clients_patience, clients_take_old,
 )
 from proxymap.tables._table cimport Table
 from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
@@ -156,6 +157,8 @@ cdef void take_answers(loop *l) noexcept nogil:
             return
         if j.kind == JOB_OPEN:
             clients_opened(&l.all, j)
+        elif j.shared:
+            clients_landed(&l.all, j)
         else:
             client_answered(&l.all, j)
         job_free(j)
@@ -253,6 +256,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     cdef int i, n, count = 0
     if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
+    timeout_ms = clients_patience(&l.all, timeout_ms)
     l.waiting = 1
     n = wait_eagerly(l, events)
     if n == 0:
@@ -273,6 +277,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
         else:
             take_event(l, s)
     clients_serve(&l.all, ready, count)
+    clients_take_old(&l.all)
     clients_sweep(&l.all)
     if l.status.fd >= 0:
         status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
@@ -297,6 +302,7 @@ cdef class Loop:
     cdef Table config
     cdef uint64_t seed
     cdef size_t cache_size
+    cdef int cache_negative_share
 
     def __cinit__(
         self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
@@ -332,7 +338,8 @@ cdef class Loop:
 
     def configure(
         self, *, approved, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
-        size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
+        int cache_negative_share=25, size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26,
+        ipc_timeout=3600
     ):
         """Obey these settings from now on; bytes and seconds. Not while `run` is under way.
 
@@ -348,15 +355,15 @@ cdef class Loop:
         self.l.all.request_size_limit = request_size_limit
         self.l.all.buffer_size_limit = buffer_size_limit
         self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
-        if cache_size != self.cache_size:
+        if cache_size != self.cache_size or cache_negative_share != self.cache_negative_share:
             self.l.service.results = NULL
             if self.l.results.slots != NULL:
                 cache_free(&self.l.results)
             if cache_size:
-                if cache_init(&self.l.results, cache_size, self.seed ^ 1) < 0:
+                if cache_init(&self.l.results, cache_size, cache_negative_share, self.seed ^ 1) < 0:
                     raise MemoryError
                 self.l.service.results = &self.l.results
-            self.cache_size = cache_size
+            self.cache_size, self.cache_negative_share = cache_size, cache_negative_share
 
     def watch_sources(self, list listeners, int answers_fd, int wake_fd):
         cdef int i
@@ -488,9 +495,9 @@ cdef class Loop:
         """Open all tables that have files, or those of that name, whatever the files look like."""
         opening_anew(&self.l.service, view_str(name) if name is not None else view_of(NULL, 0))
 
-    def flush(self, bytes name=None, bytes key=None) -> int:
-        """Empty the cache, or forget a table's answers, or those to one key; how many tables were hit?"""
-        return forget_answers(&self.l.service, name, key)
+    def flush(self, bytes name=None, bytes key=None, bint negative=False) -> tuple:
+        """Forget answers, see forget_answers; (instances that are meant, answers forgotten)."""
+        return forget_answers(&self.l.service, name, key, negative)
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""

@@ -74,6 +74,9 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
     if i.t.reason != NULL or i.t.incomplete or retired == j.t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()
+    if i.t.timed:
+        s.timed = True
+        s.now_ms = i.opened_ms
     opening_close(s, retired)
     if i.look_again:
         i.look_again = False
@@ -90,6 +93,8 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
 cdef void opening_turn(service *s) noexcept nogil:
     """A turn of the loop begins."""
     s.turn += 1
+    if s.timed:
+        s.now_ms = now_ms()
     if s.config != NULL and s.config.polled:
         look_at_config(s)
 

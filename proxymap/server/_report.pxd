@@ -3,4 +3,4 @@
 from proxymap.server._service cimport service
 
 cdef list report_tables(service *s)
-cdef int forget_answers(service *s, bytes name, bytes key) except -1
+cdef tuple forget_answers(service *s, bytes name, bytes key, bint negative)

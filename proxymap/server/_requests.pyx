@@ -20,7 +20,8 @@ from proxymap._codec cimport (
 )
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
-from proxymap.server._service cimport PARKED, SERVED, service, service_warn, session
+from proxymap.server._service cimport PARKED, SERVED, is_shared, service, service_warn, session
+from proxymap.server._sharing cimport sharing_refresh, sharing_send
 from proxymap.server._work cimport work_send
 from proxymap.tables._table cimport STAT_LATER, glimpse
 from proxymap._words cimport *
@@ -134,7 +135,8 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if i.t.reason != NULL:
         status = unavailable(s, i, r, flags)
     elif r.kind == REQ_LOOKUP:
-        status = STAT_LATER if i.t.lookup == NULL else ask_lookup(s, who, i, r.key, &flags, &value)
+        who.due = False
+        status = ask_lookup(s, who, i, r.key, &flags, &value)
     elif r.kind == REQ_SEQUENCE:
         status = ask_sequence(s, who, i, r.function, &key, &value)
     else:
@@ -142,12 +144,16 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
     if status == STAT_LATER:
         if r.dialect == DIALECT_3_6:
             i.flags = flags
+        if r.kind == REQ_LOOKUP and is_shared(s, i):
+            return sharing_send(s, who, i, r, flags, out)
         return work_send(s, who, i, r, flags, out)
     if status == STAT_RETRY and i.t.reason == NULL and i.t.changed != NULL:
         opening_distrust(s, i)
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, status, flags, key, value)
+    if who.due and r.kind == REQ_LOOKUP:
+        sharing_refresh(s, i, r, flags)
     if (status == STAT_OK or status == STAT_NOKEY) and i.t.damaged != NULL and i.t.damaged(i.t):
         out.end = out.start + before
         if r.kind == REQ_LOOKUP and i.state != RENEWING and opening_start(s, i, OPENING, True):

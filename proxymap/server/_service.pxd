@@ -6,8 +6,10 @@ from proxymap.base._buf cimport buf, view
 from proxymap.server._cache cimport cache
 from proxymap.server._catalog cimport catalog, instance
 from proxymap._codec cimport request
+from proxymap.server._flight cimport flights, waiter
 from proxymap.tables._jobs cimport queue
 from proxymap.tables._table cimport cursor, glimpse, table
+from proxymap._words cimport DICT_FLAGS_TRY
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
@@ -28,6 +30,9 @@ cdef struct session:
     bint alone           # nothing has come behind it, and no other reply is to be sent before its own
     bint lent            # after SENT: the connection is the worker's (_lent) until its answer is back
     glimpse glimpse      # of what the answer will be looked for in
+    int flags            # dictionary flags of a lookup that was sent
+    bint due             # the answer from the cache is near the end of its life
+    waiter waits         # for a question that others may ask as well
 
 
 cdef struct service:
@@ -46,6 +51,10 @@ cdef struct service:
     uint64_t turn        # of the loop
     bint lends           # may a worker have a connection?
     uint64_t cursors     # numbers the sequences that workers walk
+    flights flights      # questions under way
+    bint timed           # there are tables whose answers age
+    uint64_t now_ms      # when this turn began, if so
+    uint64_t dice        # for lifetimes that do not end together
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
@@ -55,3 +64,13 @@ cdef cursor *session_cursor(session *who, instance *i) noexcept nogil
 cdef void service_warn(service *s, view before, view what, view after) noexcept nogil
 cdef void service_complain(service *s, instance *i, const char *what) noexcept nogil
 cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil
+
+
+cdef inline bint is_shared(const service *s, const instance *i) noexcept nogil:
+    """Are the answers of this table kept, and given to all who ask at once?"""
+    return s.results != NULL and i.t.cached
+
+
+cdef inline uint64_t answers_owner(const instance *i, int flags) noexcept nogil:
+    """Whose answers these are, in the cache and under way: of one open table, with the same try bits."""
+    return i.cache_id << 2 | (flags & DICT_FLAGS_TRY) >> 2

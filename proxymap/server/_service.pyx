@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from proxymap.base._buf cimport buf_clear, buf_free, buf_view, view, view_str
 from proxymap.server._catalog cimport catalog_free, catalog_init, instance
+from proxymap.server._flight cimport flights_free, flights_init
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.tables._table cimport cursor
 
@@ -24,10 +25,13 @@ cdef enum:
 cdef void service_init(service *s, uint64_t seed) noexcept nogil:
     memset(s, 0, sizeof(service))
     s.lends = True
+    s.dice = seed | 1
     catalog_init(&s.tables, seed)
+    flights_init(&s.flights, seed)
 
 
 cdef void service_free(service *s) noexcept nogil:
+    flights_free(&s.flights)
     catalog_free(&s.tables)
     buf_free(&s.folded)
     buf_free(&s.scratch)

@@ -15,10 +15,11 @@ One thread, the loop's; no GIL. Source: epoll(7), unix(7); wire.md.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
 from proxymap.base._buf cimport buf_clear, buf_consume, buf_free, buf_len
+from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, recv, send, shutdown,
 )
@@ -31,7 +32,11 @@ from proxymap.server._client cimport (
 from proxymap._codec cimport greeting_append, list_restart, reply_append_bare
 from proxymap.server._opening cimport opening_done
 from proxymap.server._requests cimport session_foresee, session_read, session_serve
+from proxymap.server._flight cimport (
+    FLIGHT_NEVER, flight, flight_close, flight_end, flight_leave, flights, waiter,
+)
 from proxymap.server._service cimport PARKED, SENT, session
+from proxymap.server._sharing cimport sharing_landed, sharing_old, sharing_reply
 from proxymap.server._work cimport work_answered
 from proxymap.tables._jobs cimport job
 from proxymap._words cimport STAT_BAD
@@ -42,6 +47,7 @@ cdef enum:
     STAGES = 3            # of a turn: receive, foresee, serve
     TOGETHER = SCRATCHES // STAGES  # clients that take a step together,
     MANY = 12             # when so many are ready
+    SLEEP_MAX_MS = 1000   # while somebody waits for an old answer
     REPLIES_MAX = 262144  # unsent replies at which a turn of one client ends
 
 
@@ -341,6 +347,71 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
         client_finish(all, c)
     else:
         client_resume(all, c)
+
+
+cdef void clients_landed(clients *all, job *j) noexcept nogil:
+    """An answer is there that several may wait for. Who asks the same from now on begins another flight."""
+    cdef flight *f = <flight *> j.asker
+    cdef session *who
+    sharing_landed(all.service, f, j)
+    flight_close(&all.service.flights, f)
+    while f.waiters != NULL:
+        who = <session *> f.waiters.who
+        flight_leave(&who.waits)
+        buf_clear(&all.replies)
+        sharing_reply(all.service, f, j, who, &all.replies)
+        client_go_on(all, <client *> who.client)
+    flight_end(&all.service.flights, f)
+
+
+cdef int clients_patience(const clients *all, int timeout_ms) noexcept nogil:
+    """How long the loop may sleep, in ms (-1: for ever), before somebody takes an old answer."""
+    cdef uint64_t when = all.service.flights.old_from_ms
+    cdef uint64_t now
+    if when == <uint64_t> FLIGHT_NEVER:
+        return timeout_ms
+    now = now_ms()
+    when = min(max(when, now) - now, <uint64_t> SLEEP_MAX_MS)
+    return <int> (when if timeout_ms < 0 else min(when, <uint64_t> timeout_ms))
+
+
+cdef void clients_take_old(clients *all) noexcept nogil:
+    """Those who have waited for long enough get an old answer, if it is still good enough."""
+    cdef flights *under_way = &all.service.flights
+    cdef uint64_t now = all.service.now_ms
+    cdef flight *f = under_way.first
+    cdef waiter *w
+    cdef waiter *next
+    if under_way.old_from_ms > now:
+        return
+    under_way.old_from_ms = <uint64_t> FLIGHT_NEVER
+    while f != NULL:
+        w = f.waiters
+        while w != NULL:
+            next = w.next
+            if w.old_from_ms <= now:
+                client_take_old(all, f, <session *> w.who)
+            else:
+                under_way.old_from_ms = min(under_way.old_from_ms, w.old_from_ms)
+            w = next
+        f = f.next
+
+
+cdef void client_take_old(clients *all, flight *f, session *who) noexcept nogil:
+    buf_clear(&all.replies)
+    who.waits.old_from_ms = <uint64_t> FLIGHT_NEVER
+    if sharing_old(all.service, f, who, &all.replies):
+        flight_leave(&who.waits)
+        client_go_on(all, <client *> who.client)
+
+
+cdef void client_go_on(clients *all, client *c) noexcept nogil:
+    """c has its reply in all.replies and waits no longer."""
+    if unpark(all, c):
+        if buf_len(&all.replies):
+            client_finish(all, c)
+        else:
+            client_resume(all, c)
 
 
 # Too much

@@ -174,13 +174,19 @@ class Daemon:
             settings.lmdb_index_size,
         )  # fmt: skip
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
+        host.inform = self.log.info
+        host.server_limits = lambda type_name: {
+            **settings.tables.group("server_", type_name), "time_limit": settings.lookup_time_limit
+        }  # fmt: skip
         self.workers.configure(
             host, count=settings.worker_count, time_limit=settings.lookup_time_limit,
             open_time_limit=settings.open_time_limit, cached=cached,
+            keeps=lambda type_name: {} if self.writes else settings.tables.group("cache_", type_name),
         )  # fmt: skip
         return {
             "approved": approved, "utf8_layer": settings.smtputf8_enable, "greeting": settings.greets,
-            "cache_size": settings.cache_size if cached else 0,
+            "cache_size": 0 if self.writes else settings.cache_size,
+            "cache_negative_share": settings.cache_negative_share,
             "request_size_limit": settings.request_size_limit,
             "buffer_size_limit": settings.buffer_size_limit, "ipc_timeout": settings.ipc_timeout,
         }  # fmt: skip
@@ -198,19 +204,21 @@ class Daemon:
     def _tables(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return self.between_turns(self.loop.tables)
 
-    def _flush(self, request: dict[str, Any]) -> int:
-        """How many tables there are of that name, or in all."""
+    def _flush(self, request: dict[str, Any]) -> dict[str, int]:
+        """How many tables there are of that name, or in all, and how many of their answers are forgotten."""
         keys: list[bytes | None]
         try:
             name = os.fsencode(request["table"]) if "table" in request else None
             keys = [os.fsencode(key) for key in request.get("keys", [])] or [None]
         except (TypeError, UnicodeError):
             raise Refused('expected "table": a name, "keys": a list of keys') from None
+        negative = request.get("negative") is True
 
-        def flush() -> int:
-            if keys == [None]:
+        def flush() -> dict[str, int]:
+            if keys == [None] and not negative:
                 self._open_anew(name)
-            return max(self.loop.flush(name, key) for key in keys)
+            hit = [self.loop.flush(name, key, negative) for key in keys]
+            return {"tables": max(tables for tables, _ in hit), "answers": sum(count for _, count in hit)}
 
         return self.between_turns(flush)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from proxymap.base import _fold
 from proxymap.server.crew import Crew
 from proxymap.server.log import Log
 from proxymap.tables._jobs import JOB_OPEN, Job, Queue
-from proxymap.tables._table import Surrogate, Table
+from proxymap.tables._table import SLOW_LOOKUP, Surrogate, Table
 from proxymap.tables.base import Host
 from proxymap.tables.flags import UTF8_REQUEST
 from proxymap.tables.opening import Key, key_of, open_table, shared_table
@@ -43,12 +43,16 @@ class Openers:
         self.crew = Crew("opener", OPENERS_MAX, self._do, keep=1)
         self.host, self.limit_ms = Host(), 0
         self.cached: frozenset[bytes] = frozenset()
+        self.keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {}
         self._lock = threading.Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
         self._kept: dict[Key, Table] = {}  # opened too late; for the next request
 
-    def configure(self, host: Host, *, keep: int, limit_ms: int, cached: frozenset[bytes]) -> None:
-        self.host, self.limit_ms, self.cached = host, limit_ms, cached
+    def configure(
+        self, host: Host, *, keep: int, limit_ms: int, cached: frozenset[bytes],
+        keeps: Callable[[bytes], Mapping[str, int]],
+    ) -> None:  # fmt: skip
+        self.host, self.limit_ms, self.cached, self.keeps = host, limit_ms, cached, keeps
         self.crew.keep = keep
 
     def _do(self, crew: Crew, job: Job) -> None:
@@ -89,7 +93,10 @@ class Openers:
         table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
         self._kept.pop(key, None)
         self.equip(table)
-        table.cached = job.name.partition(b":")[0] in self.cached
+        if table.slow & SLOW_LOOKUP:
+            table.keep_for(**self.keeps(table.type_name))
+        else:
+            table.cached = job.name.partition(b":")[0] in self.cached
         return table
 
     def _keep(self, key: Key, table: Table) -> None:

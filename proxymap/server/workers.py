@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
@@ -53,19 +53,21 @@ class Workers:
         self.todo, self.asks = self._openers.crew.queue, self._askers.queue
 
     def configure(
-        self, host: Host, *, count: int, time_limit: int, open_time_limit: int, cached: Iterable[str]
-    ) -> None:
+        self, host: Host, *, count: int, time_limit: int, open_time_limit: int, cached: Iterable[str],
+        keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {},
+    ) -> None:  # fmt: skip
         """Obey these settings for what comes from now on.
 
         count: threads for each slow table. time_limit: seconds for a lookup. cached: maptypes
-        that the cache may stand in front of.
+        that the cache may stand in front of. keeps: a table's name -> how long its answers are
+        kept (Table.keep_for).
         """
         host.watch = self.watch
         self.count, self.limit_ms = count, time_limit * 1000
         self._askers.limit = count
         self._openers.configure(
             host, keep=count, limit_ms=open_time_limit * 1000,
-            cached=frozenset(maptype.encode() for maptype in cached),
+            cached=frozenset(maptype.encode() for maptype in cached), keeps=keeps,
         )  # fmt: skip
 
     def start(self) -> None:

@@ -50,6 +50,8 @@ cdef struct job:
     void *asker    # whom the answer is for; the loop's own business
     queue *replies  # where a driver puts the answer
     int tries      # a driver's: connections that broke with it
+    bint shared    # of a lookup: asker is a flight, whose answer several wait for
+    bint of_key    # of an answer of RETRY: the question itself was refused; it says nothing of the server
     table *t
     loan lent      # of a change: what else the worker has
     buf name       # owned copies

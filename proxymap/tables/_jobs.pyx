@@ -422,6 +422,7 @@ cdef class Job:
             raise MemoryError
         answer.j.asker = self.j.asker
         answer.j.replies = self.j.replies
+        answer.j.shared = self.j.shared
         answer.j.t = self.j.t
         answer.j.flags = self.j.flags
         answer.j.status = STAT_RETRY

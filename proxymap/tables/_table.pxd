@@ -58,6 +58,17 @@ cdef struct glimpse:
     uint64_t what[GLIMPSES]
 
 
+cdef struct policy:
+    # How long the cache keeps answers of a table that is asked over time; ms, see server/_sharing.
+    uint64_t ttl_ms               # 0: values are not kept
+    uint64_t negative_ttl_ms      # the same for "no"
+    uint64_t error_ttl_ms         # for a question that was refused
+    uint64_t stale_ttl_ms         # how much longer a value may stand in for one that cannot be had,
+    uint64_t stale_negative_ttl_ms  # and a "no"
+    uint64_t stale_wait_ms        # how long a client waits before it gets such an old answer
+    int refresh_percent           # of a life, at its end: a hit has the answer asked for anew
+
+
 cdef struct table:
     # The answers below return STAT_*. Views that they hand out stay valid until
     # the caller's scratch is used again or the table is closed.
@@ -97,6 +108,8 @@ cdef struct table:
 
     void *self           # what the type itself needs
     bint cached          # may the cache stand in front of it?
+    bint timed           # then answers are kept for a time, as `keeps` says; else until `generation` changes
+    policy keeps
     int flags            # implementation and try bits, as an open reply shows them
     int fold_bit         # which request bit makes the type fold keys without the UTF-8 layer; 0: none
     void *owner          # the Table that this struct is part of (borrowed)

@@ -14,6 +14,17 @@ class Table:
     def __init__(self, type_name: bytes) -> None: ...
     type_name: bytes
     cached: bool
+    def keep_for(
+        self,
+        *,
+        ttl: float = 0,
+        negative_ttl: float = 0,
+        error_ttl: float = 0,
+        stale_ttl: float = 0,
+        stale_negative_ttl: float = 0,
+        stale_wait: float = 0,
+        refresh_percent: int = 0,
+    ) -> None: ...
     files: list[bytes]
     faults: int
     parts: frozenset[bytes] | set[bytes]

@@ -7,8 +7,9 @@ struct lives as long as the object, which the catalog holds by reference.
 
 import os
 
-from libc.stdlib cimport calloc, free
 from cpython.bytes cimport PyBytes_AsString
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from proxymap.base._buf cimport buf, buf_free, buf_init, view, view_of
 from proxymap.base._fold cimport fold_ascii, fold_utf8, utf8_valid
@@ -62,7 +63,8 @@ cdef class Table:
         self.t.damaged = NULL
         self.t.flags = 0
         self.t.fold_bit = 0
-        self.t.cached = False
+        self.t.cached = self.t.timed = False
+        memset(&self.t.keeps, 0, sizeof(policy))
         self.t.origins = NULL
         self.t.quick = self.t.polled = self.t.incomplete = False
         self.t.jobs = self.t.retired = 0
@@ -213,6 +215,19 @@ cdef class Table:
     @cached.setter
     def cached(self, bint cached):
         self.t.cached = cached
+
+    def keep_for(
+        self, *, double ttl=0, double negative_ttl=0, double error_ttl=0, double stale_ttl=0,
+        double stale_negative_ttl=0, double stale_wait=0, int refresh_percent=0
+    ):
+        """Have the cache keep answers for so many seconds (struct policy); if both ttl are 0, not at all."""
+        cdef policy *p = &self.t.keeps
+        self.t.cached = self.t.timed = ttl > 0 or negative_ttl > 0
+        p.ttl_ms, p.negative_ttl_ms = <uint64_t> (ttl * 1000), <uint64_t> (negative_ttl * 1000)
+        p.error_ttl_ms, p.stale_wait_ms = <uint64_t> (error_ttl * 1000), <uint64_t> (stale_wait * 1000)
+        p.stale_ttl_ms = <uint64_t> (stale_ttl * 1000) if ttl else 0
+        p.stale_negative_ttl_ms = <uint64_t> (stale_negative_ttl * 1000)
+        p.refresh_percent = refresh_percent
 
     # Doors for tests and for `--direct` queries: what the loop does, under the GIL.
 

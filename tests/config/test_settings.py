@@ -1,6 +1,7 @@
 """settings: types, units, limits and defaults, against the stock proxymap and postconf where installed"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,8 +99,8 @@ def test_smtputf8_follows_compatibility_level(directory: Path, level: str, wante
         ("cache_size=64K", 65536),
         ("cache_size=2M", 2 << 20),
         ("cache_size=1G", 1 << 30),
-        ("cache_maptypes=mysql, ldap pgsql", ("mysql", "ldap", "pgsql")),
-        ("cache_maptypes=my\xa0sql,\tldap", ("my\xa0sql", "ldap")),
+        ("cache_maptypes=cdb, lmdb pcre", ("cdb", "lmdb", "pcre")),
+        ("maillog_file_prefixes=/a\xa0b,\t/c", ("/a\xa0b", "/c")),
         ("drain_time_limit=0", 0),
         ("syslog_name=x/$service_name/$process_name", "x/proxymap/proxymap"),
         ("max_use=${e?1}${e:2}", 2),
@@ -249,3 +250,53 @@ def test_configuration_loads_no_heavy_module() -> None:
     code = "import sys; old = set(sys.modules); import proxymap.config.approval; print(*{*sys.modules} - old)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"re", "typing", "dataclasses", "subprocess", "inspect"} & set(done.stdout.split())
+
+
+# Parameters of one type or one table
+
+CF = b"mysql:/etc/postfix/a.cf"
+
+
+def for_table(directory: Path, text: str, type_name: bytes = CF) -> dict[str, object]:
+    (directory / "proxymap.cf").write_text(text)
+    return settings(directory).tables.of(type_name)
+
+
+@pytest.mark.parametrize(
+    ("text", "ttl"),
+    [
+        ("", 5),  # the default of that type
+        ("cache_ttl = 10s\n", 10),
+        ("cache_ttl = 10s\nmysql_cache_ttl = 1m\n", 60),
+        ("mysql_cache_ttl = 1m\ntable_options = { mysql:/etc/postfix/a.cf, cache_ttl=2m }\n", 120),
+        ("table_options = { proxy:mysql:/etc/postfix/a.cf, cache_ttl = 2m, server_idle_limit=5 }\n", 120),
+        ("table_options = { mysql:/etc/postfix/b.cf, cache_ttl=2m } { mysql:/etc/postfix/a.cf }\n", 5),
+        ("pgsql_cache_ttl = 1m\n", 5),
+    ],
+)
+def test_most_particular_parameter_counts(directory: Path, text: str, ttl: int) -> None:
+    assert for_table(directory, text)["cache_ttl"] == ttl
+
+
+def test_other_types_keep_nothing_by_default(directory: Path) -> None:
+    assert for_table(directory, "", b"sqlite:/x.cf")["cache_ttl"] == 0
+    assert for_table(directory, "sqlite_cache_ttl = 7s\n", b"sqlite:/x.cf")["cache_ttl"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mysql_cache_ttl = soon\n", "line 1: parameter cache_ttl: bad value"),
+        ("cdb_cache_ttl = 5s\n", "unknown parameter cdb_cache_ttl"),
+        ("table_options = mysql:/a.cf, cache_ttl=5s\n", "expected { type:name, parameter=value"),
+        ("table_options = { /a.cf, cache_ttl=5s }\n", "expected a table"),
+        ("table_options = { mysql:/a.cf, cache_size=5 }\n", "unknown parameter cache_size"),
+        ("table_options = { mysql:/a.cf, cache_ttl=x }\n", 'bad value "x"'),
+        ("table_options = { mysql:/a.cf\n", "missing '}'"),
+        ("cache_maptypes = sqlite\n", "set sqlite_cache_ttl"),
+        ("cache_maptypes = nonsense\n", "expected some of cdb"),
+    ],
+)
+def test_what_cannot_be_used_is_told(directory: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        for_table(directory, text)

@@ -12,18 +12,24 @@ from proxymap.ctl.options import ANSWERING, TABLE, Parser, table_name
 from proxymap.ctl.outcome import EX_NOTFOUND, EX_OK, complain
 
 EPILOG = f"""\
-Hardly ever needed: what has changed is forgotten by itself, and tables are not
-opened anew. Status 1: no client has asked for that table yet.
+For tables whose answers age (cache_ttl in proxymap.cf), so that a change in the
+database counts at once: flush the key as the last step of "create user". Files that
+change need no flush. Says how many answers are forgotten; tables are not opened anew.
+Status 1: no client has asked for that table yet.
+
+  proxymapctl flush mysql:/etc/postfix/virtual.cf joe@example.com
+  proxymapctl flush --negative             # only what says "no such key"
 
 {ANSWERING}"""
 
 
 def add(parser: Parser) -> None:
     """add - the command's options"""
-    parser.description = f"{parser.description}: all, those of a table, or that to one key"
+    parser.description = f"{parser.description}: all, those of a table, or those to some keys"
     parser.epilog = EPILOG
     parser.add_argument("table", metavar="TYPE:NAME", type=table_name, nargs="?", help=TABLE)
-    parser.add_argument("key", metavar="KEY", nargs="?", help="as for query")
+    parser.add_argument("keys", metavar="KEY", nargs="*", help="as for query")
+    parser.add_argument("--negative", action="store_true", help="only answers that say no such key")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,9 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     what: dict[str, Any] = {}
     if arguments.table:
         what["table"] = arguments.table
-    if arguments.key is not None:  # the cache has it as the table was asked for it: folded or not
-        what["keys"] = sorted({arguments.key, os.fsdecode(fold(os.fsencode(arguments.key), True))})
+    if arguments.keys:  # the cache has it as the table was asked for it: folded or not
+        folded = {os.fsdecode(fold(os.fsencode(key), True)) for key in arguments.keys}
+        what["keys"] = sorted(folded.union(arguments.keys))
+    if arguments.negative:
+        what["negative"] = True
     counts = [count for _, count in ask_processes(arguments, do="flush", **what)]
-    if arguments.table and not any(counts):
+    if arguments.table and not any(count["tables"] for count in counts):
         return complain(f"{arguments.table}: no running server has it open", EX_NOTFOUND)
+    print(f"{sum(count['answers'] for count in counts)} answers forgotten")
     return EX_OK

@@ -1,0 +1,215 @@
+"""_sharing - lookups whose answers are shared: by all who ask at once, and by those who ask later
+
+    fresh        answered from the cache (_asking); near its end a hit has it asked anew
+    past that    the question is sent, or joined if it is under way (_flight). An old value
+                 stands in when that fails, or when the client has waited for long enough
+    absent       the same, and there is nothing old
+
+"No" must be fresh: an old one stands in only where cache_stale_negative_ttl says
+so. Without that, and for whatever is unclear, the answer is RETRY. How long
+answers are good is the table's policy (_table.pxd); a table without one (rules
+that take long) keeps them until its content changes.
+
+One thread, the loop's; no GIL. Source: RFC 8767, RFC 9520.
+"""
+
+from libc.stdint cimport uint64_t
+
+from proxymap.base._buf cimport buf, buf_append_view, buf_view, view, view_of
+from proxymap.base._fold cimport utf8_valid
+from proxymap.server._asking cimport ask_check
+from proxymap.server._cache cimport (
+    FOREVER, cache_find, cache_forget, cache_store, entry, entry_value, lifetime,
+)
+from proxymap.server._catalog cimport instance
+from proxymap._codec cimport reply_append, request
+from proxymap.server._flight cimport (
+    FLIGHT_NEVER, flight, flight_begin, flight_end, flight_find, flight_join, flight_key,
+)
+from proxymap.server._opening cimport opening_job_is_back
+from proxymap.server._service cimport (
+    SENT, SERVED, answers_owner, service, service_warn_not_utf8, session,
+)
+from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
+from proxymap.tables._table cimport STAT_LATER, policy
+from proxymap._words cimport *
+
+cdef enum:
+    VALUE_MAX = 65536  # longer values are not kept over time
+    REST_MS = 5000     # asking anew has failed: for so long an old answer is given at once
+
+
+cdef view NONE = view_of(NULL, 0)
+
+
+cdef int sharing_send(
+    service *s, session *who, instance *i, const request *r, int flags, buf *out
+) noexcept nogil:
+    """Have a worker answer the lookup, for all who ask the same at once. The views of r are void then."""
+    cdef view key = r.key
+    cdef uint64_t owner = answers_owner(i, flags)
+    cdef int status = ask_check(s, i, r, flags, &key)
+    cdef entry *e
+    cdef flight *f
+    who.lent = False
+    who.flags = flags
+    if status != STAT_LATER:
+        reply_append(out, r, status, flags, NONE, NONE)
+        return SERVED
+    e = cache_find(s.results, owner, generation_of(i), key)
+    if e != NULL and e.status == STAT_RETRY and e.life.fresh_until > s.now_ms:
+        i.errors += 1
+        reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+        return SERVED
+    if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
+        reply_old(i, e, r, flags, out)
+        return SERVED
+    f = flight_find(&s.flights, owner, key)
+    if f != NULL:
+        i.joined += 1
+    else:
+        f = send(s, i, owner, flags, key)
+    if f == NULL:
+        if e != NULL and is_good_enough(s, e):
+            reply_old(i, e, r, flags, out)
+        else:
+            reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+        return SERVED
+    flight_join(&s.flights, f, &who.waits, who, old_from(s, i, e))
+    return SENT
+
+
+cdef void sharing_refresh(service *s, instance *i, const request *r, int flags) noexcept nogil:
+    """A hit is near the end of its life: ask anew, if nobody else wants an answer of this server now."""
+    cdef queue *to = <queue *> i.t.asks
+    cdef uint64_t owner = answers_owner(i, flags)
+    cdef view key = r.key
+    if to == NULL or to.held or ask_check(s, i, r, flags, &key) != STAT_LATER:
+        return
+    if flight_find(&s.flights, owner, key) == NULL:
+        send(s, i, owner, flags, key)
+
+
+cdef flight *send(service *s, instance *i, uint64_t owner, int flags, view key) noexcept nogil:
+    """Send the question; NULL without memory, or if nobody takes it."""
+    cdef queue *to = <queue *> (i.t.asks if i.t.asks != NULL else s.asks)
+    cdef flight *f = flight_begin(&s.flights, owner, generation_of(i), key, i, flags)
+    cdef job *j = job_new(JOB_LOOKUP)
+    if f != NULL and j != NULL and to != NULL and buf_append_view(&j.key, key) == 0:
+        j.flags = flags
+        j.asker = f
+        j.shared = True
+        j.t = i.t
+        if queue_put(to, j) == 0:
+            i.jobs += 1
+            i.t.jobs += 1
+            return f
+    if j != NULL:
+        job_free(j)
+    if f != NULL:
+        flight_end(&s.flights, f)
+    return NULL
+
+
+cdef inline uint64_t generation_of(const instance *i) noexcept nogil:
+    return i.t.generation(i.t) if i.t.generation != NULL else 0
+
+
+# The answer is there
+
+cdef void sharing_landed(service *s, flight *f, job *j) noexcept nogil:
+    """Keep the answer to f, if it may be; sharing_reply for each waiter and flight_end are to be next."""
+    cdef instance *i = f.of
+    i.jobs -= 1
+    opening_job_is_back(s, j.t)
+    i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
+    if (j.status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE
+            and not utf8_valid(buf_view(&j.value))):
+        service_warn_not_utf8(s, i, b': non-UTF-8 value "', buf_view(&j.value))
+        j.status = STAT_CONFIG
+    if f.keeps and s.results != NULL and i.cache_id == f.owner >> 2:
+        if i.t.timed:
+            keep_for_a_time(s, f, j)
+        elif j.status == STAT_OK or j.status == STAT_NOKEY:
+            cache_store(s.results, f.owner, f.generation, flight_key(f), j.status, f.flags & ~j.flags,
+                        buf_view(&j.value) if j.status == STAT_OK else NONE, NULL)
+
+
+cdef void keep_for_a_time(service *s, const flight *f, const job *j) noexcept nogil:
+    """As the table's policy says. What has come to be untrue goes, also where nothing takes its place."""
+    cdef const policy *p = &f.of.t.keeps
+    cdef lifetime life
+    cdef entry *e
+    cdef uint64_t ttl = p.ttl_ms, more = p.stale_ttl_ms
+    if j.status == STAT_NOKEY:
+        ttl, more = p.negative_ttl_ms, p.stale_negative_ttl_ms
+    elif j.status != STAT_OK:
+        ttl, more = p.error_ttl_ms if j.of_key and j.status == STAT_RETRY else 0, 0
+    if j.status == STAT_RETRY:
+        e = cache_find(s.results, f.owner, f.generation, flight_key(f))
+        if e != NULL and is_good_enough(s, e):
+            e.rest_until = s.now_ms + REST_MS
+            return
+    if ttl + more == 0 or j.value.end - j.value.start > VALUE_MAX:
+        cache_forget(s.results, f.owner, flight_key(f))
+        return
+    ttl = shortened(s, ttl)
+    life.fresh_until = s.now_ms + ttl
+    life.refresh_from = <uint64_t> FOREVER
+    if p.refresh_percent:
+        life.refresh_from = life.fresh_until - ttl * p.refresh_percent // 100
+    life.stale_until = life.fresh_until + more
+    cache_store(s.results, f.owner, f.generation, flight_key(f), j.status, f.flags & ~j.flags,
+                buf_view(&j.value) if j.status == STAT_OK else NONE, &life)
+
+
+cdef inline uint64_t shortened(service *s, uint64_t ttl) noexcept nogil:
+    """Nine tenths of it to all of it, so that what was learned together does not end together."""
+    s.dice ^= s.dice << 13
+    s.dice ^= s.dice >> 7
+    s.dice ^= s.dice << 17
+    return ttl - ttl * (s.dice % 1024) // 10240
+
+
+cdef void sharing_reply(service *s, const flight *f, const job *j, session *who, buf *out) noexcept nogil:
+    """Append the reply to one of the waiters."""
+    cdef instance *i = f.of
+    cdef int flags = who.flags & ~(f.flags & ~j.flags)
+    if j.status == STAT_RETRY and sharing_old(s, f, who, out):
+        return
+    if who.request.dialect == DIALECT_3_6:
+        i.flags = (i.flags & DICT_FLAGS_REQUEST) | (flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
+    reply_append(out, &who.request, j.status, flags, NONE, buf_view(&j.value))
+
+
+# Old answers
+
+cdef bint sharing_old(service *s, const flight *f, session *who, buf *out) noexcept nogil:
+    """Append what is still known, if it is good enough; was it?"""
+    cdef entry *e = NULL
+    if f.keeps and s.results != NULL:
+        e = cache_find(s.results, f.owner, f.generation, flight_key(f))
+    if e == NULL or not is_good_enough(s, e):
+        return False
+    reply_old(f.of, e, &who.request, who.flags, out)
+    return True
+
+
+cdef inline bint is_good_enough(const service *s, const entry *e) noexcept nogil:
+    """May it stand in for an answer that cannot be had?"""
+    return e.status != STAT_RETRY and e.life.stale_until > s.now_ms
+
+
+cdef inline uint64_t old_from(const service *s, const instance *i, const entry *e) noexcept nogil:
+    """From when on a client takes the old answer e."""
+    if e == NULL or not is_good_enough(s, e):
+        return <uint64_t> FLIGHT_NEVER
+    return s.now_ms + i.t.keeps.stale_wait_ms
+
+
+cdef void reply_old(instance *i, entry *e, const request *r, int flags, buf *out) noexcept nogil:
+    flags &= ~e.cleared
+    i.stale += 1
+    if r.dialect == DIALECT_3_6:
+        i.flags = flags
+    reply_append(out, r, e.status, flags, NONE, entry_value(e))
