@@ -164,12 +164,6 @@ cdef void take_answers(loop *l) noexcept nogil:
         job_free(j)
 
 
-cdef void take_tick(loop *l) noexcept nogil:
-    cdef uint64_t count
-    read(l.timer.fd, &count, sizeof(count))
-    clients_tick(&l.all)
-
-
 cdef void take_event(loop *l, source *s) noexcept nogil:
     cdef uint64_t count
     if s.kind == SOURCE_LISTENER:
@@ -180,7 +174,8 @@ cdef void take_event(loop *l, source *s) noexcept nogil:
         if l.done.held:
             queue_wake(l.done)  # what has come since: the word of it may have been read, too
     elif s.kind == SOURCE_TIMER:
-        take_tick(l)
+        read(s.fd, &count, sizeof(count))
+        clients_tick(&l.all)
     elif s.kind == SOURCE_IDLE:
         l.ended = END_IDLE
     elif s.kind == SOURCE_STATUS:

@@ -23,7 +23,7 @@ from proxymap.server._loop import END_WOKEN, Loop
 from proxymap.server.control import Control, Refused
 from proxymap.server.log import Log
 from proxymap.server.sockets import are_private
-from proxymap.server.workers import Workers
+from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Host

@@ -28,9 +28,9 @@ from oracle import reply
 
 from proxymap.base import _watch
 from proxymap.base.files import stamp_of
-from proxymap.server.crew import Crew
 from proxymap.server.log import Log
-from proxymap.server.workers import Workers
+from proxymap.server.threads.crew import Crew
+from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Job, Queue
 from proxymap.tables.base import SlowTable
 

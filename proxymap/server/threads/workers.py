@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
 from proxymap.server import _lent
-from proxymap.server.crew import Crew, start_thread
 from proxymap.server.log import Log
-from proxymap.server.openers import Openers
+from proxymap.server.threads.crew import Crew, start_thread
+from proxymap.server.threads.openers import Openers
 from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
 from proxymap.tables._table import SLOW_WRITE, Table
 from proxymap.tables.base import Host

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Mapping
 
 from proxymap.base import _fold
-from proxymap.server.crew import Crew
 from proxymap.server.log import Log
+from proxymap.server.threads.crew import Crew
 from proxymap.tables._jobs import JOB_OPEN, Job, Queue
 from proxymap.tables._table import SLOW_LOOKUP, Surrogate, Table
 from proxymap.tables.base import Host
