@@ -127,6 +127,7 @@ def stock(directory: Path, value: str) -> tuple[set[str], list[str]]:
     for line in done.stderr.decode().splitlines():
         said = line.partition(": ")[2]
         if said.startswith("warning: "):
+            said = said.replace(f"syntax in {NAME} content:", f"{NAME} parameter value:")  # from 3.11 on
             warnings.append(said.removeprefix("warning: "))
         elif said.startswith("allowlisting "):
             names.add(said.removeprefix("allowlisting ").removesuffix(f" from {NAME}"))
