@@ -75,6 +75,12 @@ def dialect() -> str:
     return "3.11" if release() >= (3, 11) else "3.6"
 
 
+def copy_dynamicmaps(folder: Path) -> None:
+    """Let a configuration in this folder find the table types that are files of their own."""
+    if os.path.exists("/etc/postfix/dynamicmaps.cf"):  # from 3.11 on Debian has it in meta_directory
+        shutil.copy("/etc/postfix/dynamicmaps.cf", folder)
+
+
 class StockPostfix:
     """A Postfix instance of its own; `dir` is open to mail_owner and holds whatever a test needs."""
 
@@ -113,8 +119,7 @@ class StockPostfix:
         owner = pwd.getpwnam("postfix")
         for path in (self.config_dir, self.queue_dir, self.data_dir, self.tables):
             path.mkdir(mode=0o755)
-        if os.path.exists("/etc/postfix/dynamicmaps.cf"):  # from 3.11 on Debian has it in meta_directory
-            shutil.copy("/etc/postfix/dynamicmaps.cf", self.config_dir)
+        copy_dynamicmaps(self.config_dir)
         os.chown(self.data_dir, owner.pw_uid, owner.pw_gid)
         for name, mode in QUEUE_DIRECTORIES.items():
             (self.queue_dir / name).mkdir()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from fix_postfix import copy_dynamicmaps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -252,7 +253,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(reason)
     directory = tmp_path_factory.mktemp("etc")
     (directory / "main.cf").write_text("compatibility_level = 3.6\n")
-    shutil.copy("/etc/postfix/dynamicmaps.cf", directory)
+    copy_dynamicmaps(directory)
     os.utime(directory / "main.cf", (1, 1))
     return directory
 

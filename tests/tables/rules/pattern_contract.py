@@ -10,7 +10,6 @@ answers them, warnings included.
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fix_postfix import copy_dynamicmaps
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -97,8 +97,7 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pm-") as name:
         folder = Path(name)
         (folder / "main.cf").write_text("compatibility_level = 3.6\nmyhostname = test.invalid\n")
-        if os.path.exists("/etc/postfix/dynamicmaps.cf"):
-            shutil.copy("/etc/postfix/dynamicmaps.cf", folder)
+        copy_dynamicmaps(folder)
         yield folder
 
 
