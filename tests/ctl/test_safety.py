@@ -177,7 +177,7 @@ def test_file_that_adds_to_the_path_is_code_too(prefix: Prefix) -> None:
 
 
 def test_module_that_mail_owner_cannot_read_is_refused(prefix: Prefix) -> None:
-    path = prefix.package / "server/shell.py"
+    path = prefix.package / "server/daemon.py"
     path.chmod(0o600)
     try:
         assert f"{path}: nobody may not read it" in what(str(prefix.program))
