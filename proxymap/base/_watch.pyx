@@ -21,7 +21,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport strlen
 from posix.unistd cimport close, read
 
-from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_of
+from proxymap.base._buf cimport buf_append_view, buf_free, buf_len, buf_view, view, view_equal, view_of
 from proxymap.base._hash cimport hash_view
 from proxymap.base._os cimport pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock
 
@@ -60,9 +60,14 @@ REMOTE = frozenset([0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x010219
 
 cdef watched_name *names_find(watch *w, int folder, view name) noexcept nogil:
     cdef watched_name *n = w.names[hash_view(name, folder) % WATCH_SLOTS]
-    while n != NULL and not (n.folder == folder and view_equal(buf_view(&n.name), name)):
+    while n != NULL and not (n.folder == folder and is_named(n, name)):
         n = n.chain
     return n
+
+
+cdef inline bint is_named(const watched_name *n, view name) noexcept nogil:
+    """A name of no bytes, which stands for the content of a file, has no memory to compare."""
+    return buf_len(&n.name) == 0 if name.len == 0 else view_equal(buf_view(&n.name), name)
 
 
 cdef watched_name *names_add(watch *w, int folder, view name) noexcept nogil:

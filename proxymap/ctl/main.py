@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EX_INTERRUPT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        drop_output()
         return EX_PIPE
     except ConfigError as error:
         return complain(str(error), EX_CONFIG)
@@ -88,11 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(*advice_on(error, parsed.table, parsed.service))
     except OSError as error:
         if error.filename is None:
-            return complain(str(error), EX_IOERR)
+            drop_output()
+            return complain(error.strerror or str(error), EX_IOERR)
         if isinstance(error, PermissionError):
             return complain(f"{error.filename}: {error.strerror}; ask as root", EX_NOPERM)
         return complain(no_answer(error), EX_UNAVAILABLE)
     return status
+
+
+def drop_output() -> None:
+    """What is left for standard output cannot be written: the flush at exit is not to fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> Parser:

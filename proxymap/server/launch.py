@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterable
 from importlib import import_module
 
+from proxymap.base.files import stamp_at
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
+from proxymap.server import _loop
+from proxymap.server.log import Log
 from proxymap.tables.types import TABLE_TYPES, load_types
 
 # What is imported where it is used, since a start does not need it: by control, the log, a reload, tables.
@@ -72,3 +75,28 @@ def open_to_all(path: str) -> bool:
             return True
         path, may = os.path.dirname(path), stat.S_IXOTH
     return False
+
+
+class Installation:
+    """Is it still the one that this process was loaded from? Looks at a file that every upgrade replaces.
+
+    After an upgrade in place a module that is loaded late may not fit those that were loaded
+    before: Cython says "binary incompatibility", and the table answers RETRY.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._file = log, os.fsencode(_loop.__file__)
+        self._stamp = stamp_at(self._file)
+        self._told = False
+
+    def look(self) -> None:
+        """Say once in the log that it has changed. A folder that cannot be seen any more is no change."""
+        stamp = stamp_at(self._file)
+        if self._told or not any(stamp) or not any(self._stamp) or stamp == self._stamp:
+            return
+        self._told = True
+        folder = os.path.dirname(os.path.dirname(_loop.__file__))
+        self._log.warning(
+            f"the installation in {folder} has changed since this process started: restart it"
+            ' (under master: "postfix reload"), or tables of types that it has not loaded yet may not open'
+        )

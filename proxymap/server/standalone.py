@@ -21,6 +21,7 @@ from proxymap.server.daemon import Daemon
 from proxymap.server.launch import account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
 from proxymap.server.sockets import inherited_sockets, own_socket
+from proxymap.tables.types import load_types
 
 Load = Callable[[], tuple[Settings, MainCf]]
 
@@ -45,6 +46,7 @@ def run(
             settings, main_cf, log, [sock.fileno() for sock in sockets], writes=writes,
             control=control if isinstance(control, str) else None,
         )  # fmt: skip
+        load_types(server.approved, writes=writes)  # now: after an upgrade in place they might not fit
         server.load = load
 
         def ready() -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from fix_ctl import ask, run
 from test_client import Request, ScriptedServer, attribute_list
+
+
+def test_output_that_cannot_be_written_is_status_74_and_one_line(server: ScriptedServer) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "proxymap.ctl", "--socket", server.path, "query", "t:x", "a"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (74, "proxymapctl: No space left on device\n")
 
 
 def test_dump(tmp_path: Path) -> None:

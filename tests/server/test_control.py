@@ -30,6 +30,7 @@ from fix_server import (
     lookup,
     wait_until,
     write_cdb,
+    write_lmdb,
 )
 from oracle import Attributes, reply
 
@@ -402,6 +403,18 @@ def test_name_of_a_table_is_printable(server: ServerProcess, proxymapctl: Ctl) -
     assert proxymapctl.out.startswith("cdb:/?[31mred? ")
 
 
+def test_size_of_an_lmdb_table_is_that_of_its_file(server: ServerProcess, proxymapctl: Ctl) -> None:
+    table = server.lmdb("t", TABLE)
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(table, b"k")) == found(b"v")
+        write_lmdb(server.dir / "t.lmdb", {b"new%d" % i: b"v" * 1000 for i in range(1000)})
+        assert peer.ask(lookup(table, b"new7")) == found(b"v" * 1000)
+        size = (server.dir / "t.lmdb").stat().st_size
+        assert size > 1_000_000
+        assert proxymapctl.tables(server)[table.decode()]["bytes"] == size
+
+
 # reload
 
 
@@ -658,6 +671,19 @@ def test_bad_manners_hurt_nobody(server: ServerProcess, proxymapctl: Ctl) -> Non
 def send_all_that_is_taken(peer: socket.socket, data: bytes) -> None:
     with contextlib.suppress(OSError):
         peer.sendall(data)
+
+
+def test_server_without_descriptors_is_not_taken_for_one_that_is_not_there(
+    server: ServerProcess, proxymapctl: Ctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "ASKER_PATIENCE", 0.5)
+    server.start()
+    server.limit(nofile=3)
+    with connected(server) as first:
+        first_byte(first)
+        assert proxymapctl(server, "tables") == ctl.EX_UNAVAILABLE
+    assert "it is there but does not answer" in proxymapctl.err
+    assert "start Postfix" not in proxymapctl.err
 
 
 def test_descriptors_that_have_run_out_do_not_end_it(server: ServerProcess, proxymapctl: Ctl) -> None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from fix_server import (
     LIMIT,
     LOCK,
     NOT_FOUND,
+    ROOT,
     USER,
     Peer,
     ServerProcess,
@@ -350,6 +352,40 @@ def test_file_that_only_the_server_may_read_is_not_given_to_clients(server: Serv
     answers = [asked_for_a_file(server, table) for table in server.approved[1:]]
     assert answers == [reply("lookup", "3.6", 2), content, content]
     server.wait_log("only its owner may read it")
+
+
+# An upgrade in place
+
+
+@pytest.fixture
+def installed(server: ServerProcess) -> Path:
+    """A copy of the package for that server alone."""
+    copy = server.dir / "lib"
+    shutil.copytree(ROOT / "proxymap", copy / "proxymap", ignore=shutil.ignore_patterns("*.pyx", "*.pxd"))
+    server.env["PYTHONPATH"] = str(copy)
+    return copy / "proxymap"
+
+
+def test_types_that_main_cf_names_are_loaded_at_the_start(server: ServerProcess, installed: Path) -> None:
+    server.start(cwd=installed.parent)
+    for module in installed.glob("tables/indexed/cdb*"):
+        module.unlink()
+    assert_serves(server)
+
+
+def test_changed_installation_is_told_once(server: ServerProcess, installed: Path) -> None:
+    server.approve("static:v", "static:w")
+    server.start(cwd=installed.parent)
+    assert_serves(server)
+    assert "has changed" not in server.log()
+    (module,) = installed.glob("server/_loop*.so")
+    shutil.copy(module, f"{module}.new")
+    os.rename(f"{module}.new", module)
+    with server.connect() as peer:
+        for name in (b"v", b"w"):
+            assert peer.ask(lookup(b"static:" + name, b"k")) == found(name)
+    server.wait_log(f"the installation in {installed} has changed")
+    assert server.log().count("has changed") == 1
 
 
 # Signals

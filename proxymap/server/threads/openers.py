@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from proxymap.base import _fold
+from proxymap.server.launch import Installation
 from proxymap.server.log import Log
 from proxymap.server.threads.crew import Crew
 from proxymap.tables._jobs import JOB_OPEN, Job, Queue
@@ -44,6 +45,7 @@ class Openers:
         self.host, self.limit_ms = Host(), 0
         self.cached: frozenset[bytes] = frozenset()
         self.keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {}
+        self._installation = Installation(log)
         self._lock = threading.Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
         self._kept: dict[Key, Table] = {}  # opened too late; for the next request
@@ -90,6 +92,7 @@ class Openers:
             return Surrogate(job.name, b"%b: the attempt to open it still hangs" % job.name)
         if job.flags & UTF8_REQUEST:
             _fold.load()
+        self._installation.look()
         table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
         self._kept.pop(key, None)
         self.equip(table)

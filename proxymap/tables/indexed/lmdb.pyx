@@ -302,6 +302,13 @@ cdef class LmdbTable(Table):
 
     @property
     def size(self):
+        """Bytes of the file, which may have grown since it was mapped."""
+        try:
+            status = os.stat(self.files[0])
+            if (status.st_dev, status.st_ino) == (self.f.db.m.device, self.f.db.m.inode):
+                return status.st_size
+        except OSError:
+            pass  # a worker will say so when it opens it anew
         return self.f.db.m.size
 
     @property
