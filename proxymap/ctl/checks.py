@@ -42,6 +42,7 @@ from proxymap.tables.base import Host
 from proxymap.tables.opening import open_table
 from proxymap.tables.types import GONE, TABLE_TYPES, load_types, type_of
 
+FAULTY = "faulty lines: "  # begins the reason of a table that opens without some of its lines
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
 INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
@@ -289,10 +290,18 @@ def _approval(site: Site) -> Iterator[Fault]:
     """proxy: tables that the service would refuse."""
     for use in uses(site):
         service = site.services["proxywrite" if use.parameter in WRITTEN else "proxymap"]
-        if use.table not in service.tables and use.parameter not in SENSITIVE:
+        if _lacks_brace(use.table):
+            what = f"{use.parameter}: missing '}}' in proxy:{use.table}"
+            yield Fault(use.where, what, "close it; all that follows is taken for a part of the name")
+        elif use.table not in service.tables and use.parameter not in SENSITIVE:
             parameter = LISTS[service.name]
             what = f"{use.parameter} has proxy:{use.table}, which {parameter} does not approve"
             yield Fault(use.where, what, f"add proxy:{use.table} to {parameter} in main.cf")
+
+
+def _lacks_brace(table: str) -> bool:
+    """Is a brace open at its end? Then a list of tables has been cut off there, too."""
+    return table.count("{") > table.count("}")
 
 
 def _sensitive(site: Site) -> Iterator[Fault]:
@@ -301,6 +310,8 @@ def _sensitive(site: Site) -> Iterator[Fault]:
         for table in sorted(approved_tables(site.main_cf.get(name), name, False, lambda text: None)):
             shown = table.decode("utf-8", "surrogateescape")
             where, what = site.main_cf.where(name), f"{name}: {daemon} ignores the proxy: before {shown}"
+            if name == "virtual_mailbox_maps" and open_table(table).reason is None:
+                continue  # virtual(8) opens it before it gives up root, as we have just done
             if name in SENSITIVE:
                 yield Fault(where, f"{what}; such a table must not be proxied", 'take "proxy:" away')
             else:
@@ -316,7 +327,8 @@ def _tables(site: Site) -> Iterator[Fault]:
     places = {part: f"{use.where}, {use.parameter}" for use in uses(site) for part in _parts(use.table)}
     for service in site.services.values():
         default = f"{service.main_cf.where(LISTS[service.name])}, {LISTS[service.name]}"
-        tables = list(dict.fromkeys(part for table in service.tables for part in _parts(table)))
+        parts = [part for table in service.tables for part in _parts(table)]
+        tables = [table for table in dict.fromkeys(parts) if not _lacks_brace(table)]  # told by _approval
         served = [table for table in tables if type_of(table) is not None]
         load_types(served)  # mail_owner may not be allowed to
         looks = as_user(
@@ -376,8 +388,11 @@ def _look(service: Service, table: str, connect: bool) -> Look:
         if (reason := _unwritable(os.path.realpath(_file_of(table)))) != "":
             return Look(reason, first_closed(_file_of(table)) if reason else None, [])
         writes = False
-    host = Host(service.settings.smtputf8_enable, parameter=service.main_cf.get)
+    warnings: list[str] = []
+    host = Host(service.settings.smtputf8_enable, warnings.append, service.main_cf.get)
     opened = open_table(table.encode("utf-8", "surrogateescape"), writes=writes, host=host)
+    if opened.reason is None and opened.faults:
+        return Look(f"{FAULTY}{'; '.join(warnings)}", None, [])
     if opened.reason is None:
         return Look(None, None, list(opened.doubts(connect)))
     return Look(opened.reason.decode("utf-8", "surrogateescape"), first_closed(_file_of(table)), [])
@@ -417,6 +432,8 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
     maptype = table.partition(":")[0]
     name = os.path.join(settings.queue_directory, table.partition(":")[2])
     file = os.path.join(settings.queue_directory, _file_of(table))
+    if reason.startswith(FAULTY):
+        return Fault(where, f"{table}: {reason}", "correct the lines: a new process would serve without them")
     if "O_RDONLY" in reason:
         return Fault(where, f"{table}: type {maptype} cannot be updated", "use lmdb in proxy_write_maps")
     if reason.endswith("updates are refused"):
@@ -432,6 +449,11 @@ def _unopened(where: str, table: str, settings: Settings, reason: str, closed: s
         return Fault(where, what, f"chmod o+{'x' if os.path.isdir(closed) else 'r'} {closed}")
     if "install " in reason:
         return Fault(where, f"{table}: {reason}", "install it")
+    if maptype == "lmdb":  # postmap opens what is there, and fails as we do
+        build = (
+            f"rm {file} && postmap {table}" if os.path.exists(name) else f"rm {file}, and have it made anew"
+        )
+        return Fault(where, f"{table}: {reason}", build)
     return Fault(where, f"{table}: {reason}", f"postmap {table}" if maptype in INDEXED else "correct it")
 
 

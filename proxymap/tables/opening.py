@@ -22,6 +22,7 @@ from proxymap.tables.base import Host, Opening
 from proxymap.tables.flags import RHS_IS_FILE
 from proxymap.tables.types import GONE, type_of
 
+KEPT = "going on with the previous content"  # ends the trouble of a table whose new content was refused
 # Why a type whose file is built is not written to.
 REBUILT_WHOLE = b": a table that has to be rebuilt whole leaves storage inconsistent between updates"
 
@@ -126,7 +127,7 @@ def _open_or_keep(key: Key, flags: int, host: Host, settle: bool, old: Table | N
                 _open[key] = new
             return new
     trouble = new.reason.decode(errors="surrogateescape") if new.reason else "faulty lines"
-    old.trouble = f"{trouble}; going on with the previous content"
+    old.trouble = f"{trouble}; {KEPT}"
     host.warn(f"{os.fsdecode(type_name)}: {old.trouble}")
     old.refuse(stamps)
     return old

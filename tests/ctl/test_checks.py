@@ -211,6 +211,46 @@ def test_damaged_table(host: Host, maptype: str) -> None:
     assert f"{maptype}:{host.dir}/v: " in only(host.check())
 
 
+def test_damaged_lmdb_has_to_go_before_it_is_built(host: Host) -> None:
+    """postmap opens what is there, and fails."""
+    host.set(virtual_alias_maps=f"proxy:{host.table('v', 'lmdb')}")
+    (host.dir / "v.lmdb").write_bytes(b"x" * 5000)
+    (host.dir / "v").unlink(missing_ok=True)
+    assert only(host.check()).endswith(f"rm {host.dir}/v.lmdb, and have it made anew")
+    (host.dir / "v").write_text("a b\n")
+    os.utime(host.dir / "v", (1, 1))
+    assert only(host.check()).endswith(f"rm {host.dir}/v.lmdb && postmap lmdb:{host.dir}/v")
+
+
+@pytest.mark.parametrize(
+    ("maptype", "text", "wanted"),
+    [
+        ("cidr", "192.0.2.1 a\n192.0.2.1/8 b\n", "line 2"),
+        ("pcre", "/a/ b\n/(/ c\n", "line 2"),
+        ("regexp", "/a/ b\n/[/ c\n", "line 2"),
+        ("texthash", "a b\nc\n", "line 2"),
+    ],
+)
+def test_faulty_lines_are_named(host: Host, maptype: str, text: str, wanted: str) -> None:
+    (host.dir / "rules").write_text(text)
+    host.set(virtual_alias_maps=f"proxy:{maptype}:{host.dir}/rules")
+    line = only(host.check())
+    assert f"{maptype}:{host.dir}/rules: faulty lines: " in line
+    assert wanted in line
+
+
+def test_missing_brace_is_named_as_such(host: Host) -> None:
+    host.set(virtual_alias_maps="proxy:inline:{a=b")
+    assert "virtual_alias_maps: missing '}' in proxy:inline:{a=b; close it" in only(host.check())
+
+
+def test_virtual_mailbox_maps_that_virtual_can_open_are_no_matter(host: Host) -> None:
+    host.set(virtual_mailbox_maps=f"proxy:{host.table('v')}")
+    assert host.check() == []
+    host.set(virtual_mailbox_maps=f"proxy:cdb:{host.dir}/missing")
+    assert any("virtual(8) ignores the proxy:" in fault.line() for fault in host.check() if fault.warning)
+
+
 def test_relative_name_counts_from_the_queue_directory(host: Host) -> None:
     host.table("q/v")
     host.set(virtual_alias_maps="proxy:cdb:v")

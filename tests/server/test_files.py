@@ -225,3 +225,25 @@ def test_explain_says_that_the_server_sees_another_file(apart: Namespace) -> Non
     assert f"process {apart.pid} sees file {new.stat().st_ino} on device" in line
     assert f"as {old}, not file {old.stat().st_ino} on device" in line
     assert f"it has mounts of its own, there {old} (" in line
+
+
+def test_error_that_is_over_is_logged_as_over_once() -> None:
+    with ServerProcess() as server:
+        table, path = text_table(server, "cidr")
+        missing = f"cdb:{server.dir}/missing"
+        server.approve(missing)
+        server.start()
+        with server.connect() as peer:
+            assert peer.ask(lookup(table, KEY)) == found(b"1")
+            peer.ask(lookup(missing.encode(), KEY))
+            path.write_text("192.0.2.1/8 faulty\n")
+            server.wait_log("going on with the previous content")
+            for value in ("2", "3"):
+                path.write_text(line_of("cidr", value))
+                wait_until(
+                    lambda v=value: peer.ask(lookup(table, KEY)) == found(v.encode()), "the new content"
+                )  # type: ignore[misc]
+            write_cdb(server.dir / "missing.cdb", {KEY: b"1"})
+            wait_until(lambda: peer.ask(lookup(missing.encode(), KEY)) == found(b"1"), "the table")
+        server.wait_log(f"{missing} is well again")
+        assert server.log().count(f"{table.decode()} is well again") == 1

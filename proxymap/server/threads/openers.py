@@ -21,7 +21,7 @@ from proxymap.tables._jobs import JOB_OPEN, Job, Queue
 from proxymap.tables._table import SLOW_LOOKUP, Surrogate, Table
 from proxymap.tables.base import Host
 from proxymap.tables.flags import UTF8_REQUEST
-from proxymap.tables.opening import Key, key_of, open_table, shared_table
+from proxymap.tables.opening import KEPT, Key, key_of, open_table, shared_table
 
 OPENERS_MAX = 4096  # as many as there are instances: each may hang
 
@@ -48,6 +48,7 @@ class Openers:
         self._installation = Installation(log)
         self._lock = threading.Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
+        self._ailing: set[bytes] = set()  # could not be opened when that was tried last, or not anew
         self._kept: dict[Key, Table] = {}  # opened too late; for the next request
 
     def configure(
@@ -80,11 +81,20 @@ class Openers:
 
     def _answer(self, job: Job, table: Table | None) -> None:
         if table is not None:
-            if table.reason is not None:
-                with contextlib.suppress(MemoryError):
-                    self.log.error(table.reason.decode(errors="surrogateescape"))
+            with contextlib.suppress(MemoryError):
+                self._tell(job.name, table)
             job.opened(table)
         self.done.put(job)
+
+    def _tell(self, name: bytes, table: Table) -> None:
+        """Log why a table could not be opened, and once that this is over."""
+        if table.reason is not None:
+            self.log.error(table.reason.decode(errors="surrogateescape"))
+        if table.reason is not None or table.trouble.endswith(KEPT):
+            self._ailing.add(name)
+        elif name in self._ailing:
+            self._ailing.discard(name)
+            self.log.info(f"{os.fsdecode(name)} is well again")
 
     def _open(self, job: Job) -> Table:
         key = key_of(job.name, job.flags, self.writes)
