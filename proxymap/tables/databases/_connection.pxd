@@ -28,7 +28,8 @@ cdef enum:
 
 
 cdef struct library:
-    # Functions of a client library. None of them waits, except close. One thread at a time uses a connection.
+    # Functions of a client library. None of them waits, except cancel and close. One thread at a time
+    # uses a connection.
     # Send a query; text.ptr[text.len] is NUL.
     int (*start)(connection *c, view text) noexcept nogil
     # Go on after WANT_READ or WANT_WRITE; ready: which of the two.
@@ -41,6 +42,9 @@ cdef struct library:
     void (*finish)(connection *c) noexcept nogil
     # Something has come while no question was under way: is the connection still good?
     bint (*is_good)(connection *c) noexcept nogil
+    # Have the server give up the question that is under way, if it would not notice `close`; may wait
+    # for long.
+    void (*cancel)(connection *c) noexcept nogil
     # Say goodbye, if `politely`, and free all but the struct; never waits for long.
     void (*close)(connection *c, bint politely) noexcept nogil
     quote_function quote  # its context is the connection

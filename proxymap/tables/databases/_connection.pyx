@@ -104,6 +104,11 @@ cdef class Connection:
         """What the library said last."""
         return os.fsdecode(<bytes> self.c.text)
 
+    def cancel(self):
+        """Have the server give up the question that is under way; `close` is to follow. May wait for long."""
+        with nogil:
+            self.c.calls.cancel(self.c)
+
     def close(self, bint politely=True):
         """End it. politely: tell the server, if it can be told at once."""
         cdef connection *c = self.c

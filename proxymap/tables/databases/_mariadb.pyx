@@ -18,6 +18,7 @@ from libc.stdint cimport uint64_t
 from proxymap._words cimport STAT_NOKEY, STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport buf, buf_reserve, view, view_of
 from proxymap.base._clock cimport now_ms
+from proxymap.base._dl cimport Library
 from proxymap.base._os cimport SHUT_RDWR, shutdown
 from proxymap.tables.databases._connection cimport (
     ANSWERED, BROKEN, FAILED, SPOILED, WANT_READ, WANT_WRITE, Attempt, connection, connection_say, library,
@@ -25,11 +26,6 @@ from proxymap.tables.databases._connection cimport (
 )
 
 from proxymap.tables.databases.hosts import ConnectFailed
-
-cdef extern from "<dlfcn.h>" nogil:
-    enum: RTLD_NOW
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
 
 cdef enum:  # mysql.h, mariadb_com.h, errmsg.h, mysqld_error.h
     OPT_CONNECT_TIMEOUT = 0
@@ -86,50 +82,40 @@ ctypedef int (*charset_function)(int *, void *, const char *) noexcept nogil
 ctypedef unsigned long (*escape_function)(void *, char *, const char *, unsigned long) noexcept nogil
 ctypedef int (*server_init_function)(int, char **, char **) noexcept nogil
 
-cdef void *opened = dlopen(SONAME.encode(), RTLD_NOW)
-if opened == NULL:
-    raise ImportError(
-        f"mysql needs {SONAME}, which Debian and Ubuntu have in the package libmariadb3,"
-        " Fedora in mariadb-connector-c, Alpine in mariadb-connector-c"
-    )
+cdef Library lib = Library(
+    "mysql", [SONAME], "libmariadb3 (Debian, Ubuntu), mariadb-connector-c (Fedora, Alpine)")
 
+cdef pointer_function mysql_init = <pointer_function> lib.symbol("mysql_init")
+cdef options_function mysql_options = <options_function> lib.symbol("mysql_options")
+cdef ssl_function mysql_ssl_set = <ssl_function> lib.symbol("mysql_ssl_set")
+cdef connect_function mysql_real_connect_start = <connect_function> lib.symbol("mysql_real_connect_start")
+cdef cont_function mysql_real_connect_cont = <cont_function> lib.symbol("mysql_real_connect_cont")
+cdef charset_function mysql_set_character_set_start = <charset_function> lib.symbol(
+    "mysql_set_character_set_start")
+cdef cont_function mysql_set_character_set_cont = <cont_function> lib.symbol("mysql_set_character_set_cont")
+cdef text_function mysql_character_set_name = <text_function> lib.symbol("mysql_character_set_name")
+cdef int_function mysql_get_socket = <int_function> lib.symbol("mysql_get_socket")
+cdef int_function mysql_errno = <int_function> lib.symbol("mysql_errno")
+cdef text_function mysql_error = <text_function> lib.symbol("mysql_error")
+cdef send_function mysql_send_query_start = <send_function> lib.symbol("mysql_send_query_start")
+cdef cont_function mysql_send_query_cont = <cont_function> lib.symbol("mysql_send_query_cont")
+cdef start_function mysql_read_query_result_start = <start_function> lib.symbol(
+    "mysql_read_query_result_start")
+cdef cont_function mysql_read_query_result_cont = <cont_function> lib.symbol("mysql_read_query_result_cont")
+cdef start_function mysql_store_result_start = <start_function> lib.symbol("mysql_store_result_start")
+cdef cont_function mysql_store_result_cont = <cont_function> lib.symbol("mysql_store_result_cont")
+cdef start_function mysql_next_result_start = <start_function> lib.symbol("mysql_next_result_start")
+cdef cont_function mysql_next_result_cont = <cont_function> lib.symbol("mysql_next_result_cont")
+cdef int_function mysql_more_results = <int_function> lib.symbol("mysql_more_results")
+cdef int_function mysql_field_count = <int_function> lib.symbol("mysql_field_count")
+cdef int_function mysql_num_fields = <int_function> lib.symbol("mysql_num_fields")
+cdef pointer_function mysql_fetch_row = <pointer_function> lib.symbol("mysql_fetch_row")
+cdef pointer_function mysql_fetch_lengths = <pointer_function> lib.symbol("mysql_fetch_lengths")
+cdef void_function mysql_free_result = <void_function> lib.symbol("mysql_free_result")
+cdef escape_function mysql_real_escape_string = <escape_function> lib.symbol("mysql_real_escape_string")
+cdef void_function mysql_close = <void_function> lib.symbol("mysql_close")
 
-cdef void *symbol(str name) except NULL:
-    cdef void *found = dlsym(opened, f"mysql_{name}".encode())
-    if found == NULL:
-        raise ImportError(f"{SONAME} has no mysql_{name}")
-    return found
-
-
-cdef pointer_function mysql_init = <pointer_function> symbol("init")
-cdef options_function mysql_options = <options_function> symbol("options")
-cdef ssl_function mysql_ssl_set = <ssl_function> symbol("ssl_set")
-cdef connect_function mysql_real_connect_start = <connect_function> symbol("real_connect_start")
-cdef cont_function mysql_real_connect_cont = <cont_function> symbol("real_connect_cont")
-cdef charset_function mysql_set_character_set_start = <charset_function> symbol("set_character_set_start")
-cdef cont_function mysql_set_character_set_cont = <cont_function> symbol("set_character_set_cont")
-cdef text_function mysql_character_set_name = <text_function> symbol("character_set_name")
-cdef int_function mysql_get_socket = <int_function> symbol("get_socket")
-cdef int_function mysql_errno = <int_function> symbol("errno")
-cdef text_function mysql_error = <text_function> symbol("error")
-cdef send_function mysql_send_query_start = <send_function> symbol("send_query_start")
-cdef cont_function mysql_send_query_cont = <cont_function> symbol("send_query_cont")
-cdef start_function mysql_read_query_result_start = <start_function> symbol("read_query_result_start")
-cdef cont_function mysql_read_query_result_cont = <cont_function> symbol("read_query_result_cont")
-cdef start_function mysql_store_result_start = <start_function> symbol("store_result_start")
-cdef cont_function mysql_store_result_cont = <cont_function> symbol("store_result_cont")
-cdef start_function mysql_next_result_start = <start_function> symbol("next_result_start")
-cdef cont_function mysql_next_result_cont = <cont_function> symbol("next_result_cont")
-cdef int_function mysql_more_results = <int_function> symbol("more_results")
-cdef int_function mysql_field_count = <int_function> symbol("field_count")
-cdef int_function mysql_num_fields = <int_function> symbol("num_fields")
-cdef pointer_function mysql_fetch_row = <pointer_function> symbol("fetch_row")
-cdef pointer_function mysql_fetch_lengths = <pointer_function> symbol("fetch_lengths")
-cdef void_function mysql_free_result = <void_function> symbol("free_result")
-cdef escape_function mysql_real_escape_string = <escape_function> symbol("real_escape_string")
-cdef void_function mysql_close = <void_function> symbol("close")
-
-if (<server_init_function> symbol("server_init"))(0, NULL, NULL):
+if (<server_init_function> lib.symbol("mysql_server_init"))(0, NULL, NULL):
     raise ImportError(f"{SONAME} cannot be initialised")
 
 
@@ -259,6 +245,10 @@ cdef bint is_good(connection *c) noexcept nogil:
     return False
 
 
+cdef void cancel(connection *c) noexcept nogil:
+    """A server looks now and then whether its client is still there."""
+
+
 cdef void close(connection *c, bint politely) noexcept nogil:
     cdef int _
     if not politely:
@@ -284,7 +274,8 @@ cdef int quote(void *context, view text, buf *out) noexcept nogil:
 
 cdef library calls
 calls.start, calls.go_on, calls.row, calls.column = start, go_on, row, column
-calls.finish, calls.is_good, calls.close, calls.quote = finish, is_good, close, quote
+calls.finish, calls.is_good, calls.quote = finish, is_good, quote
+calls.cancel, calls.close = cancel, close
 
 
 # Connecting

@@ -16,6 +16,7 @@ from libc.string cimport memcmp
 from proxymap._words cimport STAT_NOKEY, STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport buf, buf_reserve, view, view_of
 from proxymap.base._clock cimport now_ms
+from proxymap.base._dl cimport Library
 from proxymap.base._os cimport SHUT_RDWR, shutdown
 from proxymap.tables.databases._connection cimport (
     ANSWERED, BROKEN, FAILED, SPOILED, WANT_READ, WANT_WRITE, Attempt, connection, connection_say, library,
@@ -23,11 +24,6 @@ from proxymap.tables.databases._connection cimport (
 )
 
 from proxymap.tables.databases.hosts import ConnectFailed
-
-cdef extern from "<dlfcn.h>" nogil:
-    enum: RTLD_NOW
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
 
 cdef enum:  # libpq-fe.h, postgres_ext.h
     CONNECTION_OK = 0
@@ -63,48 +59,39 @@ ctypedef int (*set_function)(void *, int) noexcept nogil
 ctypedef int (*cell_function)(const void *, int, int) noexcept nogil
 ctypedef char *(*value_function)(const void *, int, int) noexcept nogil
 ctypedef size_t (*escape_function)(void *, char *, const char *, size_t, int *) noexcept nogil
+ctypedef int (*cancel_function)(void *, char *, int) noexcept nogil
 ctypedef void (*notice_function)(void *, const char *) noexcept nogil
 ctypedef void *(*set_notice_function)(void *, notice_function, void *) noexcept nogil
 
-cdef void *opened = dlopen(SONAME.encode(), RTLD_NOW)
-if opened == NULL:
-    raise ImportError(
-        f"pgsql needs {SONAME}, which Debian and Ubuntu have in the package libpq5,"
-        " Fedora and Alpine in libpq"
-    )
+cdef Library lib = Library("pgsql", [SONAME], "libpq5 (Debian, Ubuntu), libpq (Fedora, Alpine)")
 
-
-cdef void *symbol(str name) except NULL:
-    cdef void *found = dlsym(opened, f"PQ{name}".encode())
-    if found == NULL:
-        raise ImportError(f"{SONAME} has no PQ{name}")
-    return found
-
-
-cdef connect_function PQconnectStartParams = <connect_function> symbol("connectStartParams")
-cdef int_function PQconnectPoll = <int_function> symbol("connectPoll")
-cdef int_function PQstatus = <int_function> symbol("status")
-cdef int_function PQsocket = <int_function> symbol("socket")
-cdef text_function PQerrorMessage = <text_function> symbol("errorMessage")
-cdef set_function PQsetnonblocking = <set_function> symbol("setnonblocking")
-cdef set_notice_function PQsetNoticeProcessor = <set_notice_function> symbol("setNoticeProcessor")
-cdef void_function PQfinish = <void_function> symbol("finish")
-cdef send_function PQsendQuery = <send_function> symbol("sendQuery")
-cdef int_function PQflush = <int_function> symbol("flush")
-cdef int_function PQconsumeInput = <int_function> symbol("consumeInput")
-cdef int_function PQisBusy = <int_function> symbol("isBusy")
-cdef pointer_function PQgetResult = <pointer_function> symbol("getResult")
-cdef int_function PQtransactionStatus = <int_function> symbol("transactionStatus")
-cdef int_function PQresultStatus = <int_function> symbol("resultStatus")
-cdef text_function PQresultErrorMessage = <text_function> symbol("resultErrorMessage")
-cdef field_function PQresultErrorField = <field_function> symbol("resultErrorField")
-cdef int_function PQntuples = <int_function> symbol("ntuples")
-cdef int_function PQnfields = <int_function> symbol("nfields")
-cdef cell_function PQgetisnull = <cell_function> symbol("getisnull")
-cdef cell_function PQgetlength = <cell_function> symbol("getlength")
-cdef value_function PQgetvalue = <value_function> symbol("getvalue")
-cdef void_function PQclear = <void_function> symbol("clear")
-cdef escape_function PQescapeStringConn = <escape_function> symbol("escapeStringConn")
+cdef connect_function PQconnectStartParams = <connect_function> lib.symbol("PQconnectStartParams")
+cdef int_function PQconnectPoll = <int_function> lib.symbol("PQconnectPoll")
+cdef int_function PQstatus = <int_function> lib.symbol("PQstatus")
+cdef int_function PQsocket = <int_function> lib.symbol("PQsocket")
+cdef text_function PQerrorMessage = <text_function> lib.symbol("PQerrorMessage")
+cdef set_function PQsetnonblocking = <set_function> lib.symbol("PQsetnonblocking")
+cdef set_notice_function PQsetNoticeProcessor = <set_notice_function> lib.symbol("PQsetNoticeProcessor")
+cdef void_function PQfinish = <void_function> lib.symbol("PQfinish")
+cdef send_function PQsendQuery = <send_function> lib.symbol("PQsendQuery")
+cdef int_function PQflush = <int_function> lib.symbol("PQflush")
+cdef int_function PQconsumeInput = <int_function> lib.symbol("PQconsumeInput")
+cdef int_function PQisBusy = <int_function> lib.symbol("PQisBusy")
+cdef pointer_function PQgetResult = <pointer_function> lib.symbol("PQgetResult")
+cdef int_function PQtransactionStatus = <int_function> lib.symbol("PQtransactionStatus")
+cdef int_function PQresultStatus = <int_function> lib.symbol("PQresultStatus")
+cdef text_function PQresultErrorMessage = <text_function> lib.symbol("PQresultErrorMessage")
+cdef field_function PQresultErrorField = <field_function> lib.symbol("PQresultErrorField")
+cdef int_function PQntuples = <int_function> lib.symbol("PQntuples")
+cdef int_function PQnfields = <int_function> lib.symbol("PQnfields")
+cdef cell_function PQgetisnull = <cell_function> lib.symbol("PQgetisnull")
+cdef cell_function PQgetlength = <cell_function> lib.symbol("PQgetlength")
+cdef value_function PQgetvalue = <value_function> lib.symbol("PQgetvalue")
+cdef pointer_function PQgetCancel = <pointer_function> lib.symbol("PQgetCancel")
+cdef cancel_function PQcancel = <cancel_function> lib.symbol("PQcancel")
+cdef void_function PQfreeCancel = <void_function> lib.symbol("PQfreeCancel")
+cdef void_function PQclear = <void_function> lib.symbol("PQclear")
+cdef escape_function PQescapeStringConn = <escape_function> lib.symbol("PQescapeStringConn")
 
 
 # Asking
@@ -210,6 +197,15 @@ cdef bint is_good(connection *c) noexcept nogil:
     return PQconsumeInput(c.handle) and not PQisBusy(c.handle) and PQstatus(c.handle) == CONNECTION_OK
 
 
+cdef void cancel(connection *c) noexcept nogil:
+    """A server does not notice that its client is gone until the question ends. This connects anew."""
+    cdef char reason[256]
+    cdef void *request = PQgetCancel(c.handle)
+    if request != NULL:
+        PQcancel(request, reason, sizeof(reason))
+        PQfreeCancel(request)
+
+
 cdef void close(connection *c, bint politely) noexcept nogil:
     finish(c)
     if not politely:
@@ -236,7 +232,8 @@ cdef void hear_nothing(void *context, const char *text) noexcept nogil:
 
 cdef library calls
 calls.start, calls.go_on, calls.row, calls.column = start, go_on, row, column
-calls.finish, calls.is_good, calls.close, calls.quote = finish, is_good, close, quote
+calls.finish, calls.is_good, calls.quote = finish, is_good, quote
+calls.cancel, calls.close = cancel, close
 
 
 # Connecting

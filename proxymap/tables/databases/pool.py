@@ -10,6 +10,7 @@ No lookup opens a connection itself, and none is the probe of a host that is dow
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -20,7 +21,7 @@ from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
-from proxymap.tables.databases._connection import ENDED_BROKEN, Attempt, Connection
+from proxymap.tables.databases._connection import ENDED_BROKEN, ENDED_LATE, Attempt, Connection
 from proxymap.tables.databases._drive import (
     NOTE_DROP,
     NOTE_ENDED,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from proxymap.tables.databases.addresses import Address
 
 GRACE = 0.5  # seconds beyond server_connect_time_limit after which an attempt is ended from outside
-STUCK_MAX = 8  # attempts that may hang in a library or resolver at the same time
+STUCK_MAX = 8  # attempts to connect, or to cancel, that may hang at the same time
 FEWER = 30.0  # seconds with fewer connections, after a server said that it has too many
 TURN = 60.0  # seconds between two turns without any reason
 
@@ -88,6 +89,7 @@ class Pool:
         self.refusing = False
         self._trials: set[_Trial] = set()
         self._finished: deque[_Trial] = deque()
+        self._cancelled: set[Connection] = set()
         self._fewer_until: float | None = None
         name = f"{maptype}-{addresses[0].shown}"
         threading.Thread(target=self.driver.run, name=name, daemon=True).start()
@@ -132,7 +134,7 @@ class Pool:
             host = self.hosts.all[connection.host]
             if why == ENDED_BROKEN and connection.fresh:
                 self._failed(host, connection.born, connection.reason)
-            connection.close(politely=not connection.suspended)
+            self._close(connection, cancels=why == ENDED_LATE)
         elif note.kind == NOTE_LINES:
             for line in self.driver.take_lines():
                 self.warn(line.decode(TEXT, ERRORS))
@@ -142,6 +144,24 @@ class Pool:
                 self._try(host, wanted=False)
         elif note.kind == NOTE_DROP:
             note.closed()
+
+    def _close(self, connection: Connection, cancels: bool) -> None:
+        """cancels: the server is to know, which may take long."""
+        if cancels and len(self._cancelled) < STUCK_MAX:
+            self._cancelled.add(connection)
+            with contextlib.suppress(RuntimeError):  # the system allows no more threads
+                threading.Thread(
+                    target=self._cancel, args=(connection,), name="cancelling", daemon=True
+                ).start()
+                return
+            self._cancelled.discard(connection)
+        connection.close(politely=not connection.suspended)
+
+    def _cancel(self, connection: Connection) -> None:
+        """What a thread of its own does."""
+        connection.cancel()
+        connection.close(politely=False)
+        self._cancelled.discard(connection)
 
     def _tend(self, now: float) -> None:
         """See to attempts that are over, or take too long, and to hosts that are down."""
