@@ -392,7 +392,7 @@ def test_password_is_in_no_log_line(service: Service) -> None:
     secret = PASSWORD.replace(" ", "%20")
     tables = [
         service.table(hosts=f"127.0.0.1:{free_port()}"),
-        service.table(password=PASSWORD + "x"),
+        service.table(password=PASSWORD + "x", hosts=service.database.address()),
         service.table(hosts="nosuch.invalid"),
         service.table(query="SELECT nosuch"),
         service.table(dbname="nosuch"),
