@@ -17,7 +17,7 @@ from proxymap.ctl import main as ctl
 from proxymap.ctl import outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5"]
+PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5", "proxymap_tables.5"]
 CHECKERS = {"groff": ["groff", "-man", "-ww", "-z", "-Tutf8"], "mandoc": ["mandoc", "-T", "lint"]}
 OWN = [name for name, param in PARAMETERS.items() if param.file == "proxymap.cf"]
 ELSEWHERE = {"config_directory"}  # an option
@@ -107,6 +107,8 @@ def test_pages_are_dated_for_this_version() -> None:
 def test_pages_are_installed() -> None:
     """test_packaging looks into the wheel."""
     files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
-    assert files == {f"share/man/man{page[-1]}": [f"man/{page}"] for page in PAGES}
+    assert {(folder, page) for folder, pages in files.items() for page in pages} == {
+        (f"share/man/man{page[-1]}", f"man/{page}") for page in PAGES
+    }
     assert "recursive-include man *" in (ROOT / "MANIFEST.in").read_text().splitlines()
     assert sorted(path.name for path in (ROOT / "man").iterdir()) == sorted(PAGES)

@@ -27,9 +27,7 @@ from posix.unistd cimport close, read
 
 from proxymap.base._buf cimport view_of, view_str, view
 from proxymap.server._cache cimport cache, cache_free, cache_init
-from proxymap.server._catalog cimport (
-    catalog_approve, catalog_approve_none, catalog_give_up, catalog_recheck,
-)
+from proxymap.server._catalog cimport catalog_approve, catalog_approve_none, catalog_give_up, catalog_recheck
 from proxymap.server._client cimport (
     SOURCE_ANSWERS, SOURCE_CLIENT, SOURCE_IDLE, SOURCE_LISTENER, SOURCE_STATUS, SOURCE_TIMER, SOURCE_WAKE,
     SOURCE_WATCH, client, clients, clients_free, clients_hang_up, clients_init, clients_let_go_quiet,
@@ -50,8 +48,8 @@ from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._report cimport forget_answers, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap.server._turn cimport (
-    client_answered, client_new, client_noticed, clients_landed, clients_opened, clients_serve,
-    clients_patience, clients_take_old,
+    client_answered, client_new, client_noticed, clients_landed, clients_opened, clients_patience,
+    clients_serve, clients_take_old,
 )
 from proxymap.tables._table cimport Table
 from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
