@@ -178,9 +178,7 @@ cdef void take_event(loop *l, source *s) noexcept nogil:
         l.ended = END_IDLE
     elif s.kind == SOURCE_STATUS:
         l.ended = END_MASTER
-    elif s.kind == SOURCE_WATCH:
-        pass  # taken before all others
-    else:
+    elif s.kind != SOURCE_WATCH:  # which was taken before all others
         l.ended = END_WOKEN
 
 
@@ -350,12 +348,11 @@ cdef class Loop:
         self.l.all.ipc_timeout_ms = <uint64_t> (ipc_timeout * 1000)
         if cache_size != self.cache_size or cache_negative_share != self.cache_negative_share:
             self.l.service.results = NULL
-            if self.l.results.slots != NULL:
-                cache_free(&self.l.results)
-            if cache_size:
-                if cache_init(&self.l.results, cache_size, cache_negative_share, self.seed ^ 1) < 0:
-                    raise MemoryError
-                self.l.service.results = &self.l.results
+            cache_free(&self.l.results)
+            if cache_size and cache_init(
+                    &self.l.results, cache_size, cache_negative_share, self.seed ^ 1) < 0:
+                raise MemoryError
+            self.l.service.results = &self.l.results if cache_size else NULL
             self.cache_size, self.cache_negative_share = cache_size, cache_negative_share
 
     def watch_sources(self, list listeners, int answers_fd, int wake_fd):
@@ -433,9 +430,8 @@ cdef class Loop:
         cdef int i
         cdef size_t before
         for i in range(self.l.listener_count):
-            before = self.l.all.count
-            accept_clients(&self.l, &self.l.listeners[i])
-            while self.l.all.count > before:
+            before = self.l.all.count + 1
+            while self.l.all.count != before:
                 before = self.l.all.count
                 accept_clients(&self.l, &self.l.listeners[i])
 
