@@ -1,4 +1,4 @@
-"""test_main - proxymapctl itself: its commands, help, usage, and which configuration counts"""
+"""test_commands - proxymapctl itself: its commands, help, usage, and which configuration counts"""
 
 from __future__ import annotations
 
