@@ -99,6 +99,7 @@ cdef flight *send(service *s, instance *i, uint64_t owner, int flags, view key) 
         j.flags = flags
         j.asker = f
         j.shared = True
+        j.replies = s.done
         j.t = i.t
         if queue_put(to, j) == 0:
             i.jobs += 1
