@@ -266,6 +266,9 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
     if outcome == SPOILED or c.spent:
         end(d, c, ENDED_SPOILED)
         return
+    if c.used_ms - c.born_ms >= d.age_limit_ms:  # it may be busy whenever `sweep` looks
+        end(d, c, ENDED_OLD)
+        return
     c.calls.finish(c)
     c.answers += 1
     prove(d)
