@@ -60,6 +60,7 @@ cdef enum:  # what is under way
     READING
     STORING
     NEXT
+    READ_AHEAD = 16384  # bytes that the library reads at a time, ma_pvio.h
     TRIES = 1000  # calls until a broken connection has let go of what was under way
 
 SONAME = "libmariadb.so.3"
@@ -131,6 +132,7 @@ cdef int start(connection *c, view text) noexcept nogil:
     done.number = 0
     c.result = NULL
     c.status = ANSWERED
+    c.spent = False
     c.step = SENDING
     return proceed(c, mysql_send_query_start(&done.number, c.handle, text.ptr, text.len), &done)
 
@@ -194,8 +196,22 @@ cdef bint keep(connection *c, void *result) noexcept nogil:
     return True
 
 
+cdef struct read_ahead:  # the beginning of MARIADB_PVIO, in all versions; MYSQL begins with a pointer to it
+    void *data
+    const char *cache
+    const char *at
+    size_t held
+
+
+cdef bint has_unread(const connection *c) noexcept nogil:
+    """Has the library read more than the answer? The next question would have that for its own."""
+    cdef const read_ahead *r = (<const read_ahead **> c.handle)[0]
+    return r != NULL and r.cache != NULL and r.held <= READ_AHEAD and r.cache <= r.at < r.cache + r.held
+
+
 cdef int judged(connection *c) noexcept nogil:
     """All has been read."""
+    c.spent = has_unread(c)
     if c.result != NULL:
         c.columns = mysql_num_fields(c.result)
     elif c.result_required and c.status == ANSWERED:
