@@ -83,7 +83,7 @@ class Service(ServerProcess):
     """Our server, with tables over one database."""
 
     def __init__(self, database: PrivateDatabase, own: dict[str, str] | None = None) -> None:
-        super().__init__(own={"cache_maptypes": ""} | (own or {}))
+        super().__init__(own={"cache_ttl": "0s"} | (own or {}))
         self.database = database
         self.serial = 0
 

@@ -28,7 +28,7 @@ KNOWN, ITS_VALUE = key_of(1), found(b"box1")
 
 @pytest.fixture
 def service(database: PrivateDatabase) -> Iterator[Service]:
-    limits = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s"}
+    limits = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s", "cache_ttl": "0s"}
     with served(database, limits) as made:
         yield made
 

@@ -20,7 +20,7 @@ from oracle import Attributes
 from proxymap.tables.types import TABLE_TYPES
 
 RETRY: Attributes = [(b"status", b"2"), (b"value", b"")]
-FAIL_FAST = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s"}
+FAIL_FAST = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s", "cache_ttl": "0s"}
 ANY_UTF8 = [chr(c) for c in range(1, 128)] + ["\u00e9", "\u4e2d", "\U0001f600", "x" * 1000]
 RECORDS: dict[str, Sequence[str | None]] = {
     "a": ["1"], "several": ["1", "2", "3"], "null": [None], "empty": [""], "some": [None, "1", "", "2"],
@@ -306,7 +306,6 @@ def test_refused_keys_are_not_asked(pretended: tuple[Place, FakeServer]) -> None
 
 def test_each_lookup_is_one_question(pretended: tuple[Place, FakeServer]) -> None:
     place, server = pretended
-    place.own["cache_maptypes"] = ""
     table, peer = started(place)
     for _ in range(10):
         assert ask(peer, table, "a") == found(b"1")
