@@ -25,7 +25,7 @@ from proxymap.base._os cimport (
 )
 from proxymap.server._catalog cimport instance
 from proxymap.server._client cimport (
-    DISCARD_MS, READING, READ_APART, READ_SIZE, SCRATCHES, client, client_add, client_bury,
+    DISCARD_MS, READING, READ_APART, READ_SIZE, client, client_add, client_bury,
     client_clear_deadline, client_close, client_input_keep, client_let_go, client_output_keep,
     client_set_deadline, client_watch, clients, has_lists, reply_is_unread,
 )
@@ -45,7 +45,7 @@ cdef uint32_t HANGING_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 cdef enum:
     STAGES = 3            # of a turn: receive, foresee, serve
-    TOGETHER = SCRATCHES // STAGES  # clients that take a step together,
+    TOGETHER = 4          # clients that take a step together, of SCRATCHES for all stages,
     MANY = 12             # when so many are ready
     SLEEP_MAX_MS = 1000   # while somebody waits for an old answer
     REPLIES_MAX = 262144  # unsent replies at which a turn of one client ends

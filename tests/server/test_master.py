@@ -482,15 +482,12 @@ def test_sigterm_ends_it_promptly(fake: Callable[..., FakeMaster]) -> None:
         (["-t", "unix", "-n", "other"], "service name"),
         (["-t", "unix-dgram"], "unix-dgram"),
         (["-t", "unix", "-o", "max_use"], "max_use"),
-        (["-t", "unix", "-o", "max_use=0"], "max_use"),
-        (["-t", "unix", "-m", "x"], "max_use"),
         (["-t", "unix", "-q"], "-q"),
         (["-t", "unix", "extra"], "unexpected command-line argument: extra"),
         (["-t", "unix", "-s", "0"], "-s"),
         (["-t", "unix", "-o", "mail_owner=nobody-here", "-u"], "mail_owner"),
         (["-t", "unix", "-o", "queue_directory=/nowhere"], "queue_directory"),
         (["-t", "unix", "-o", "cache_size=x"], "cache_size"),
-        (["-t", "unix", "-o", "proxy_read_maps=${virtual_alias_maps"], "proxy_read_maps"),
     ],
 )
 def test_bad_start_is_one_fatal_line_exit_1_and_no_traceback(
@@ -504,6 +501,27 @@ def test_bad_start_is_one_fatal_line_exit_1_and_no_traceback(
     assert len(lines) == 1
     assert words in lines[0]
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "max_use=0"], "max_use"),
+        (["-m", "x"], "max_use"),
+        (["-o", "proxy_read_maps=${virtual_alias_maps"], "proxy_read_maps"),
+    ],
+)
+def test_value_that_is_not_understood_is_a_warning_and_stops_nothing(
+    fake: Callable[..., FakeMaster], arguments: list[str], words: str
+) -> None:
+    master = fake("-t", "unix", *arguments, "-V")
+    assert master.process.stderr is not None
+    said = iter(master.process.stderr.readline, b"")
+    assert any(words.encode() in line and b"warning: " in line for line in said)
+    with contextlib.suppress(proxymap.NotApproved), proxymap.Client(master.path, timeout=LIMIT) as client:
+        client.open(f"cdb:{Path(master.path).parent}/t")  # it serves
+    master.process.terminate()
+    assert master.process.wait(LIMIT) == 0
 
 
 def test_unreadable_main_cf_is_one_fatal_line_in_the_mail_log(command: str) -> None:
