@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from string import Template
@@ -122,9 +124,16 @@ def test_load_ends_after_its_time(tmp_path: Path) -> None:
 # The run
 
 
-def test_bench_runs_from_end_to_end(tmp_path: Path) -> None:
+@pytest.fixture
+def tables() -> Iterator[Path]:
+    """A folder that the daemon's user may look into; pytest's are closed to it."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_bench_runs_from_end_to_end(tmp_path: Path, tables: Path) -> None:
     result = tmp_path / "results" / "bench.json"
-    tables = tmp_path / "tables"
     printed = run(
         "bench.py", "--part", "load", "memory", "--servers", "floor", "ours", "--sizes", 500,
         "--clients", 1, 8, "--keys", "found", "absent", "--rounds", 2,

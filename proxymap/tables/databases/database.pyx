@@ -85,9 +85,9 @@ cdef inline int missing_part(const question *q) noexcept nogil:
     if q.of.utf8:
         wants = q.of.query.wants
         if (
-            wants & 1 << PART_KEY and not utf8_valid(q.key)
+            wants & (1 << PART_KEY | WANTS_LABELS) and not utf8_valid(q.key)
             or wants & 1 << PART_USER and not utf8_valid(q.parts[PART_USER])
-            or wants & (1 << PART_DOMAIN | WANTS_LABELS) and not utf8_valid(q.parts[PART_DOMAIN])
+            or wants & 1 << PART_DOMAIN and not utf8_valid(q.parts[PART_DOMAIN])
         ):
             return NOT_UTF8
     return ASKED

@@ -41,6 +41,7 @@ class Model:
             or (not user and b"U" in wants)
             or not wants & DIGITS <= parts.keys()
             or not all(_is_utf8(part) for part in wanted)
+            or (bool(DIGITS & set(self.query_letters)) and not _is_utf8(key))
         )
 
     def answer(self, key: bytes, values: Sequence[bytes | None]) -> bytes | None:

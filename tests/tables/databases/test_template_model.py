@@ -62,7 +62,7 @@ def test_keys_and_values_become_what_the_model_says(
         try:
             wanted = None if expected is None else model.answer(key, values)
         except TooMany:
-            with pytest.raises(TableRetry, match="expansion_limit"):
+            with pytest.raises(TableRetry, match="Expansion limit"):
                 recipe.ask(key, 0)
         else:
             status, _, value = recipe.ask(key, 0)
