@@ -1,4 +1,4 @@
-"""test_databases - `check`, `check --connect` and `query --direct --explain` before real database servers"""
+"""test_check_databases - `check`, `check --connect` and `query --explain` before real database servers"""
 
 from __future__ import annotations
 
