@@ -20,6 +20,10 @@ class TableRetry(ProxymapError):
     """RETRY: the table is unavailable for now; ask again later."""
 
 
+class QuestionRefused(TableRetry):
+    """RETRY for this key alone: the question itself was refused, which says nothing of the server."""
+
+
 class TableConfig(ProxymapError):
     """CONFIG: the table is configured wrongly; asking again does not help."""
 

@@ -23,7 +23,7 @@ import pytest
 from fix_server import LIMIT, Peer, found, lookup, write_cdb, write_parameters
 
 from proxymap.config.settings import load
-from proxymap.errors import TableConfig, TableRetry
+from proxymap.errors import QuestionRefused, TableConfig, TableRetry
 from proxymap.server import standalone
 from proxymap.server.daemon import Daemon
 from proxymap.server.log import Log
@@ -68,6 +68,8 @@ class Gate:
             assert self.answers.wait(LIMIT)
         elif what == b"retry":
             raise TableRetry("server is down")
+        elif what == b"refuse":
+            raise QuestionRefused("no such column")
         elif what == b"config":
             raise TableConfig("no such column")
         elif what == b"bug":

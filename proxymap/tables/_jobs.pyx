@@ -404,9 +404,10 @@ cdef class Job:
         Py_DECREF(<object> self.j.t.owner)
         self.j.t = NULL
 
-    def answered(self, int status, int flags, bytes key=b"", bytes value=b""):
-        """Answer a request to a table."""
+    def answered(self, int status, int flags, bytes key=b"", bytes value=b"", bint of_key=False):
+        """Answer a request to a table. of_key: RETRY, since the question itself was refused."""
         self.j.status = status
+        self.j.of_key = of_key
         self.j.flags = flags
         buf_clear(&self.j.key)
         buf_clear(&self.j.value)

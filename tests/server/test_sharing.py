@@ -93,6 +93,12 @@ def test_all_get_the_failure_and_none_of_it_is_kept(server: InProcess, gate: Gat
     assert gate.asked == [b"retry"] * 2
 
 
+def test_refusal_of_a_worker_is_kept_for_its_time(gate: Gate) -> None:
+    with gated_server(gate, cache_ttl="1h", cache_error_ttl="1h") as server, server.connect() as peer:
+        assert [peer.ask(slow(key)) for key in (b"refuse", b"retry") * 3] == [RETRIED] * 6
+    assert gate.asked == [b"refuse", *[b"retry"] * 3]
+
+
 def test_pipelined_requests_keep_their_order(server: InProcess, gate: Gate) -> None:
     keys = [b"a", b"no", b"a", b"b", b"retry", b"a"]
     wanted = {b"no": ABSENT, b"retry": RETRIED}

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._watch import Watch
-from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError
+from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused
 from proxymap.server import _lent
 from proxymap.server.log import Log
 from proxymap.server.threads.crew import Crew, start_thread
@@ -177,7 +177,7 @@ class Workers:
         table = job.table  # from here on it stays, even if the watchdog answers the job and the loop drops it
         crew.running[job] = job.since_ms
         self._busy.set()
-        status, flags, key, value = STAT_RETRY, job.flags, b"", b""
+        status, flags, key, value, of_key = STAT_RETRY, job.flags, b"", b"", False
         try:
             if job.kind == JOB_LOOKUP:
                 status, flags, value = table.ask(job.key, job.flags)
@@ -186,13 +186,13 @@ class Workers:
             else:
                 status, (key, value) = STAT_OK, record
         except ProxymapError as error:
-            status = error.status
+            status, of_key = error.status, isinstance(error, QuestionRefused)
             table.trouble = str(error)
             self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         except BaseException as error:
             self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
         if crew.claim(job):
-            job.answered(status, flags, key, value)
+            job.answered(status, flags, key, value, of_key)
             self.done.put(job)
 
     # Changing

@@ -262,7 +262,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
         take_rows(d, c)
     else:
         complain(d, c)
-        answer_of(d, c, STAT_RETRY, c.text)
+        refused(d, c, c.text)
     if outcome == SPOILED or c.spent:
         end(d, c, ENDED_SPOILED)
         return
@@ -302,7 +302,10 @@ cdef void take_rows(driver *d, connection *c) noexcept nogil:
         status = question_end(&c.question, d.log)
     if j.kind == JOB_EXPLAIN:
         explain(c, j)
-    answer_of(d, c, status, b"too many values (expansion_limit), or no memory")
+    if c.question.over:
+        refused(d, c, b"too many values (expansion_limit)")
+    else:
+        answer_of(d, c, status, b"no memory")
 
 
 cdef void explain(connection *c, job *j) noexcept nogil:
@@ -352,6 +355,14 @@ cdef void answer_of(driver *d, connection *c, int status, const char *why) noexc
     cdef job *j = take_away(d, c)
     if j != NULL:
         answer(d, j, status, why)
+
+
+cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
+    """Answer the job of c: its question has no answer, whichever connection asks it."""
+    cdef job *j = take_away(d, c)
+    if j != NULL:
+        j.of_key = True
+        answer(d, j, STAT_RETRY, why)
 
 
 cdef void answer(driver *d, job *j, int status, const char *why) noexcept nogil:

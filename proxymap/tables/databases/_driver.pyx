@@ -218,6 +218,7 @@ cdef job *answer_for(const job *j) noexcept nogil:
     """An answer of RETRY to what j asks; NULL without memory."""
     cdef job *made = job_new(j.kind)
     if made != NULL:
-        made.asker, made.replies, made.t, made.flags = j.asker, j.replies, j.t, j.flags
+        made.asker, made.shared, made.replies = j.asker, j.shared, j.replies
+        made.t, made.flags = j.t, j.flags
         made.status = STAT_RETRY
     return made

@@ -27,7 +27,7 @@ from proxymap.tables.databases._template cimport (
 )
 from proxymap._words cimport *
 from proxymap.config.maincf import ERRORS, TEXT
-from proxymap.errors import TableRetry
+from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.databases.domains import DomainList
 from proxymap.tables.databases.template import compile_result
 
@@ -302,7 +302,7 @@ cdef class DatabaseTable(Table):
             if not q.over:
                 raise MemoryError
             shown = q.key.ptr[:q.key.len].decode(TEXT, ERRORS)
-            raise TableRetry(f'Expansion limit exceeded for key: "{shown}"')
+            raise QuestionRefused(f'Expansion limit exceeded for key: "{shown}"')
 
     def tell_lines(self):
         """Have what C has to say logged."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from urllib.parse import quote as quote_path
 
-from proxymap.errors import ConfigError, TableRetry
+from proxymap.errors import ConfigError, QuestionRefused, TableRetry
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import Doubt, explaining, of_query
@@ -29,6 +29,7 @@ from proxymap.tables.databases.template import query_of
 
 BUSY_WAIT = 1.0  # seconds to wait for a database that somebody else has locked
 TIME_LIMIT = 10.0  # seconds; a query that takes longer is ended
+REFUSALS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_AUTH)
 STEPS = 100_000  # of SQLite's machine between two looks at the clock; about a millisecond
 
 # The first statement of a text, with its semicolon; those between quotes and in comments do not end it.
@@ -107,10 +108,11 @@ class Sqlite(DatabaseTable):
         try:
             with self._connected() as connection, contextlib.closing(connection.execute(sql)) as cursor:
                 if cursor.description is None:
-                    raise TableRetry(f"this gives no column; query: {self.query.text}")
+                    raise QuestionRefused(f"this gives no column; query: {self.query.text}")
                 yield (connection.text(row[0]) for row in cursor)
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise TableRetry(f"{self.path}: {error}; query: {self.query.text}") from None
+            kind = QuestionRefused if _is_refusal(error) else TableRetry
+            raise kind(f"{self.path}: {error}; query: {self.query.text}") from None
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -141,6 +143,11 @@ class Sqlite(DatabaseTable):
         """Of the file as it is now. By name, for closing a descriptor of it would drop SQLite's locks."""
         found = os.stat(self.path)
         return found.st_dev, found.st_ino
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Is it the question that is at fault, rather than the database or its file?"""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in REFUSALS
 
 
 def first_statement(sql: str) -> str:
