@@ -21,6 +21,7 @@ from proxymap._words cimport *
 cdef enum:
     SLOTS = 1024
     INSTANCES_MAX = 4096  # a few flag words for each of some hundred approved tables
+    INSTANCES_OF_A_TABLE = 64  # Postfix's programs know some ten flag words
 
 
 cdef void catalog_init(catalog *c, uint64_t seed) noexcept nogil:
@@ -128,15 +129,27 @@ cdef inline bint is_called(const instance *i, view name, int dialect, int inst_f
     return i.inst_flags == inst_flags and i.dialect == dialect and view_equal(buf_view(&i.name), name)
 
 
-cdef table *make_room(catalog *c) noexcept nogil:
-    """Forget the instance longest unused; returns its table."""
+cdef int instances_of(const catalog *c, view name) noexcept nogil:
+    """How many instances does the table have?"""
+    cdef const instance *i = c.slots[hash_view(name, c.seed) % SLOTS]
+    cdef int count = 0
+    while i != NULL:
+        count += view_equal(buf_view(&i.name), name)
+        i = i.chain
+    return count
+
+
+cdef table *make_room(catalog *c, const view *name) noexcept nogil:
+    """Forget the instance longest unused, of that table or (NULL) of all; returns its table."""
     cdef instance *oldest = NULL
     cdef instance *i = catalog_next(c, NULL)
     cdef instance **link
     cdef table *t
     while i != NULL:
         if i.state == AT_REST and i.waiters == NULL and not i.jobs:
-            if oldest == NULL or i.used < oldest.used:
+            if (oldest == NULL or i.used < oldest.used) and (
+                name == NULL or view_equal(buf_view(&i.name), name[0])
+            ):
                 oldest = i
         i = catalog_next(c, i)
     if oldest == NULL:
@@ -160,8 +173,10 @@ cdef instance *catalog_add(
     """A new instance, not open yet, or NULL without memory. retired: a table that made room, or NULL."""
     cdef instance *i
     retired[0] = NULL
-    if c.count >= INSTANCES_MAX:
-        retired[0] = make_room(c)
+    if instances_of(c, name) >= INSTANCES_OF_A_TABLE:
+        retired[0] = make_room(c, &name)
+    elif c.count >= INSTANCES_MAX:
+        retired[0] = make_room(c, NULL)
     i = <instance *> calloc(1, sizeof(instance))
     if i == NULL:
         return NULL

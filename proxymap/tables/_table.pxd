@@ -153,6 +153,7 @@ cdef class Table:
     cdef readonly list files    # paths, in the order of origins
     cdef list ways              # how its files are watched, see _watch
     cdef public object parts    # names of the tables that it is made of, or asks
+    cdef public int heeded      # flags of its opening that made a difference to what it holds
     cdef public int faults      # rules or lines that were skipped when it was loaded
     cdef public str trouble     # the latest, for the administrator; empty: none
     cdef public bint watches_content  # must each write to its files be seen, or only whole changes?

@@ -27,6 +27,7 @@ class Table:
     ) -> None: ...
     files: list[bytes]
     faults: int
+    heeded: int
     parts: frozenset[bytes] | set[bytes]
     watches_content: bool
     trouble: str

@@ -71,6 +71,7 @@ cdef class Table:
         self.t.slow = 0
         self.files = []
         self.faults = 0
+        self.heeded = -1
         self.parts = frozenset()
         self.trouble = ""
         self.watches_content = False

@@ -19,7 +19,7 @@ from proxymap.base.files import Stamp, stamp_at
 from proxymap.config.source import without_proxy
 from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import Host, Opening
-from proxymap.tables.flags import RHS_IS_FILE
+from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
 from proxymap.tables.types import GONE, type_of
 
 KEPT = "going on with the previous content"  # ends the trouble of a table whose new content was refused
@@ -28,6 +28,9 @@ REBUILT_WHOLE = b": a table that has to be rebuilt whole leaves storage inconsis
 
 # What makes two tables the same: the name, the flags that matter at open, opened for updates or not.
 Key = tuple[bytes, int, bool]
+
+# Flags that say which of two lines with the same key counts, and those that say nothing beside them.
+MOOT = ((DUP_IGNORE, DUP_REPLACE | DUP_WARN), (DUP_REPLACE, DUP_WARN))
 
 QUIET = 0.05  # seconds without a write, after which a file is taken to be whole
 QUIET_EMPTY = 1.0  # the same of an empty one, whose writer has perhaps not begun
@@ -61,25 +64,29 @@ def open_table(
     type_name = key[0]
     if key[1] & RHS_IS_FILE and host is not None and (refusal := host.files_refused(type_name)):
         return Surrogate(type_name, os.fsencode(refusal))
+    turn = (type_name, 0, writes)  # one after the other, whatever the flags: the next may share the table
     me = threading.get_ident()
     with _lock:
-        while key in _openers:
-            if _waits_for(_openers[key], me):
+        while turn in _openers:
+            if _waits_for(_openers[turn], me):
                 return Surrogate(type_name, b"%b refers to itself" % type_name)  # through another table
-            _waiting[me] = key
+            _waiting[me] = turn
             _lock.wait()
             del _waiting[me]
-        _openers[key] = me
+        _openers[turn] = me
         table = _open.get(key)
     try:
-        if table is not None and table not in _distrusted and not table.changed and not table.incomplete:
+        if table is not None and _is_current(table):
             return table
+        if (same := _same_content(key)) is not None:
+            _open[key] = same
+            return same
         made = _open_or_keep(key, flags, host or Host(), settle, table)
         _distrusted.discard(made)
         return made
     finally:
         with _lock:
-            del _openers[key]
+            del _openers[turn]
             _lock.notify_all()
 
 
@@ -89,6 +96,21 @@ def distrust(type_name: bytes | None) -> None:
         _distrusted.update(
             table for (name, _, writes), table in _open.items() if not writes and type_name in (None, name)
         )
+
+
+def _is_current(table: Table) -> bool:
+    return table not in _distrusted and not table.changed and not table.incomplete
+
+
+def _same_content(key: Key) -> Table | None:
+    """A table that is open with other flags, none of which makes a difference to what it holds."""
+    type_name, flags, writes = key
+    with _lock:
+        others = [(other[1], table) for other, table in _open.items() if other[::2] == (type_name, writes)]
+    for then, table in others:
+        if not (flags ^ then) & table.heeded and _is_current(table):
+            return table
+    return None
 
 
 def _waits_for(thread: int | None, me: int) -> bool:
@@ -108,7 +130,13 @@ def key_of(type_name: bytes, flags: int, writes: bool) -> Key:
     """What tables are shared by."""
     type_name = without_proxy(type_name)
     known = type_of(type_name)
-    return type_name, flags & known.flags if known else 0, writes
+    if known is None:
+        return type_name, 0, writes
+    flags &= known.flags
+    for stronger, moot in MOOT:
+        if flags & stronger:
+            flags &= ~moot
+    return type_name, flags, writes
 
 
 def _open_or_keep(key: Key, flags: int, host: Host, settle: bool, old: Table | None) -> Table:

@@ -18,9 +18,15 @@ from proxymap.tables.flags import (
     DUP_IGNORE,
     DUP_REPLACE,
     DUP_WARN,
+    FIXED,
     FOLD_FIX,
+    FOLD_MUL,
     NO_REGSUB,
+    PATTERN,
     RHS_IS_FILE,
+    TRY0NULL,
+    TRY1NULL,
+    UTF8_ACTIVE,
     UTF8_REQUEST,
 )
 
@@ -49,6 +55,9 @@ class TableType:
 
 TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
 
+# What members may heed, and what says how they are asked.
+MEMBER_FLAGS = TEXTHASH_FLAGS | NO_REGSUB | TRY0NULL | TRY1NULL | FIXED | PATTERN | FOLD_MUL | UTF8_ACTIVE
+
 TABLE_TYPES = {
     "btree": TableType("indexed.bdb", suffix=b".db", writable=True),
     "cdb": TableType("indexed.cdb", suffix=b".cdb"),
@@ -62,13 +71,13 @@ TABLE_TYPES = {
     "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pgsql": TableType("databases.pgsql"),
-    "pipemap": TableType("composite.pipemap", flags=ALL_FLAGS),  # members keep the flags of their opening
+    "pipemap": TableType("composite.pipemap", flags=MEMBER_FLAGS),  # members keep the flags of their opening
     "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
     "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "sqlite": TableType("databases.sqlite"),
     "static": TableType("memory.static", writable=True, flags=RHS_IS_FILE),
     "texthash": TableType("memory.texthash", suffix=b"", flags=TEXTHASH_FLAGS),
-    "unionmap": TableType("composite.unionmap", flags=ALL_FLAGS),
+    "unionmap": TableType("composite.unionmap", flags=MEMBER_FLAGS),
     "unix": TableType("databases.unix"),
 }
 

@@ -339,3 +339,34 @@ def test_file_that_cannot_be_opened_is_watched(tmp_path: Path, name: str) -> Non
         (tmp_path / file).write_text("text")
     assert host.watch.take()
     assert table.changed
+
+
+def test_flags_that_make_no_difference_to_a_text_share_one_table(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_text("key value\nother value\n")
+    name = b"texthash:%b" % bytes(file)
+    words = [
+        sum(1 << bit for i, bit in enumerate((0, 1, 6, 7, 8, 14, 16, 19)) if n >> i & 1) for n in range(256)
+    ]
+    tables = [open_table(name, word) for word in words]
+    assert len({id(table) for table in tables}) == 1
+    file.write_text("key new\n")
+    os.utime(file, (1, 1))
+    tables = [open_table(name, word) for word in words]
+    assert len({id(table) for table in tables}) == 1
+    assert found(tables[-1], b"key") == b"new"
+
+
+def test_flags_that_make_a_difference_have_tables_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_text("Key value\nKey second\n")
+    name = b"texthash:%b" % bytes(file)
+    ignore, replace, fold = (
+        open_table(name, 1 << 1),
+        open_table(name, 1 << 7),
+        open_table(name, 1 << 1 | 1 << 14),
+    )
+    assert found(ignore, b"Key") == b"value"
+    assert found(replace, b"Key") == b"second"
+    assert found(fold, b"key") == b"value"
+    assert open_table(name).reason is not None

@@ -16,7 +16,7 @@ from proxymap.base._fold import is_utf8
 from proxymap.tables.memory._plain import PlainLines
 from proxymap.base.files import read_file
 from proxymap.config.source import RecordError, base64_of_files, logical_lines, split_record
-from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE
+from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, FOLD_FIX, RHS_IS_FILE, UTF8_REQUEST
 
 
 cdef class TexthashTable(RecordsTable):
@@ -47,6 +47,7 @@ class Source:
         self.path, self.name, self.opening = path, os.fsdecode(path), opening
         self.files = []
         self.faults = 0
+        self.heeded = -1
 
     def warn(self, text):
         self.faults += 1
@@ -76,6 +77,7 @@ class Source:
 def load(source) -> Records:
     """What the file holds. Raises OSError; ValueError for a duplicate that nobody has a rule for."""
     content, stamp = read_file(source.path)
+    source.heeded = heeded_by(content, source.opening.flags)
     source.files.append((source.path, stamp))
     held = Records()
     opening = source.opening
@@ -92,9 +94,24 @@ def load(source) -> Records:
                 if not flags & DUP_WARN:
                     raise ValueError(text)
                 source.warn(text)
+                source.heeded = -1
     return held
+
+
+def heeded_by(content, flags) -> int:
+    """Which flags make a difference to what the file holds, while no key is in it twice?"""
+    moot = 0
+    if not flags & (DUP_IGNORE | DUP_REPLACE):
+        moot |= DUP_WARN | DUP_IGNORE | DUP_REPLACE  # else it is not known whether a key was
+    if content.isascii():
+        moot |= UTF8_REQUEST
+        if content == content.lower():
+            moot |= FOLD_FIX
+    return ~moot
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> TexthashTable:
     source = Source(mapname, opening)
-    return TexthashTable(type_name, load(source), source)
+    table = TexthashTable(type_name, load(source), source)
+    table.heeded = source.heeded
+    return table
