@@ -234,6 +234,8 @@ class Settings:
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")
     buffer_size_limit = own("64M", size(65536), "bytes buffered for all clients together")
+    value_size_limit = own("16M", size(1024), "bytes of a value")
+    waiting_limit = own("2000", integer(1, 1000000), "requests that may wait for one table")
     worker_count = own("4", integer(1, 1000), "threads for each slow table")
     lookup_time_limit = own("10s", seconds(1), "seconds until a slow lookup is answered RETRY")
     open_time_limit = own("30s", seconds(1), "seconds until a table that does not open is answered RETRY")

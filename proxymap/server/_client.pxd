@@ -42,9 +42,11 @@ cdef struct client:
     source source
     uint32_t events      # what epoll watches; 0: nothing, the descriptor is not registered
     bint parked          # waits for a table or a worker: not read meanwhile
+    bint awaits_table    # parked: it is in the list of an instance that is being opened
     bint quiet           # while draining: has sent nothing since the latest look
     bint read            # the first list was parsed into session.request
     size_t list_len      # length of that list in bytes
+    bint gone            # the peer has closed its end: nobody reads a reply
     bint more            # there are probably more bytes, or their end
     bint discarding      # it was answered BAD, or let go; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at

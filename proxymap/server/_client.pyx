@@ -20,6 +20,7 @@ from proxymap.base._os cimport (
     shutdown, timerfd_settime,
 )
 from proxymap._codec cimport list_restart
+from proxymap.server._catalog cimport instance
 from proxymap.server._flight cimport flight_leave
 from proxymap.server._service cimport service, session_free
 
@@ -45,7 +46,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
 
 cdef void clients_free(clients *all) noexcept nogil:
     while all.first != NULL:
-        all.first.parked = False  # whom it waits for will not be back
+        all.first.parked = all.first.awaits_table = False  # neither table nor worker will be back
         client_close(all, all.first)
     clients_sweep(all)
     free(all.received)
@@ -76,8 +77,8 @@ cdef client *client_add(clients *all, int fd) noexcept nogil:
 cdef void client_close(clients *all, client *c) noexcept nogil:
     """Hang up. The memory goes at the end of the turn, since events of this turn may still name it.
 
-    A parked client is still known to a table or a worker, which may reply to it: memory and descriptor
-    go when they are done with it.
+    A parked client is still known to a worker, or is forgotten by the table that it waits for. The memory
+    goes when the worker is done with it; so does the descriptor if the worker has that, too.
     """
     if c.source.fd < 0:
         return
@@ -85,10 +86,13 @@ cdef void client_close(clients *all, client *c) noexcept nogil:
         flight_leave(&c.session.waits)
         c.parked = False
     client_watch(all, c, 0)  # close alone does not do it while a forked child has the descriptor too
-    if c.parked:
+    if c.parked and c.session.lent:
         shutdown(c.source.fd, SHUT_RDWR)
     else:
         close(c.source.fd)
+        c.session.fd = -1
+    if c.parked and c.awaits_table:
+        forget_waiter(c)
     c.source.fd = -1
     client_clear_deadline(all, c)
     all.buffered -= c.input.cap + c.output.cap
@@ -105,6 +109,20 @@ cdef void client_close(clients *all, client *c) noexcept nogil:
     all.closed += 1
     if not c.parked:
         client_bury(all, c)
+
+
+cdef void forget_waiter(client *c) noexcept nogil:
+    """Take c from the list of those that wait for a table to be opened."""
+    cdef instance *i = c.session.waits_for
+    cdef client *other = <client *> i.waiters
+    if other == c:
+        i.waiters = c.waiter
+    else:
+        while other.waiter != c:
+            other = other.waiter
+        other.waiter = c.waiter
+    i.waiting -= 1
+    c.parked = c.awaits_table = False
 
 
 cdef void client_bury(clients *all, client *c) noexcept nogil:

@@ -329,8 +329,8 @@ cdef class Loop:
 
     def configure(
         self, *, approved, bint utf8_layer=True, bint greeting=True, size_t cache_size=0,
-        int cache_negative_share=25, size_t request_size_limit=1 << 20, size_t buffer_size_limit=1 << 26,
-        ipc_timeout=3600
+        int cache_negative_share=25, size_t request_size_limit=1 << 20, size_t value_size_limit=1 << 24,
+        size_t waiting_limit=2000, size_t buffer_size_limit=1 << 26, ipc_timeout=3600
     ):
         """Obey these settings from now on; bytes and seconds. Not while `run` is under way.
 
@@ -342,6 +342,7 @@ cdef class Loop:
                 raise MemoryError
         catalog_recheck(&self.l.service.tables)
         self.l.service.utf8_layer = utf8_layer
+        self.l.service.value_size_limit, self.l.service.waiting_limit = value_size_limit, waiting_limit
         self.l.all.greeting = greeting
         self.l.all.request_size_limit = request_size_limit
         self.l.all.buffer_size_limit = buffer_size_limit

@@ -49,6 +49,8 @@ cdef struct service:
     uint64_t requests
     table *config        # stands for the files of the configuration; NULL: unknown
     uint64_t turn        # of the loop
+    size_t waiting_limit     # requests that may wait for one instance
+    size_t value_size_limit  # bytes of a value; a longer one is RETRY
     bint lends           # may a worker have a connection?
     uint64_t cursors     # numbers the sequences that workers walk
     flights flights      # questions under way
@@ -63,6 +65,7 @@ cdef void session_free(session *who) noexcept nogil
 cdef cursor *session_cursor(session *who, instance *i) noexcept nogil
 cdef void service_warn(service *s, view before, view what, view after) noexcept nogil
 cdef void service_complain(service *s, instance *i, const char *what) noexcept nogil
+cdef int service_too_long(service *s, const instance *i, view value) noexcept nogil
 cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil
 
 

@@ -17,6 +17,7 @@ from proxymap.server._catalog cimport catalog_free, catalog_init, instance
 from proxymap.server._flight cimport flights_free, flights_init
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.tables._table cimport cursor
+from proxymap._words cimport STAT_RETRY
 
 cdef enum:
     CURSORS_MAX = 16  # sequences that one connection may have under way
@@ -26,6 +27,7 @@ cdef void service_init(service *s, uint64_t seed) noexcept nogil:
     memset(s, 0, sizeof(service))
     s.lends = True
     s.dice = seed | 1
+    s.waiting_limit = s.value_size_limit = <size_t> -1
     catalog_init(&s.tables, seed)
     flights_init(&s.flights, seed)
 
@@ -99,3 +101,10 @@ cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view 
     parts[2] = text
     parts[3] = view_str(b'": malformed UTF-8 or invalid codepoint')
     log_line(s.log, LEVEL_WARNING, parts, 4)
+
+
+cdef int service_too_long(service *s, const instance *i, view value) noexcept nogil:
+    """A value that is not sent: it would hold up all others while it is copied. Returns the status, RETRY."""
+    service_warn(s, view_str(b"table "), buf_view(&i.name),
+                 view_str(b" has a value over value_size_limit; answering RETRY"))
+    return STAT_RETRY

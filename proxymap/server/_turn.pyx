@@ -72,6 +72,7 @@ cdef int client_new(clients *all, int fd) noexcept nogil:
 cdef void client_noticed(client *c, uint32_t events) noexcept nogil:
     """epoll reported these events of c; clients_serve is to be next."""
     c.more = events & HANGING_UP  # behind the last bytes, an end
+    c.gone = events & (EPOLLHUP | EPOLLERR)
 
 
 cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
@@ -121,6 +122,8 @@ cdef void client_unready(clients *all, client *c) noexcept nogil:
     """Something happened to a client that is not waiting for its next request."""
     if buf_len(&c.output):
         client_flush(all, c)
+    elif c.parked and c.gone:
+        client_close(all, c)
     elif c.parked:
         client_watch(all, c, 0)  # it pipelines, or is gone: look again when its answer is back
     elif c.discarding:
@@ -211,7 +214,8 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
         became = session_serve(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
         if became == PARKED:
-            c.parked = True
+            c.parked = c.awaits_table = True
+            c.session.waits_for.waiting += 1
             c.waiter = <client *> c.session.waits_for.waiters
             c.session.waits_for.waiters = c
             break
@@ -287,6 +291,8 @@ cdef void client_resume(clients *all, client *c) noexcept nogil:
 cdef void client_rest(clients *all, client *c) noexcept nogil:
     """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
     if c.parked:
+        if c.gone and not c.session.lent:
+            client_close(all, c)
         return
     if c.discarding:
         shutdown(c.source.fd, SHUT_WR)
@@ -309,10 +315,11 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
 
 cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
-    c.parked = c.quiet = False
+    c.parked = c.awaits_table = c.quiet = False
     c.session.waits_for = NULL
     if c.source.fd < 0:
-        close(c.session.fd)
+        if c.session.fd >= 0:
+            close(c.session.fd)
         client_bury(all, c)
         return False
     return True
@@ -324,6 +331,7 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
     cdef client *c = <client *> i.waiters
     cdef client *next
     i.waiters = NULL
+    i.waiting = 0
     while c != NULL:
         next = c.waiter
         if unpark(all, c):

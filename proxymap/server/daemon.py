@@ -189,6 +189,7 @@ class Daemon:
             "cache_negative_share": settings.cache_negative_share,
             "request_size_limit": settings.request_size_limit,
             "buffer_size_limit": settings.buffer_size_limit, "ipc_timeout": settings.ipc_timeout,
+            "value_size_limit": settings.value_size_limit, "waiting_limit": settings.waiting_limit,
         }  # fmt: skip
 
     def _watch_configuration(self, settings: Settings) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from fix_ctl import run
-from fix_server import Peer, ServerProcess, found, lookup, wait_until, write_cdb
+from fix_server import LIMIT, Peer, ServerProcess, found, lookup, wait_until, write_cdb
 from oracle import reply
 
 RETRY = reply("lookup", "3.6", 2)
@@ -77,3 +78,41 @@ def test_what_is_known_of_a_table_says_that_it_is_being_opened(server: ServerPro
     with Peer(server.path) as peer:
         peer.send(lookup(name, b"k"))
         wait_until(lambda: b"being opened" in run("--socket", server.path, "tables").stdout, "the state")
+
+
+def test_clients_that_ask_and_leave_hold_no_descriptor(server: ServerProcess) -> None:
+    (name,) = hanging_tables(server, 1)
+    known = server.cdb("known", {b"k": b"v"})
+    server.own["open_time_limit"] = "1h"
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(known, b"k")) == found(b"v")
+        before = server.descriptors()
+        for _ in range(50):
+            with server.connect() as one:
+                one.send(lookup(name, b"k"))
+        wait_until(lambda: server.descriptors() <= before + 5, "descriptors of clients that are gone")
+        assert peer.ask(lookup(known, b"k")) == found(b"v")
+
+
+def test_more_requests_than_may_wait_for_a_table_are_retry(server: ServerProcess) -> None:
+    (name,) = hanging_tables(server, 1)
+    server.own.update(open_time_limit="1h", waiting_limit="3")
+    server.start()
+    with ExitStack() as stack:
+        asking = [stack.enter_context(server.connect()) for _ in range(4)]
+        for one in asking:
+            one.send(lookup(name, b"k"))
+        ready, _, _ = select.select([one.socket for one in asking], [], [], LIMIT)
+        (answered,) = [one for one in asking if one.socket in ready]
+        assert answered.reply() == RETRY
+
+
+def test_value_over_the_limit_is_retry_and_logged(server: ServerProcess) -> None:
+    known = server.cdb("known", {b"k": b"v", b"long": b"v" * 2000})
+    server.own["value_size_limit"] = "1024"
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(known, b"long")) == RETRY
+        assert peer.ask(lookup(known, b"k")) == found(b"v")
+    server.wait_log("value over value_size_limit")
