@@ -5,16 +5,14 @@ returns the loop thread never takes the GIL, so no Python thread can delay a
 reply. What needs Python goes to the workers as a job; the eventfd of the
 answers wakes the loop.
 
-One turn: wait, take the events, answer, free what was closed. The wait is
-shared by all that are ready; there is no other call per request than a recv
-and a send. Before the loop sleeps it looks once more for a moment, if that has
-paid off lately (wait_eagerly): that is so with one or two busy clients.
+One turn: wait (see wait_eagerly), take the events, answer, free what was
+closed. There is no other call per request than a recv and a send.
 
 As a child of master(8) the loop also watches the status channel, whose end is
 the word to leave, tells master when it is overloaded (_status), counts
 connections for max_use, and times max_idle while there are none.
 
-Source: epoll(7), accept4(2), eventfd(2), timerfd_create(2), multi_server(3).
+Source: epoll(7), accept4(2), timerfd_create(2), multi_server(3).
 """
 
 import os

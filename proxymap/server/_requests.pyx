@@ -79,10 +79,7 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
     if who.verdict == PARSE_BAD:
         return refuse(r, STAT_BAD, out)
     if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
-        service_warn(s, view_str(b"refusing "), r.table,
-                     view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
-                              else b" delete request on non-proxywrite service"))
-        return refuse(r, STAT_DENY, out)
+        return deny_change(s, r, out)
     r.table = without_proxy(r.table)
     i = who.found
     if i == NULL or who.forgotten != s.tables.forgotten:  # others were served since
@@ -116,6 +113,13 @@ cdef view NONE = view_of(NULL, 0)
 cdef int refuse(const request *r, int status, buf *out) noexcept nogil:
     reply_append(out, r, status, 0, NONE, NONE)
     return SERVED
+
+
+cdef int deny_change(service *s, const request *r, buf *out) noexcept nogil:
+    service_warn(s, view_str(b"refusing "), r.table,
+                 view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
+                          else b" delete request on non-proxywrite service"))
+    return refuse(r, STAT_DENY, out)
 
 
 cdef int deny(service *s, const request *r, buf *out) noexcept nogil:

@@ -65,17 +65,10 @@ def open_table(
     if key[1] & RHS_IS_FILE and host is not None and (refusal := host.files_refused(type_name)):
         return Surrogate(type_name, os.fsencode(refusal))
     turn = (type_name, 0, writes)  # one after the other, whatever the flags: the next may share the table
-    me = threading.get_ident()
-    with _lock:
-        while turn in _openers:
-            if _waits_for(_openers[turn], me):
-                return Surrogate(type_name, b"%b refers to itself" % type_name)  # through another table
-            _waiting[me] = turn
-            _lock.wait()
-            del _waiting[me]
-        _openers[turn] = me
-        table = _open.get(key)
+    if not _take_turn(turn, threading.get_ident()):
+        return Surrogate(type_name, b"%b refers to itself" % type_name)  # through another table
     try:
+        table = _open.get(key)
         if table is not None and _is_current(table):
             return table
         if (same := _same_content(key)) is not None:
@@ -88,6 +81,19 @@ def open_table(
         with _lock:
             del _openers[turn]
             _lock.notify_all()
+
+
+def _take_turn(turn: Key, me: int) -> bool:
+    """Wait until no other thread opens the table; False if that one waits for us."""
+    with _lock:
+        while turn in _openers:
+            if _waits_for(_openers[turn], me):
+                return False
+            _waiting[me] = turn
+            _lock.wait()
+            del _waiting[me]
+        _openers[turn] = me
+        return True
 
 
 def distrust(type_name: bytes | None) -> None:
