@@ -5,6 +5,7 @@ says where it was when it crashed.
 """
 
 import os
+import signal
 
 from fix_gate import gate
 from fix_mariadb import mariadb
@@ -26,3 +27,5 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("other", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+# A shell that starts the tests in the background ignores SIGINT, and so would every process of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
