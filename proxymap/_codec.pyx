@@ -371,13 +371,15 @@ cdef char *put_int(char *p, unsigned int number) noexcept nogil:
 
 
 cdef int reply_append(buf *out, const request *r, int status, int flags, view key, view value) noexcept nogil:
-    """Append the reply to r in its shape and dialect; 0, or -1 without memory."""
+    """Append the reply to r in its shape and dialect, or RETRY if there is no memory for it; 0, or -1."""
     cdef char *p
     if status != STAT_OK:
         key = value = view_of(NULL, 0)
     # Everything fixed is under 64 bytes, so that one reservation serves the whole reply.
     if buf_reserve(out, 64 + key.len + value.len) < 0:
-        return -1
+        if buf_reserve(out, 64) < 0:
+            return -1
+        status, key, value = STAT_RETRY, view_of(NULL, 0), view_of(NULL, 0)
     p = put_status(out.data + out.end, status)
     if r.kind == REQ_OPEN or r.dialect == DIALECT_3_11:
         p = put_int(put(p, b"flags\0", 6), <unsigned int> flags)

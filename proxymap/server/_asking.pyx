@@ -39,7 +39,8 @@ cdef int ask_lookup(
         status = i.t.lookup_foreseen(i.t, key, &who.glimpse, flags, &s.scratch, value)
     else:
         status = i.t.lookup(i.t, key, flags, &s.scratch, value)
-    if status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and not utf8_valid(value[0]):
+    if (status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE and value.len <= s.value_size_limit
+            and not utf8_valid(value[0])):
         service_warn_not_utf8(s, i, b': non-UTF-8 value "', value[0])
         return STAT_CONFIG
     return status

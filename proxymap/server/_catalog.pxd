@@ -40,7 +40,7 @@ cdef struct instance:
     uint64_t looked     # the turn in which a polled table was looked at
     unsigned long used  # when it was last asked for, in requests
     void *waiters       # connections that wait until it is open
-    size_t waiting      # how many connections those are
+    size_t waiting      # how many connections wait for that, or for answers that are shared
     unsigned int jobs   # requests that workers have; their replies need it
 
 

@@ -12,8 +12,11 @@ cdef extern from *:
     /* Events that come once for all bytes that have come: else epoll looks at each socket once more,
        to find nothing, after each request. A client with `more` is to be looked at without an event. */
     #define PROXYMAP_READING ((uint32_t) (EPOLLIN | EPOLLRDHUP | EPOLLET))
+    /* Nothing but that the peer has closed its end, which epoll always tells. */
+    #define PROXYMAP_LEAVING ((uint32_t) EPOLLET)
     """
     const uint32_t READING "PROXYMAP_READING"
+    const uint32_t LEAVING "PROXYMAP_LEAVING"
 
 cdef enum:
     SCRATCHES = 12            # for reads
@@ -47,6 +50,7 @@ cdef struct client:
     bint read            # the first list was parsed into session.request
     size_t list_len      # length of that list in bytes
     bint gone            # the peer has closed its end: nobody reads a reply
+    bint starved         # there was no memory for a reply
     bint more            # there are probably more bytes, or their end
     bint discarding      # it was answered BAD, or let go; what it still sends is thrown away
     scan seen            # how far the list at the start of `input` was looked at

@@ -9,11 +9,11 @@ Source: epoll(7), unix(7); wire.md.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 from posix.unistd cimport close
 
-from proxymap.base._buf cimport buf_append, buf_free, buf_len
+from proxymap.base._buf cimport buf, buf_append, buf_free, buf_len, buf_reserve, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, SHUT_RDWR, SHUT_WR, epoll_ctl, epoll_event, itimerspec,
@@ -22,7 +22,7 @@ from proxymap.base._os cimport (
 from proxymap._codec cimport list_restart
 from proxymap.server._catalog cimport instance
 from proxymap.server._flight cimport flight_leave
-from proxymap.server._service cimport service, session_free
+from proxymap.server._service cimport service, service_warn, session_free
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int, unsigned long, int *)
@@ -31,6 +31,7 @@ cdef extern from "<linux/sockios.h>" nogil:
     enum: SIOCOUTQ
 
 cdef enum:
+    REPLIES_MIN = 65536     # bytes of the scratch for replies: a RETRY without memory needs room, too
     REPLIES_KEEP = 1048576  # a larger scratch, after a huge value, is given back
 
 
@@ -41,7 +42,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
     all.epoll = epoll
     all.timer = timer
     all.received = <char *> malloc(SCRATCHES * READ_APART)
-    return 0 if all.received != NULL else -1
+    return 0 if all.received != NULL and buf_reserve(&all.replies, REPLIES_MIN) == 0 else -1
 
 
 cdef void clients_free(clients *all) noexcept nogil:
@@ -77,8 +78,8 @@ cdef client *client_add(clients *all, int fd) noexcept nogil:
 cdef void client_close(clients *all, client *c) noexcept nogil:
     """Hang up. The memory goes at the end of the turn, since events of this turn may still name it.
 
-    A parked client is still known to a worker, or is forgotten by the table that it waits for. The memory
-    goes when the worker is done with it; so does the descriptor if the worker has that, too.
+    What a parked client waits for forgets it, but for a worker: the memory goes when that is done with
+    it, and so does the descriptor if the worker has it, too.
     """
     if c.source.fd < 0:
         return
@@ -121,8 +122,8 @@ cdef void forget_waiter(client *c) noexcept nogil:
         while other.waiter != c:
             other = other.waiter
         other.waiter = c.waiter
-    i.waiting -= 1
     c.parked = c.awaits_table = False
+    i.waiting -= 1
 
 
 cdef void client_bury(clients *all, client *c) noexcept nogil:
@@ -134,12 +135,17 @@ cdef void client_bury(clients *all, client *c) noexcept nogil:
 cdef void clients_sweep(clients *all) noexcept nogil:
     """Free what was closed in this turn, and a scratch that grew too large."""
     cdef client *c
+    cdef char *smaller
     while all.dead != NULL:
         c = all.dead
         all.dead = c.next
         free(c)
     if all.replies.cap > REPLIES_KEEP:
-        buf_free(&all.replies)
+        smaller = <char *> realloc(all.replies.data, REPLIES_MIN)
+        if smaller != NULL:
+            all.replies.data = smaller
+            all.replies.start = all.replies.end = 0
+            all.replies.cap = REPLIES_MIN
 
 
 cdef void client_watch(clients *all, client *c, uint32_t events) noexcept nogil:
@@ -163,20 +169,49 @@ cdef void client_watch(clients *all, client *c, uint32_t events) noexcept nogil:
 # Buffers
 
 cdef int client_input_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil:
-    """Keep what could not be served yet; -1 if all buffers together are too large, or without memory."""
-    cdef size_t before = c.input.cap
-    if all.buffered > all.buffer_size_limit or buf_append(&c.input, data, len) < 0:
-        return -1
-    all.buffered += c.input.cap - before
-    return 0
+    """Keep what could not be served yet; -1 without memory, or if c is who must make room for the others."""
+    return keep(all, c, &c.input, data, len)
 
 
 cdef int client_output_keep(clients *all, client *c, const char *data, size_t len) noexcept nogil:
-    cdef size_t before = c.output.cap
-    if all.buffered > all.buffer_size_limit or buf_append(&c.output, data, len) < 0:
+    """The same of replies."""
+    return keep(all, c, &c.output, data, len)
+
+
+cdef int keep(clients *all, client *c, buf *kept, const char *data, size_t len) noexcept nogil:
+    cdef size_t before = kept.cap
+    cdef client *other
+    while all.buffered > all.buffer_size_limit:
+        other = heaviest(all)
+        service_warn(all.service, view_str(b"hanging up on a client that has "), view_str(
+            b"an unfinished request" if is_unfinished(other) else b"unread replies"),
+            view_str(b": all clients together have buffer_size_limit"))
+        if other == c:
+            return -1
+        client_close(all, other)
+    if buf_append(kept, data, len) < 0:
         return -1
-    all.buffered += c.output.cap - before
+    all.buffered += kept.cap - before
     return 0
+
+
+cdef inline bint is_unfinished(const client *c) noexcept nogil:
+    """Has it sent the beginning of a list, and nothing that is complete?"""
+    return buf_len(&c.input) != 0 and not c.parked and not has_lists(c)
+
+
+cdef client *heaviest(clients *all) noexcept nogil:
+    """Who makes room: of those who send nothing complete, else of all, who has the largest buffers."""
+    cdef client *c = all.first
+    cdef client *found = c
+    while c != NULL:
+        if is_unfinished(c) > is_unfinished(found) or (
+            is_unfinished(c) == is_unfinished(found)
+            and c.input.cap + c.output.cap > found.input.cap + found.output.cap
+        ):
+            found = c
+        c = c.next
+    return found
 
 
 # Deadlines

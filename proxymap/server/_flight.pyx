@@ -82,6 +82,7 @@ cdef void flight_join(flights *all, flight *f, waiter *w, void *who, uint64_t ol
     if f.waiters != NULL:
         f.waiters.previous = w
     f.waiters = w
+    f.of.waiting += 1
     all.old_from_ms = min(all.old_from_ms, old_from_ms)
 
 
@@ -95,6 +96,7 @@ cdef void flight_leave(waiter *w) noexcept nogil:
         w.of.waiters = w.next
     if w.next != NULL:
         w.next.previous = w.previous
+    w.of.of.waiting -= 1
     w.of = NULL
 
 

@@ -17,13 +17,16 @@ Source: epoll(7), accept4(2), timerfd_create(2), multi_server(3).
 
 import os
 
-from libc.errno cimport ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport close, read
 
-from proxymap.base._buf cimport view_of, view_str, view
+from proxymap.base._buf cimport view_of, view_str
+from proxymap.server._accept cimport (
+    accept_clients, accept_is_pausing, accept_resume, accept_set, listening, watch_source,
+)
 from proxymap.server._cache cimport cache, cache_free, cache_init
 from proxymap.server._catalog cimport catalog_approve, catalog_approve_none, catalog_give_up, catalog_recheck
 from proxymap.server._client cimport (
@@ -34,13 +37,10 @@ from proxymap.server._client cimport (
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._eager cimport eagerness, has_looked, is_time_to_look
 from proxymap.base._os cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK,
-    TFD_CLOEXEC, TFD_NONBLOCK, accept4, epoll_create1, epoll_ctl, epoll_event, epoll_wait, itimerspec,
-    timerfd_create, timerfd_settime,
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, TFD_CLOEXEC, TFD_NONBLOCK, epoll_create1,
+    epoll_event, epoll_wait, itimerspec, timerfd_create, timerfd_settime,
 )
-from proxymap.tables._jobs cimport (
-    JOB_OPEN, LEVEL_ERROR, Queue, job, job_free, log_line, queue, queue_take, queue_wake,
-)
+from proxymap.tables._jobs cimport JOB_OPEN, Queue, job, job_free, queue, queue_take, queue_wake
 from proxymap.server._opening cimport opening_anew, opening_look, opening_turn
 from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._report cimport forget_answers, report_tables
@@ -54,7 +54,7 @@ from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
 
 cdef enum:
     EVENTS = 256       # taken in one turn
-    ACCEPTS = 64       # connections taken in one turn, so that a storm of them delays nobody for long
+    KEPT_FOR_TABLES = 64  # descriptors that clients may not have, but of few descriptors an eighth
     QUIET_MS = 100     # a client that asks nothing for so long is idle
     PATIENCE_MS = 800  # at the end, with clients that ask without pause
     LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
@@ -81,10 +81,7 @@ cdef struct loop:
     clients all
     service service
     cache results
-    source *listeners
-    int listener_count
-    bint accepting        # the listeners are watched
-    uint64_t resume_ms    # when they will be again, after a pause
+    listening door
     source answers
     source wake
     source timer
@@ -104,43 +101,6 @@ cdef struct loop:
     # For the watchdog, which another thread reads:
     volatile_u64 turns
     volatile_u64 waiting
-
-
-cdef int watch_source(loop *l, source *s, int operation) noexcept nogil:
-    """0, or -1 with errno; to watch what is watched already is no failure."""
-    cdef epoll_event e
-    e.events = EPOLLIN
-    e.data.ptr = s
-    return 0 if epoll_ctl(l.epoll, operation, s.fd, &e) == 0 or errno == EEXIST else -1
-
-
-cdef void set_accepting(loop *l, bint accepting) noexcept nogil:
-    """Watch the listeners, or do not. Where the kernel has no room for them, try again after a pause."""
-    cdef int i
-    cdef bint failed = False
-    if l.accepting != accepting:
-        for i in range(l.listener_count):
-            if watch_source(l, &l.listeners[i], EPOLL_CTL_ADD if accepting else EPOLL_CTL_DEL) < 0:
-                failed = accepting
-        l.accepting = accepting and not failed
-        l.resume_ms = now_ms() + PAUSE_MS
-
-
-cdef void accept_clients(loop *l, source *listener) noexcept nogil:
-    """Take those that wait. Out of descriptors: say so, and pause, since the listener stays readable."""
-    cdef int fd, _
-    cdef view text
-    for _ in range(ACCEPTS):
-        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd >= 0:
-            client_new(&l.all, fd)
-        elif errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-            text = view_str(b"accept connection: out of file descriptors or memory; pausing")
-            log_line(l.service.log, LEVEL_ERROR, &text, 1)
-            set_accepting(l, False)
-            return
-        elif errno != EINTR and errno != ECONNABORTED:
-            return
 
 
 cdef void take_answers(loop *l) noexcept nogil:
@@ -163,7 +123,7 @@ cdef void take_answers(loop *l) noexcept nogil:
 cdef void take_event(loop *l, source *s) noexcept nogil:
     cdef uint64_t count
     if s.kind == SOURCE_LISTENER:
-        accept_clients(l, s)
+        accept_clients(&l.door, &l.all, s)
     elif s.kind == SOURCE_ANSWERS:
         read(s.fd, &count, sizeof(count))
         take_answers(l)
@@ -241,7 +201,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef client *ready[EVENTS]
     cdef source *s
-    cdef bint paused = not l.accepting and l.listener_count
+    cdef bint paused = accept_is_pausing(&l.door)
     cdef int i, n, count = 0
     if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
@@ -270,8 +230,8 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     clients_sweep(&l.all)
     if l.status.fd >= 0:
         status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
-    if paused and now_ms() >= l.resume_ms:
-        set_accepting(l, True)
+    if paused:
+        accept_resume(&l.door)
     return 0
 
 
@@ -356,42 +316,41 @@ cdef class Loop:
 
     def watch_sources(self, list listeners, int answers_fd, int wake_fd):
         cdef int i
-        self.l.listeners = <source *> calloc(len(listeners) + 1, sizeof(source))
-        if self.l.listeners == NULL:
+        cdef source *s
+        cdef source *sources[6]
+        cdef listening *door = &self.l.door
+        door.listeners = <source *> calloc(len(listeners) + 1, sizeof(source))
+        if door.listeners == NULL:
             raise MemoryError
-        self.l.listener_count = len(listeners)
-        for i in range(self.l.listener_count):
-            self.l.listeners[i].kind = SOURCE_LISTENER
-            self.l.listeners[i].fd = listeners[i]
-        self.l.answers.kind = SOURCE_ANSWERS
-        self.l.answers.fd = answers_fd
-        self.l.wake.kind = SOURCE_WAKE
-        self.l.wake.fd = wake_fd
+        door.epoll = self.l.epoll
+        door.count = len(listeners)
+        limit = os.sysconf("SC_OPEN_MAX")
+        door.kept_from = max(0, limit - min(KEPT_FOR_TABLES, limit // 8))
+        for i in range(door.count):
+            door.listeners[i].kind = SOURCE_LISTENER
+            door.listeners[i].fd = listeners[i]
+        self.l.answers.kind, self.l.answers.fd = SOURCE_ANSWERS, answers_fd
+        self.l.wake.kind, self.l.wake.fd = SOURCE_WAKE, wake_fd
         self.l.timer.kind = SOURCE_TIMER
-        watch_source(&self.l, &self.l.answers, EPOLL_CTL_ADD)
-        watch_source(&self.l, &self.l.wake, EPOLL_CTL_ADD)
-        watch_source(&self.l, &self.l.timer, EPOLL_CTL_ADD)
-        self.l.changes.kind = SOURCE_WATCH
-        self.l.changes.fd = self.watching.fd
-        if self.l.changes.fd >= 0:
-            watch_source(&self.l, &self.l.changes, EPOLL_CTL_ADD)
+        self.l.changes.kind, self.l.changes.fd = SOURCE_WATCH, self.watching.fd
         self.l.idle.kind = SOURCE_IDLE
-        watch_source(&self.l, &self.l.idle, EPOLL_CTL_ADD)
-        self.l.status_end.kind = SOURCE_STATUS
-        self.l.status_end.fd = self.l.status.fd
-        if self.l.status.fd >= 0:
-            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_ADD)
-        set_accepting(&self.l, True)
+        self.l.status_end.kind, self.l.status_end.fd = SOURCE_STATUS, self.l.status.fd
+        sources = [&self.l.answers, &self.l.wake, &self.l.timer, &self.l.changes, &self.l.idle,
+                   &self.l.status_end]
+        for s in sources:
+            if s.fd >= 0 and watch_source(self.l.epoll, s, EPOLL_CTL_ADD) < 0:
+                raise OSError(errno, os.strerror(errno))
+        accept_set(door, True)
 
     def __dealloc__(self):
         if self.l.all.received != NULL:
             clients_free(&self.l.all)
-        if self.l.listeners != NULL:
+        if self.l.door.listeners != NULL:
             catalog_give_up(&self.l.service.tables)
             service_free(&self.l.service)
         if self.l.results.slots != NULL:
             cache_free(&self.l.results)
-        free(self.l.listeners)
+        free(self.l.door.listeners)
         if self.l.epoll > 0:
             close(self.l.epoll)
         if self.l.timer.fd > 0:
@@ -428,15 +387,15 @@ cdef class Loop:
         """Take all that wait to be accepted by now."""
         cdef int i
         cdef size_t before
-        for i in range(self.l.listener_count):
+        for i in range(self.l.door.count):
             before = self.l.all.count + 1
             while self.l.all.count != before:
                 before = self.l.all.count
-                accept_clients(&self.l, &self.l.listeners[i])
+                accept_clients(&self.l.door, &self.l.all, &self.l.door.listeners[i])
 
     def stop_accepting(self):
-        set_accepting(&self.l, False)
-        self.l.listener_count = 0
+        accept_set(&self.l.door, False)
+        self.l.door.count = 0
 
     def drain(self, double seconds) -> int:
         """Answer what has arrived and let all clients go; returns how many were left when time was up.
@@ -453,9 +412,9 @@ cdef class Loop:
         if self.l.status.fd < 0:
             self.accept_all()
         self.stop_accepting()
-        watch_source(&self.l, &self.l.wake, EPOLL_CTL_DEL)  # they stay readable, and would end each turn
+        watch_source(self.l.epoll, &self.l.wake, EPOLL_CTL_DEL)  # they stay readable, and would end each turn
         if self.l.status.fd >= 0:
-            watch_source(&self.l, &self.l.status_end, EPOLL_CTL_DEL)
+            watch_source(self.l.epoll, &self.l.status_end, EPOLL_CTL_DEL)
             self.l.status.fd = -1
         self.l.all.closing = True
         self.l.service.lends = False  # a client that is let go has its reply from the loop

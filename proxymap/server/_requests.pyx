@@ -21,7 +21,7 @@ from proxymap._codec cimport (
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
 from proxymap.server._service cimport (
-    PARKED, SERVED, is_shared, service, service_too_long, service_warn, session,
+    PARKED, SERVED, is_crowded, is_shared, service, service_too_long, service_warn, session,
 )
 from proxymap.server._sharing cimport sharing_refresh, sharing_send
 from proxymap.server._work cimport work_send
@@ -93,7 +93,7 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
         if i == NULL:
             return refuse(r, STAT_RETRY, out)
     if not opening_ready(s, i):
-        if i.waiting >= s.waiting_limit:
+        if is_crowded(s, i):
             return refuse(r, STAT_RETRY, out)
         who.waits_for = i
         return PARKED
@@ -149,8 +149,6 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
         status = ask_sequence(s, who, i, r.function, &key, &value)
     else:
         status = ask_write(s, i, r, &flags)
-    if status == STAT_OK and value.len > s.value_size_limit:
-        status = service_too_long(s, i, value)
     if status == STAT_LATER:
         if r.dialect == DIALECT_3_6:
             i.flags = flags
@@ -159,6 +157,9 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
         return work_send(s, who, i, r, flags, out)
     if status == STAT_RETRY and i.t.reason == NULL and i.t.changed != NULL:
         opening_distrust(s, i)
+    elif status == STAT_OK and value.len > s.value_size_limit:
+        i.errors += 1
+        status = service_too_long(s, i)
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, status, flags, key, value)

@@ -65,13 +65,18 @@ cdef void session_free(session *who) noexcept nogil
 cdef cursor *session_cursor(session *who, instance *i) noexcept nogil
 cdef void service_warn(service *s, view before, view what, view after) noexcept nogil
 cdef void service_complain(service *s, instance *i, const char *what) noexcept nogil
-cdef int service_too_long(service *s, const instance *i, view value) noexcept nogil
+cdef int service_too_long(service *s, const instance *i) noexcept nogil
 cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil
 
 
 cdef inline bint is_shared(const service *s, const instance *i) noexcept nogil:
     """Are the answers of this table kept, and given to all who ask at once?"""
     return s.results != NULL and i.t.cached
+
+
+cdef inline bint is_crowded(const service *s, const instance *i) noexcept nogil:
+    """Do as many requests wait for the table as may?"""
+    return i.waiting + i.jobs >= s.waiting_limit
 
 
 cdef inline uint64_t answers_owner(const instance *i, int flags) noexcept nogil:

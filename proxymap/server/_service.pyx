@@ -103,7 +103,7 @@ cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view 
     log_line(s.log, LEVEL_WARNING, parts, 4)
 
 
-cdef int service_too_long(service *s, const instance *i, view value) noexcept nogil:
+cdef int service_too_long(service *s, const instance *i) noexcept nogil:
     """A value that is not sent: it would hold up all others while it is copied. Returns the status, RETRY."""
     service_warn(s, view_str(b"table "), buf_view(&i.name),
                  view_str(b" has a value over value_size_limit; answering RETRY"))

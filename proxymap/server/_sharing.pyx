@@ -28,7 +28,7 @@ from proxymap.server._flight cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, answers_owner, service, service_warn_not_utf8, session,
+    SENT, SERVED, answers_owner, is_crowded, service, service_too_long, service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
 from proxymap.tables._table cimport STAT_LATER, policy
@@ -64,10 +64,10 @@ cdef int sharing_send(
     if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
         reply_old(i, e, r, flags, out)
         return SERVED
-    f = flight_find(&s.flights, owner, key)
+    f = flight_find(&s.flights, owner, key) if not is_crowded(s, i) else NULL
     if f != NULL:
         i.joined += 1
-    else:
+    elif not is_crowded(s, i):
         f = send(s, i, owner, flags, key)
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
@@ -123,6 +123,8 @@ cdef void sharing_landed(service *s, flight *f, job *j) noexcept nogil:
     cdef instance *i = f.of
     i.jobs -= 1
     opening_job_is_back(s, j.t)
+    if j.status == STAT_OK and j.value.end - j.value.start > s.value_size_limit:
+        j.status = service_too_long(s, i)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
     if (j.status == STAT_OK and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(buf_view(&j.value))):

@@ -8,8 +8,10 @@ order, and it delays nobody else.
 Limits: a client that sends a list longer than request_size_limit is answered
 BAD; the rest of what it sends is read and thrown away for a while, since
 closing over unread bytes would destroy the reply. When all buffers together
-hold buffer_size_limit, a client that needs more is hung up on; Postfix's
-clients then come again after a second.
+hold buffer_size_limit, the client with the largest unfinished request is hung
+up on, or the one with the largest buffers if all are finished; Postfix's
+clients then come again after a second. A parked client that is gone is closed
+at once.
 
 One thread, the loop's; no GIL. Source: epoll(7), unix(7); wire.md.
 """
@@ -25,17 +27,17 @@ from proxymap.base._os cimport (
 )
 from proxymap.server._catalog cimport instance
 from proxymap.server._client cimport (
-    DISCARD_MS, READING, READ_APART, READ_SIZE, client, client_add, client_bury,
+    DISCARD_MS, LEAVING, READING, READ_APART, READ_SIZE, client, client_add, client_bury,
     client_clear_deadline, client_close, client_input_keep, client_let_go, client_output_keep,
     client_set_deadline, client_watch, clients, has_lists, reply_is_unread,
 )
-from proxymap._codec cimport greeting_append, list_restart, reply_append_bare
+from proxymap._codec cimport PARSE_SILENT, greeting_append, list_restart, reply_append_bare
 from proxymap.server._opening cimport opening_done
 from proxymap.server._requests cimport session_foresee, session_read, session_serve
 from proxymap.server._flight cimport (
     FLIGHT_NEVER, flight, flight_close, flight_end, flight_leave, flights, waiter,
 )
-from proxymap.server._service cimport PARKED, SENT, session
+from proxymap.server._service cimport PARKED, SENT, SERVED, session
 from proxymap.server._sharing cimport sharing_landed, sharing_old, sharing_reply
 from proxymap.server._work cimport work_answered
 from proxymap.tables._jobs cimport job
@@ -111,9 +113,9 @@ cdef void clients_serve(clients *all, client **ready, int count) noexcept nogil:
             if foreseen[k].len and foreseen[k].c.read:
                 session_foresee(all.service, &foreseen[k].c.session)
         for k in range(together):
-            if served[k].len:
+            if served[k].len and served[k].c.source.fd >= 0:  # else it made room for others meanwhile
                 client_serve(all, &served[k])
-                served[k].len = 0
+            served[k].len = 0
         received, foreseen, served = served, received, foreseen
         i += together
 
@@ -125,7 +127,7 @@ cdef void client_unready(clients *all, client *c) noexcept nogil:
     elif c.parked and c.gone:
         client_close(all, c)
     elif c.parked:
-        client_watch(all, c, 0)  # it pipelines, or is gone: look again when its answer is back
+        client_watch(all, c, LEAVING)  # it pipelines: look again when its answer is back
     elif c.discarding:
         client_discard(all, c)
     else:
@@ -203,6 +205,7 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
     Stops early when c is parked, or when enough replies have piled up.
     """
     cdef size_t used = 0
+    cdef size_t before
     cdef int became
     while used < len and buf_len(&all.replies) < REPLIES_MAX:
         if not c.read:
@@ -211,8 +214,12 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
                 break
         c.read = False
         c.session.alone = buf_len(&all.replies) == 0 and used + c.list_len == len and not c.more
+        before = buf_len(&all.replies)
         became = session_serve(all.service, &c.session, &all.replies)
         list_restart(&c.seen)
+        if became == SERVED and buf_len(&all.replies) == before and c.session.verdict != PARSE_SILENT:
+            c.starved = True
+            break
         if became == PARKED:
             c.parked = c.awaits_table = True
             c.session.waits_for.waiting += 1
@@ -236,6 +243,8 @@ cdef void client_finish(clients *all, client *c) noexcept nogil:
         client_refuse(all, c)
     else:
         client_send(all, c)
+        if c.starved:
+            client_close(all, c)
 
 
 cdef void client_send(clients *all, client *c) noexcept nogil:
@@ -292,7 +301,7 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
     """Nothing to send: wait for the next bytes, with a deadline if they belong to a list that has begun."""
     if c.parked:
         if c.gone and not c.session.lent:
-            client_close(all, c)
+            client_close(all, c)  # before it was read, or while its replies were sent
         return
     if c.discarding:
         shutdown(c.source.fd, SHUT_WR)
@@ -315,7 +324,7 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
 
 cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
-    c.parked = c.awaits_table = c.quiet = False
+    c.parked = c.quiet = False
     c.session.waits_for = NULL
     if c.source.fd < 0:
         if c.session.fd >= 0:
@@ -329,9 +338,14 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
     """A table was opened: serve the requests that wait for it."""
     cdef instance *i = opening_done(all.service, j)
     cdef client *c = <client *> i.waiters
+    cdef client *first = c
     cdef client *next
     i.waiters = NULL
-    i.waiting = 0
+    while c != NULL:
+        c.awaits_table = False
+        i.waiting -= 1
+        c = c.waiter
+    c = first
     while c != NULL:
         next = c.waiter
         if unpark(all, c):
@@ -397,7 +411,9 @@ cdef void clients_take_old(clients *all) noexcept nogil:
         w = f.waiters
         while w != NULL:
             next = w.next
-            if w.old_from_ms <= now:
+            if w.of != f:
+                pass  # it made room for others meanwhile
+            elif w.old_from_ms <= now:
                 client_take_old(all, f, <session *> w.who)
             else:
                 under_way.old_from_ms = min(under_way.old_from_ms, w.old_from_ms)

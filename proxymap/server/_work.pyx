@@ -17,7 +17,7 @@ from proxymap.tables._jobs cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, service, service_too_long, service_warn_not_utf8, session, session_cursor,
+    SENT, SERVED, is_crowded, service, service_too_long, service_warn_not_utf8, session, session_cursor,
 )
 from proxymap.tables._table cimport STAT_LATER, cursor
 from proxymap._words cimport *
@@ -40,7 +40,7 @@ cdef int work_send(
     cdef job *j
     if to == NULL and not change:
         to = s.asks
-    if status == STAT_LATER and i.jobs >= s.waiting_limit:
+    if status == STAT_LATER and is_crowded(s, i):
         status = STAT_RETRY
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
@@ -118,7 +118,7 @@ cdef void work_answered(service *s, session *who, job *j, buf *out) noexcept nog
     i.jobs -= 1
     opening_job_is_back(s, j.t)
     if j.status == STAT_OK and value.len > s.value_size_limit:
-        j.status = service_too_long(s, i, value)
+        j.status = service_too_long(s, i)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(value)):

@@ -180,7 +180,7 @@ class Daemon:
         }  # fmt: skip
         self.workers.configure(
             host, count=settings.worker_count, time_limit=settings.lookup_time_limit,
-            open_time_limit=settings.open_time_limit, cached=cached,
+            open_time_limit=settings.open_time_limit, value_limit=settings.value_size_limit, cached=cached,
             keeps=lambda type_name: {} if self.writes else settings.tables.group("cache_", type_name),
         )  # fmt: skip
         return {

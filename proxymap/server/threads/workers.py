@@ -53,17 +53,18 @@ class Workers:
         self.todo, self.asks = self._openers.crew.queue, self._askers.queue
 
     def configure(
-        self, host: Host, *, count: int, time_limit: int, open_time_limit: int, cached: Iterable[str],
+        self, host: Host, *, count: int, time_limit: int, open_time_limit: int, value_limit: int,
+        cached: Iterable[str],
         keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {},
     ) -> None:  # fmt: skip
         """Obey these settings for what comes from now on.
 
-        count: threads for each slow table. time_limit: seconds for a lookup. cached: maptypes
-        that the cache may stand in front of. keeps: a table's name -> how long its answers are
-        kept (Table.keep_for).
+        count: threads for each slow table. time_limit: seconds for a lookup. value_limit: bytes of a
+        value; a longer one is not copied, and its answer is RETRY. cached: maptypes that the cache may
+        stand in front of. keeps: a table's name -> how long its answers are kept (Table.keep_for).
         """
         host.watch = self.watch
-        self.count, self.limit_ms = count, time_limit * 1000
+        self.count, self.limit_ms, self.value_limit = count, time_limit * 1000, value_limit
         self._askers.limit = count
         self._openers.configure(
             host, keep=count, limit_ms=open_time_limit * 1000,
@@ -102,13 +103,16 @@ class Workers:
             try:
                 if self._expire():
                     self._busy.set()
-            except MemoryError:
+            except BaseException as error:  # whatever it is: nothing has a time limit without this thread
                 self._busy.set()
+                self._complain("watchdog of the workers", error)
 
     def _expire(self) -> bool:
         """Is anything still under way?"""
         busy = self._openers.expire()
-        for table in list(self._unequipped):
+        with self._lock:
+            unequipped = list(self._unequipped)
+        for table in unequipped:
             self._equip(table)
             busy = busy or bool(self._unequipped)
         for crew in self._all_crews():
@@ -151,10 +155,12 @@ class Workers:
         except RuntimeError:
             if asks is not None:
                 asks.queue.close()
-            self._unequipped.add(table)
+            with self._lock:
+                self._unequipped.add(table)
             self._busy.set()
             return
-        self._unequipped.discard(table)
+        with self._lock:
+            self._unequipped.discard(table)
         crews = [crew for crew in (asks, changes) if crew is not None]
         with self._lock:
             if table.crews is not None:  # another instance of it was quicker
@@ -191,9 +197,16 @@ class Workers:
             self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         except BaseException as error:
             self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
+        if len(value) > self.value_limit:
+            status, value = self._too_long(table), b""
         if crew.claim(job):
             job.answered(status, flags, key, value, of_key)
             self.done.put(job)
+
+    def _too_long(self, table: Table) -> int:
+        table.trouble = "a value over value_size_limit; answering RETRY"
+        self.log.warning(f"table {os.fsdecode(table.type_name)} has {table.trouble}")
+        return STAT_RETRY
 
     # Changing
 

@@ -1,0 +1,144 @@
+"""test_unlucky_clients - clients that leave, fill descriptors or buffers, or want too much, harm no other"""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from fix_server import Peer, ServerProcess, found, give, lookup, wait_until
+from oracle import reply
+
+RETRY = reply("lookup", "3.6", 2)
+DESCRIPTORS = 120
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as server:
+        yield server
+
+
+def sqlite_table(server: ServerProcess, query: str) -> bytes:
+    file = server.dir / "database"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE t (k TEXT, v TEXT)")
+    give(file)
+    (server.dir / "sqlite.cf").write_text(f"dbpath = {file}\nquery = {query}\n")
+    server.approve(name := f"sqlite:{server.dir}/sqlite.cf".encode())
+    return name
+
+
+@contextmanager
+def locked_table(server: ServerProcess) -> Iterator[bytes]:
+    """A hash table that any client may lock, since the world may read it: each lookup waits."""
+    db = pytest.importorskip("berkeleydb").db
+    file = server.dir / "hash.db"
+    handle = db.DB()
+    handle.open(str(file), dbtype=db.DB_HASH, flags=db.DB_CREATE)
+    handle.put(b"k", b"v")
+    handle.close()
+    give(file)
+    server.approve(name := f"hash:{server.dir}/hash".encode())
+    server.own.update(lookup_time_limit="1h", worker_count="1")
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(name, b"k")) == found(b"v")
+    with file.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield name
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_clients_of_a_table_that_hangs_hold_no_descriptor_when_they_are_gone(
+    server: ServerProcess, behind: bool
+) -> None:
+    """Whether or not more requests have come behind the one that waits."""
+    known = server.cdb("known", {b"k": b"v"})
+    with locked_table(server) as hangs, server.connect() as peer:
+        assert peer.ask(lookup(known, b"k")) == found(b"v")
+        before = server.descriptors()
+        for i in range(60):
+            with server.connect() as one:
+                one.send(lookup(hangs, b"%d" % i))
+                if behind:
+                    peer.ask(lookup(known, b"k"))  # so that it is parked by now
+                    one.send(lookup(hangs, b"k"))
+        wait_until(lambda: server.descriptors() <= before, "descriptors of clients that are gone")
+        assert peer.ask(lookup(known, b"k")) == found(b"v")
+
+
+def test_requests_that_wait_for_answers_of_one_table_have_a_limit(server: ServerProcess) -> None:
+    server.own["waiting_limit"] = "3"
+    with locked_table(server) as hangs, ExitStack() as stack:
+        asking = [stack.enter_context(server.connect()) for _ in range(4)]
+        for one in asking:
+            one.send(lookup(hangs, b"k"))
+        assert asking[-1].reply() == RETRY
+
+
+def test_clients_leave_descriptors_for_tables(server: ServerProcess) -> None:
+    """However many there are; those that are accepted later have lost nothing."""
+    first, later = server.cdb("first", {b"k": b"1"}), server.cdb("later", {b"k": b"2"})
+    server.start(preexec_fn=few_descriptors)
+    with server.connect() as peer, ExitStack() as stack:
+        assert peer.ask(lookup(first, b"k")) == found(b"1")
+        crowd = [stack.enter_context(Peer(server.path, greeted=False)) for _ in range(DESCRIPTORS)]
+        server.wait_log("kept for tables")
+        assert peer.ask(lookup(later, b"k")) == found(b"2")
+        for one in crowd:
+            one.send(lookup(first, b"k"))
+        for one in crowd[: DESCRIPTORS // 2]:
+            one.close()
+        for one in crowd[DESCRIPTORS // 2 :]:
+            assert one.reply()[0][0] == b"protocol"
+            assert one.reply() == found(b"1")
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+
+
+def test_buffers_of_unfinished_requests_are_taken_first_the_largest_before_all(server: ServerProcess) -> None:
+    known = server.cdb("known", {b"k": b"v", b"long": b"v" * 100_000})
+    server.own.update(buffer_size_limit="1M", request_size_limit="512K")
+    server.start()
+    with ExitStack() as stack:
+        honest = [stack.enter_context(server.connect()) for _ in range(4)]
+        asked = lookup(known, b"k" * 400)
+        for one in honest[:3]:
+            one.send(asked[:300])
+        honest[3].send(lookup(known, b"long") * 40)  # and does not read yet
+        for _ in range(40):
+            one = stack.enter_context(server.connect())
+            one.send(b"request\0lookup\0table\0" + b"x" * 300_000)
+        server.wait_log("hanging up on a client that has an unfinished request")
+        for one in honest[:3]:
+            one.send(asked[300:])
+            assert one.reply() == reply("lookup", "3.6", 1)
+        for _ in range(40):
+            assert honest[3].reply() == found(b"v" * 100_000)
+
+
+def test_value_over_the_limit_is_retry_where_a_worker_found_it(server: ServerProcess) -> None:
+    name = sqlite_table(server, "SELECT hex(zeroblob(%s))")
+    server.own["value_size_limit"] = "1024"
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(name, b"600")) == RETRY
+        assert peer.ask(lookup(name, b"500")) == found(b"0" * 1000)
+    server.wait_log("value over value_size_limit")
+    assert "damaged" not in server.log()
+
+
+def test_value_over_the_limit_is_no_damage(server: ServerProcess) -> None:
+    name = server.cdb("t", {b"long": b"v" * 2000})
+    server.own["value_size_limit"] = "1024"
+    server.start()
+    with server.connect() as peer:
+        assert peer.ask(lookup(name, b"long")) == RETRY
+    server.wait_log("value over value_size_limit")
+    assert "damaged" not in server.log()
