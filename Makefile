@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz differential soak soak-live dist clean
+.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz inject differential soak soak-live dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -23,6 +23,7 @@ help:
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec and reader tests under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
+	@echo "make inject  each system call of a running server fails, one at a time; half an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
@@ -93,6 +94,9 @@ report: $(VENV)/ready
 
 asan: $(VENV)/ready
 	$(BIN) sh contrib/asan
+
+inject: build
+	$(BIN) $(PY) tests/inject_faults.py $(INJECT_ARGS)
 
 fuzz: build
 	$(PY) tests/fuzz_tables.py
