@@ -9,6 +9,7 @@ cdef enum:
 
 
 cdef struct lifetime:     # of an answer: points in time, in ms
+    uint64_t since         # it was learned
     uint64_t refresh_from  # a hit has it asked for anew
     uint64_t fresh_until
     uint64_t stale_until  # may stand in for an answer that cannot be had

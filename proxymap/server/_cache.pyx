@@ -124,6 +124,7 @@ cdef void cache_store(
     if life != NULL:
         e.life = life[0]
     else:
+        e.life.since = 0
         e.life.refresh_from = e.life.fresh_until = e.life.stale_until = <uint64_t> FOREVER
     e.chain = c.slots[hash & c.mask]
     c.slots[hash & c.mask] = e

@@ -9,7 +9,7 @@ from proxymap._codec cimport request
 from proxymap.server._flight cimport flights, waiter
 from proxymap.tables._jobs cimport queue
 from proxymap.tables._table cimport cursor, glimpse, table
-from proxymap._words cimport DICT_FLAGS_TRY
+from proxymap._words cimport DICT_FLAGS_TRY, STAT_RETRY
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
@@ -77,6 +77,13 @@ cdef inline bint is_shared(const service *s, const instance *i) noexcept nogil:
 cdef inline bint is_crowded(const service *s, const instance *i) noexcept nogil:
     """Do as many requests wait for the table as may?"""
     return i.waiting + i.jobs >= s.waiting_limit
+
+
+cdef inline void count_deferred(table *t, int status) noexcept nogil:
+    """A client gets this answer of the table: if it is RETRY, its server knows how many there are."""
+    cdef queue *asked = <queue *> t.asks
+    if status == STAT_RETRY and asked != NULL:
+        asked.deferred += 1
 
 
 cdef inline uint64_t answers_owner(const instance *i, int flags) noexcept nogil:

@@ -28,15 +28,17 @@ from proxymap.server._flight cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, answers_owner, is_crowded, service, service_too_long, service_warn_not_utf8, session,
+    SENT, SERVED, answers_owner, count_deferred, is_crowded, service, service_too_long,
+    service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
-from proxymap.tables._table cimport STAT_LATER, policy
+from proxymap.tables._table cimport STAT_LATER, policy, table
 from proxymap._words cimport *
 
 cdef enum:
     VALUE_MAX = 65536  # longer values are not kept over time
     REST_MS = 5000     # asking anew has failed: for so long an old answer is given at once
+    AGAIN_MS = 1000    # a refresh was left out: the next one may come after that
 
 
 cdef view NONE = view_of(NULL, 0)
@@ -58,8 +60,7 @@ cdef int sharing_send(
         return SERVED
     e = cache_find(s.results, owner, generation_of(i), key)
     if e != NULL and e.status == STAT_RETRY and e.life.fresh_until > s.now_ms:
-        i.errors += 1
-        reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+        defer(i, r, flags, out)
         return SERVED
     if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
         reply_old(i, e, r, flags, out)
@@ -68,12 +69,12 @@ cdef int sharing_send(
     if f != NULL:
         i.joined += 1
     elif not is_crowded(s, i):
-        f = send(s, i, owner, flags, key)
+        f = send(s, i, owner, flags, key, False)
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
             reply_old(i, e, r, flags, out)
         else:
-            reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+            defer(i, r, flags, out)
         return SERVED
     flight_join(&s.flights, f, &who.waits, who, old_from(s, i, e))
     return SENT
@@ -87,29 +88,41 @@ cdef void sharing_refresh(service *s, instance *i, const request *r, int flags) 
     if to == NULL or to.held or ask_check(s, i, r, flags, &key) != STAT_LATER:
         return
     if flight_find(&s.flights, owner, key) == NULL:
-        send(s, i, owner, flags, key)
+        send(s, i, owner, flags, key, True)
 
 
-cdef flight *send(service *s, instance *i, uint64_t owner, int flags, view key) noexcept nogil:
-    """Send the question; NULL without memory, or if nobody takes it."""
-    cdef queue *to = <queue *> (i.t.asks if i.t.asks != NULL else s.asks)
+cdef flight *send(
+    service *s, instance *i, uint64_t owner, int flags, view key, bint refresh
+) noexcept nogil:
+    """Send the question; NULL without memory, or if nobody takes it. refresh: nobody waits for it."""
     cdef flight *f = flight_begin(&s.flights, owner, generation_of(i), key, i, flags)
-    cdef job *j = job_new(JOB_LOOKUP)
-    if f != NULL and j != NULL and to != NULL and buf_append_view(&j.key, key) == 0:
-        j.flags = flags
-        j.asker = f
-        j.shared = True
-        j.replies = s.done
-        j.t = i.t
-        if queue_put(to, j) == 0:
-            i.jobs += 1
-            i.t.jobs += 1
-            return f
-    if j != NULL:
-        job_free(j)
-    if f != NULL:
+    if f == NULL:
+        return NULL
+    if put(s, f, i.t, refresh) < 0:
         flight_end(&s.flights, f)
-    return NULL
+        return NULL
+    i.jobs += 1
+    i.t.jobs += 1
+    return f
+
+
+cdef int put(service *s, flight *f, table *t, bint refresh) noexcept nogil:
+    """Have the question of f asked; -1 without memory, or if nobody takes it."""
+    cdef queue *to = <queue *> (t.asks if t.asks != NULL else s.asks)
+    cdef job *j = job_new(JOB_LOOKUP)
+    if j == NULL:
+        return -1
+    j.flags, j.asker, j.shared, j.refresh = f.flags, f, True, refresh
+    j.replies, j.t = s.done, t
+    if to == NULL or buf_append_view(&j.key, flight_key(f)) < 0 or queue_put(to, j) < 0:
+        job_free(j)
+        return -1
+    return 0
+
+
+cdef bint sharing_again(service *s, flight *f, const job *j) noexcept nogil:
+    """Was j a refresh that was left out, but somebody has come to wait for it? It is asked after all then."""
+    return j.refresh and j.shed and f.waiters != NULL and put(s, f, j.t, False) == 0
 
 
 cdef inline uint64_t generation_of(const instance *i) noexcept nogil:
@@ -144,6 +157,10 @@ cdef void keep_for_a_time(service *s, const flight *f, const job *j) noexcept no
     cdef lifetime life
     cdef entry *e
     cdef uint64_t ttl = p.ttl_ms, more = p.stale_ttl_ms
+    if j.shed:
+        if j.refresh:
+            postpone(s, f)
+        return
     if j.status == STAT_NOKEY:
         ttl, more = p.negative_ttl_ms, p.stale_negative_ttl_ms
     elif j.status != STAT_OK:
@@ -157,6 +174,7 @@ cdef void keep_for_a_time(service *s, const flight *f, const job *j) noexcept no
         cache_forget(s.results, f.owner, flight_key(f))
         return
     ttl = shortened(s, ttl)
+    life.since = s.now_ms
     life.fresh_until = s.now_ms + ttl
     life.refresh_from = <uint64_t> FOREVER
     if p.refresh_percent:
@@ -164,6 +182,13 @@ cdef void keep_for_a_time(service *s, const flight *f, const job *j) noexcept no
     life.stale_until = life.fresh_until + more
     cache_store(s.results, f.owner, f.generation, flight_key(f), j.status, f.flags & ~j.flags,
                 buf_view(&j.value) if j.status == STAT_OK else NONE, &life)
+
+
+cdef void postpone(service *s, const flight *f) noexcept nogil:
+    """The server has better things to do than to answer anew what is known."""
+    cdef entry *e = cache_find(s.results, f.owner, f.generation, flight_key(f))
+    if e != NULL:
+        e.life.refresh_from = s.now_ms + AGAIN_MS
 
 
 cdef inline uint64_t shortened(service *s, uint64_t ttl) noexcept nogil:
@@ -182,7 +207,14 @@ cdef void sharing_reply(service *s, const flight *f, const job *j, session *who,
         return
     if who.request.dialect == DIALECT_3_6:
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
+    count_deferred(i.t, j.status)
     reply_append(out, &who.request, j.status, flags, NONE, buf_view(&j.value))
+
+
+cdef void defer(instance *i, const request *r, int flags, buf *out) noexcept nogil:
+    i.errors += 1
+    count_deferred(i.t, STAT_RETRY)
+    reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
 
 
 # Old answers
@@ -211,8 +243,11 @@ cdef inline uint64_t old_from(const service *s, const instance *i, const entry *
 
 
 cdef void reply_old(instance *i, entry *e, const request *r, int flags, buf *out) noexcept nogil:
+    cdef queue *instead_of = <queue *> i.t.asks
     flags &= ~e.cleared
     i.stale += 1
+    if instead_of != NULL:
+        instead_of.stood_in += 1
     if r.dialect == DIALECT_3_6:
         i.flags = flags
     reply_append(out, r, e.status, flags, NONE, entry_value(e))

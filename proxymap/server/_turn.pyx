@@ -38,7 +38,7 @@ from proxymap.server._flight cimport (
     FLIGHT_NEVER, flight, flight_close, flight_end, flight_leave, flights, waiter,
 )
 from proxymap.server._service cimport PARKED, SENT, SERVED, session
-from proxymap.server._sharing cimport sharing_landed, sharing_old, sharing_reply
+from proxymap.server._sharing cimport sharing_again, sharing_landed, sharing_old, sharing_reply
 from proxymap.server._work cimport work_answered
 from proxymap.tables._jobs cimport job
 from proxymap._words cimport STAT_BAD
@@ -375,6 +375,8 @@ cdef void clients_landed(clients *all, job *j) noexcept nogil:
     """An answer is there that several may wait for. Who asks the same from now on begins another flight."""
     cdef flight *f = <flight *> j.asker
     cdef session *who
+    if sharing_again(all.service, f, j):
+        return
     sharing_landed(all.service, f, j)
     flight_close(&all.service.flights, f)
     while f.waiters != NULL:

@@ -17,7 +17,8 @@ from proxymap.tables._jobs cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, is_crowded, service, service_too_long, service_warn_not_utf8, session, session_cursor,
+    SENT, SERVED, count_deferred, is_crowded, service, service_too_long, service_warn_not_utf8, session,
+    session_cursor,
 )
 from proxymap.tables._table cimport STAT_LATER, cursor
 from proxymap._words cimport *
@@ -120,6 +121,7 @@ cdef void work_answered(service *s, session *who, job *j, buf *out) noexcept nog
     if j.status == STAT_OK and value.len > s.value_size_limit:
         j.status = service_too_long(s, i)
     i.errors += j.status == STAT_RETRY or j.status == STAT_CONFIG
+    count_deferred(i.t, j.status)
     if (j.status == STAT_OK and j.kind == JOB_LOOKUP and i.open_flags & DICT_FLAG_UTF8_ACTIVE
             and not utf8_valid(value)):
         service_warn_not_utf8(s, i, b': non-UTF-8 value "', value)

@@ -76,7 +76,9 @@ class Daemon:
             self.wake_fd, config=self.config, writes=writes, **self._obey(settings, main_cf), **life,
         )  # fmt: skip
         self._watch_configuration(settings)
-        commands: dict[str, Command] = {"tables": self._tables, "flush": self._flush, "reload": self._reload}
+        commands: dict[str, Command] = {
+            "tables": self._tables, "servers": self._servers, "flush": self._flush, "reload": self._reload,
+        }  # fmt: skip
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
         self._calls: deque[Callable[[], None]] = deque()
@@ -204,6 +206,9 @@ class Daemon:
 
     def _tables(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return self.between_turns(self.loop.tables)
+
+    def _servers(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return [server.describe() for server in self.workers.servers()]
 
     def _flush(self, request: dict[str, Any]) -> dict[str, int]:
         """How many tables there are of that name, or in all, and how many of their answers are forgotten."""

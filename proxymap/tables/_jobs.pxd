@@ -51,13 +51,19 @@ cdef struct job:
     queue *replies  # where a driver puts the answer
     int tries      # a driver's: connections that broke with it
     bint shared    # of a lookup: asker is a flight, whose answer several wait for
+    bint refresh   # of a lookup: nobody waits for its answer; it is asked only where that delays nobody
     bint of_key    # of an answer of RETRY: the question itself was refused; it says nothing of the server
+    bint shed      # of an answer of RETRY: nobody was asked, since the answer would have come too late
     table *t
     loan lent      # of a change: what else the worker has
     buf name       # owned copies
     buf key
     buf value
     job *next
+    # While it waits as the first of a lane (databases/_lanes):
+    job *lane      # the first of the next lane
+    job *tail      # the last of its own
+    size_t behind  # how many there are behind it
 
 
 cdef extern from *:
@@ -76,6 +82,8 @@ cdef struct queue:
     volatile_size held
     size_t limit     # more are refused; 0: no limit
     uint64_t lost    # how many were
+    volatile_size stood_in  # old answers that the loop gave in place of those from here,
+    volatile_size deferred  # and answers of RETRY
     int eventfd      # wakes an epoll loop; -1: takers wait at the semaphore
     bint sleepy      # its taker says when it goes to sleep (queue_sleep), and is woken only then,
     bint asleep      # which it is

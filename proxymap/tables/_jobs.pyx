@@ -226,7 +226,7 @@ cdef class Queue:
         self.q.last = &self.q.first
         self.q.held = 0
         self.q.limit = limit
-        self.q.lost = 0
+        self.q.lost = self.q.stood_in = self.q.deferred = 0
         self.q.closed = False
         self.q.eager = eager
         self.q.sleepy = self.q.asleep = False
@@ -259,6 +259,11 @@ cdef class Queue:
     def held(self) -> int:
         """How many jobs wait."""
         return self.q.held
+
+    @property
+    def given(self) -> tuple:
+        """(old answers that stood in, answers of RETRY) that clients got, so far."""
+        return self.q.stood_in, self.q.deferred
 
     def take_old(self, uint64_t age_ms):
         """A job that has waited for so long, or None."""

@@ -25,6 +25,8 @@ class Table:
         stale_wait: float = 0,
         refresh_percent: int = 0,
     ) -> None: ...
+    @property
+    def stale_ttl(self) -> float: ...
     files: list[bytes]
     faults: int
     heeded: int

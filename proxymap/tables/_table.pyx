@@ -230,6 +230,11 @@ cdef class Table:
         p.stale_negative_ttl_ms = <uint64_t> (stale_negative_ttl * 1000)
         p.refresh_percent = refresh_percent
 
+    @property
+    def stale_ttl(self) -> float:
+        """For how many seconds past its life a value may stand in; 0: not at all."""
+        return self.t.keeps.stale_ttl_ms / 1000 if self.t.cached else 0
+
     # Doors for tests and for `--direct` queries: what the loop does, under the GIL.
 
     @property

@@ -6,19 +6,25 @@ the server refuses, values that stand in for it in an outage.
 
 from __future__ import annotations
 
+import re
+import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
 from fix_server import NOT_FOUND, ServerProcess, found, lookup, peers, wait_until
-from fix_sql import RETRY
+from fix_sql import RETRY, Clients
 from oracle import Attributes
 
 from proxymap.server.control import ask_all
 
 CLIENTS = 200
-RECORDS = {f"k{number}": [f"v{number}"] for number in range(1000)}
+MANY = 1000
+RECORDS = {f"k{number}": [f"v{number}"] for number in range(MANY)}
+RECORDS |= {f"user{number}@example.com": [f"box{number}"] for number in range(1, MANY + 1)}
+SLACK = 2.0  # seconds; a thread that waits for a CPU of a busy machine
 
 
 class Fakes(ServerProcess):
@@ -145,3 +151,123 @@ def test_trouble_of_the_server_is_not_kept(fake: FakeServer) -> None:
         fake.manner = "answer"
         wait_until(lambda: service.ask(table, b"k2") == found(b"v2"), "an answer")
         assert service.ask(table, b"none") == NOT_FOUND
+
+
+# More than the server can do
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once(fake: FakeServer) -> None:
+    """A server ten times slower than its load: in time or at once, and none late."""
+    fake.delay = 0.05
+    with Fakes(fake, cache_ttl="0s", lookup_time_limit="1s", server_connection_limit="2") as service:
+        table = service.table()
+        service.start()
+        with Clients(service, table, count=400, records=MANY) as clients:
+            time.sleep(3)
+        assert clients.wrong == []
+        assert clients.slowest <= 1 + SLACK
+        assert clients.counts["right"] >= 2 / 0.05  # a third of what it can do
+        assert clients.counts["retry"] > 10 * clients.counts["right"]
+        server = service.control("servers")[0]
+        assert server["shed"] > server["late"] * 20
+        assert "is down" not in service.log()
+
+
+def test_tables_of_one_server_take_turns(fake: FakeServer) -> None:
+    """One table is asked by many; a lookup in the other waits for a few of theirs, not for all."""
+    with Fakes(fake, cache_ttl="0s", server_connection_limit="1") as service:
+        busy, quiet = service.table("busy"), service.table("quiet")
+        service.start()
+        assert service.ask(quiet, b"k0") == found(b"v0")
+        fake.delay = 0.02
+        with peers(service, 50) as clients:
+            for number, peer in enumerate(clients):
+                peer.send(lookup(busy, b"k%d" % number))
+            wait_until(lambda: asked(fake) >= 3, "questions")
+            assert service.ask(quiet, b"k999") == found(b"v999")
+            others = [question for question in fake.questions if b"k999" not in question]
+            assert len(others) <= 3 + 10
+            assert all(peer.reply() == found(b"v%d" % number) for number, peer in enumerate(clients))
+
+
+def test_refresh_waits_behind_all_clients_and_costs_nobody_an_answer(fake: FakeServer) -> None:
+    own = {"cache_ttl": "10s", "cache_refresh_percent": "100", "server_connection_limit": "1"}
+    with Fakes(fake, **own) as service:
+        table = service.table()
+        service.start()
+        with service.connect() as peer:
+            assert [peer.ask(lookup(table, b"k1")) for _ in range(2)] == [found(b"v1")] * 2
+            fake.delay = 0.2
+            with peers(service, 2) as clients:
+                for number, other in enumerate(clients):
+                    other.send(lookup(table, b"k%d" % (number + 2)))
+                wait_until(lambda: asked(fake) >= 2, "a question under way")
+                for _ in range(20):
+                    assert peer.ask(lookup(table, b"k1")) == found(b"v1")  # from the cache: due, but not now
+                assert all(other.reply() for other in clients)
+            assert asked(fake) == 3
+            fake.delay = 0.0
+            wait_until(
+                lambda: peer.ask(lookup(table, b"k1")) == found(b"v1") and asked(fake) == 4, "the refresh"
+            )
+
+
+# An outage
+
+
+def test_outage_is_told_with_what_came_from_memory(fake: FakeServer) -> None:
+    with Fakes(fake, cache_ttl="1s", server_error_limit="1") as service:
+        table = service.table()
+        service.start()
+        assert service.ask(table, b"k1") == found(b"v1")
+        since = time.monotonic()
+        fake.leave()
+        wait_until(lambda: service.ask(table, b"k2") == RETRY and "is down" in service.log(), "the outage")
+        assert "; used by 1 table, answering from memory up to 1h old" in service.log()
+        wait_until(lambda: time.monotonic() > since + 1, "the end of a life")
+        assert [service.ask(table, b"k1") for _ in range(5)] == [found(b"v1")] * 5
+        assert [service.ask(table, b"k2") for _ in range(3)] == [RETRY] * 3
+        (server,) = service.control("servers")
+        assert (server["state"], server["hosts"][0]["state"]) == ("down", "down")
+        assert server["hosts"][0]["last_error"] in service.log()
+        assert server["tables"] == [table.decode()]
+        fake.listen()
+        service.wait_log("is up again after ")
+        line = r"is up again after \d+s; (\d+) lookups from memory, (\d+) deferred$"
+        told = re.search(line, service.log(), re.M)
+        assert told is not None
+        assert int(told[1]) == 5
+        assert int(told[2]) >= 3
+        wait_until(lambda: service.ask(table, b"k2") == found(b"v2"), "an answer")
+        (server,) = service.control("servers")
+        assert (server["state"], server["open"]) == ("up", 1)
+        assert server["limit"] < 32  # it has to prove itself
+        assert server["hosts"][0]["seconds"] <= 60
+
+
+def test_uncached_key_is_refused_at_once_while_the_server_is_down(fake: FakeServer) -> None:
+    with Fakes(fake, server_error_limit="1") as service:
+        table = service.table()
+        service.start()
+        assert service.ask(table, b"k1") == found(b"v1")
+        fake.leave()
+        wait_until(lambda: service.ask(table, b"k2") == RETRY and "is down" in service.log(), "the outage")
+        took = []
+        with service.connect() as peer:
+            for number in range(3, 103):
+                began = time.monotonic()
+                assert peer.ask(lookup(table, b"k%d" % number)) == RETRY
+                assert peer.ask(lookup(table, b"k1")) == found(b"v1")
+                took.append(time.monotonic() - began)
+        assert statistics.median(took) < 0.05
+
+
+def test_shedding_is_told_once(fake: FakeServer) -> None:
+    fake.delay = 0.1
+    with Fakes(fake, cache_ttl="0s", lookup_time_limit="1s", server_connection_limit="1") as service:
+        table = service.table()
+        service.start()
+        with Clients(service, table, count=100, records=MANY):
+            service.wait_log("is too slow for what it is asked: ")
+            time.sleep(2)
+        assert service.log().count("is too slow") == 1

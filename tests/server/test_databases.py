@@ -329,7 +329,8 @@ def test_thousands_of_clients_on_one_table(database: PrivateDatabase) -> None:
         pytest.skip(f"only {hard} descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with served(database, {"server_connection_limit": str(limit), "lookup_time_limit": "60s"}) as service:
+        own = {"server_connection_limit": str(limit), "lookup_time_limit": "60s", "waiting_limit": str(count)}
+        with served(database, own) as service:
             table = service.table()
             service.start()
             service.until_right(table)

@@ -83,14 +83,15 @@ class Workers:
         until = time.monotonic() + seconds
         for crew in self._all_crews():
             crew.stop(until)
-        for server in self._all_servers():
+        for server in self.servers():
             server.close(until)
 
     def _all_crews(self) -> list[Crew]:
         with self._lock:  # others add to them
             return list(self._crews)
 
-    def _all_servers(self) -> list[Any]:
+    def servers(self) -> list[Any]:
+        """Of databases (databases/pool): those whose tables are open."""
         with self._lock:
             return list(self._servers)
 
@@ -123,7 +124,7 @@ class Workers:
             for job in crew.take_late(self.limit_ms) + crew.take_waiting(self.limit_ms):
                 self._tell_late(job.table)
                 self.done.put(job.given_up())
-        for server in self._all_servers():  # a driver that does not hang was quicker
+        for server in self.servers():  # a driver that does not hang was quicker
             for table in server.give_up_late(self.limit_ms + round(LOOK * 1000)):
                 self._tell_late(table)
         return busy

@@ -82,7 +82,8 @@ cdef struct connection:
     buf sql
     uint64_t answers       # so far
     uint64_t born_ms
-    uint64_t used_ms       # when the latest question began
+    uint64_t used_ms       # when the latest question began,
+    uint64_t began_ns      # the same, exactly
 
 
 cdef void connection_free(connection *c) noexcept nogil

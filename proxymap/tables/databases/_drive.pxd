@@ -1,54 +1,6 @@
 # _drive - what the thread does that drives all connections of a server (see _drive.pyx)
 
-from libc.stdint cimport uint64_t
-
-from proxymap.base._buf cimport buf
-from proxymap.base._os cimport pthread_mutex_t
-from proxymap.tables._jobs cimport queue
-from proxymap.tables.databases._connection cimport connection
-
-
-cpdef enum:  # what the driver tells the pool, as jobs
-    NOTE_GROW = 100   # another connection is wanted
-    NOTE_ENDED = 101  # a connection has ended; see Driver.ended
-    NOTE_LINES = 102  # there are lines for the log
-    NOTE_DROP = 103   # a job that somebody else answered is done with
-    NOTE_SUSPECT = 104  # a host is silent; see Driver.suspected
-    NOTE_NUDGE = 105  # nothing
-
-
-cdef struct driver:
-    int epoll
-    queue *asks            # jobs; its eventfd wakes the driver for whatever there is
-    queue *notes           # to the pool
-    queue *log             # lines for the log
-    queue *woken           # whose taker is to be woken at the end of the turn
-    buf scratch
-    connection *all        # all connections; changed by the driver with the lock held
-    connection *idle       # those without a question; the latest first
-    connection *ended      # in this turn
-    uint64_t starved_ns    # since when jobs wait for a connection; 0: none does
-    uint64_t swept_ms      # when late jobs and old connections were looked for
-    int successes          # answers since `allowed` was changed
-    # With the lock held:
-    pthread_mutex_t lock
-    connection *arrived    # to be taken over
-    int open               # connections, with those that have arrived
-    int opening            # that were asked for
-    int busy
-    int limit              # of connections
-    int allowed            # the same while the server has to prove itself
-    uint64_t time_limit_ms
-    uint64_t idle_limit_ms
-    uint64_t age_limit_ms
-    uint64_t suspect_ms
-    bint refusing          # all hosts are down: answer RETRY at once
-    uint64_t down_hosts    # end all connections to these, a bit for each
-    bint stopping
-    bint lines_noted
-    uint64_t answers
-    uint64_t retries
-    uint64_t late
+from proxymap.tables.databases._waiting cimport driver
 
 
 cdef void drive(driver *d) noexcept nogil

@@ -1,7 +1,7 @@
 """_drive - what the thread does that drives all connections of a server
 
-It takes jobs from its queue, has a connection ask for each, and puts the answers
-where the jobs say. All of it is C, without the GIL; the library's calls do not
+It takes jobs from its queue (_waiting), has a connection ask for each, and puts the
+answers where the jobs say. All of it is C, without the GIL; the library's calls do not
 wait. What has to wait (connecting, closing) and what needs Python (the log) is
 the pool's, which is told by notes (pool.py).
 
@@ -32,15 +32,18 @@ from proxymap.base._os cimport (
     epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
 from proxymap.tables._jobs cimport (
-    JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_link, queue_put, queue_return,
-    queue_sleep, queue_take, queue_take_old, queue_wake,
+    JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_put, queue_sleep, queue_wake,
 )
 from proxymap.tables.databases._connection cimport (
     ANSWERED, BROKEN, ENDED_BROKEN, ENDED_DOWN, ENDED_LATE, ENDED_OLD, ENDED_SPOILED, FAILED, SPOILED,
     WANT_READ, WANT_WRITE, connection, connection_say,
 )
+from proxymap.tables.databases._waiting cimport (
+    NOTE_DROP, NOTE_ENDED, NOTE_GROW, NOTE_LINES, NOTE_SUSPECT, driver, driver_answer, driver_tell,
+    waiting_collect, waiting_late, waiting_learn, waiting_next, waiting_return,
+)
 from proxymap.tables.databases.database cimport (
-    database, question, question_begin, question_end, question_row, question_text, question_value,
+    database, question_begin, question_end, question_row, question_text, question_value,
 )
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -52,6 +55,7 @@ cdef enum:
     PATIENCE_MS = 1
     OPENING_MAX = 4        # connections that are opened at the same time
     SWEEP_MS = 100         # between two looks for late jobs and old connections
+    SHED_MS = 20           # between two looks for jobs that come while others wait
     IDLE_MS = 1000         # the same while nothing is under way
     TRIES = 3              # times that a job is asked, at most
     PROOF = 10             # answers after which twice as many connections are allowed
@@ -91,9 +95,11 @@ cdef inline int ready_of(uint32_t events) noexcept nogil:
 
 cdef int time_to_wait(driver *d) noexcept nogil:
     """Milliseconds until something is to be done without an event."""
+    if d.waiting.count:  # then jobs that come wake nobody
+        return PATIENCE_MS if may_grow(d) else SHED_MS
     if queue_sleep(d.asks):
         return SWEEP_MS if d.busy else IDLE_MS
-    return PATIENCE_MS if d.starved_ns and may_grow(d) else SWEEP_MS if d.starved_ns else 0
+    return 0
 
 
 cdef void end_turn(driver *d) noexcept nogil:
@@ -106,24 +112,14 @@ cdef void end_turn(driver *d) noexcept nogil:
     while d.ended != NULL:
         c = d.ended
         d.ended = c.next
-        tell(d, NOTE_ENDED, c)
+        driver_tell(d, NOTE_ENDED, c)
     if d.log.held:
         pthread_mutex_lock(&d.lock)
         note = not d.lines_noted
         d.lines_noted = True
         pthread_mutex_unlock(&d.lock)
-    if note and tell(d, NOTE_LINES, NULL) < 0:
+    if note and driver_tell(d, NOTE_LINES, NULL) < 0:
         d.lines_noted = False
-
-
-cdef int tell(driver *d, int kind, connection *c) noexcept nogil:
-    """Put a note for the pool; -1 without memory."""
-    cdef job *note = job_new(kind)
-    if note == NULL:
-        return -1
-    note.asker = c
-    queue_put(d.notes, note)
-    return 0
 
 
 cdef void suspect(driver *d, int host) noexcept nogil:
@@ -169,15 +165,12 @@ cdef void leave_hosts(driver *d, uint64_t hosts) noexcept nogil:
 cdef void match(driver *d) noexcept nogil:
     """Have idle connections ask for the jobs that wait; have another opened if that takes too long."""
     cdef job *j
-    while d.refusing or trusted(d):
-        j = queue_take(d.asks, 0)
-        if j == NULL:
-            break
-        if d.refusing:
-            refuse(d, j)
-        else:
+    waiting_collect(d)
+    while d.waiting.count and (d.refusing or trusted(d)):
+        j = waiting_next(d)
+        if j != NULL:
             ask(d, d.idle, j)
-    if not d.asks.held:
+    if not d.waiting.count:
         d.starved_ns = 0
     elif d.open + d.opening == 0 or (d.starved_ns and now_ns() - d.starved_ns >= PATIENCE_NS):
         grow(d)
@@ -188,7 +181,8 @@ cdef void match(driver *d) noexcept nogil:
 
 cdef inline bint may_grow(driver *d) noexcept nogil:
     """Is there room for another connection, and more that waits than connections are under way?"""
-    return d.open + d.opening < min(d.limit, d.allowed) and d.opening < min(OPENING_MAX, <int> d.asks.held)
+    cdef int more = min(OPENING_MAX, <int> d.waiting.count)
+    return d.open + d.opening < min(d.limit, d.allowed) and d.opening < more
 
 
 cdef void grow(driver *d) noexcept nogil:
@@ -199,7 +193,7 @@ cdef void grow(driver *d) noexcept nogil:
     if may:
         d.opening += 1
     pthread_mutex_unlock(&d.lock)
-    if may and tell(d, NOTE_GROW, NULL) < 0:
+    if may and driver_tell(d, NOTE_GROW, NULL) < 0:
         pthread_mutex_lock(&d.lock)
         d.opening -= 1
         pthread_mutex_unlock(&d.lock)
@@ -217,14 +211,6 @@ cdef bint trusted(driver *d) noexcept nogil:
     return False
 
 
-cdef void refuse(driver *d, job *j) noexcept nogil:
-    """No host can be asked. What needs no asking is answered all the same."""
-    cdef question q
-    cdef int status = question_begin(
-        &q, <const database *> j.t.self, buf_view(&j.key), &d.scratch, d.log)
-    answer(d, j, STAT_RETRY if status == STAT_OK else status, b"no server can be reached")
-
-
 cdef void ask(driver *d, connection *c, job *j) noexcept nogil:
     """Begin to ask for j on the idle connection c."""
     cdef const database *table = <const database *> j.t.self
@@ -236,11 +222,12 @@ cdef void ask(driver *d, connection *c, job *j) noexcept nogil:
         if status == STAT_OK and buf_append(&c.sql, b"\0", 1) < 0:
             status = STAT_RETRY
     if status != STAT_OK:
-        answer(d, j, status, b"no memory")
+        driver_answer(d, j, status, b"no memory")
         return
     d.idle = c.next_idle
     c.result_required = table.result_set_required
     c.used_ms = now_ms()
+    c.began_ns = now_ns()
     pthread_mutex_lock(&d.lock)
     c.busy, c.given_up, c.suspect, c.job = True, False, False, j
     d.busy += 1
@@ -258,6 +245,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
     if outcome == BROKEN:
         end(d, c, ENDED_BROKEN)
         return
+    waiting_learn(d, c)
     if outcome == ANSWERED:
         take_rows(d, c)
     else:
@@ -354,7 +342,7 @@ cdef void answer_of(driver *d, connection *c, int status, const char *why) noexc
     """Answer the job of c."""
     cdef job *j = take_away(d, c)
     if j != NULL:
-        answer(d, j, status, why)
+        driver_answer(d, j, status, why)
 
 
 cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
@@ -362,24 +350,7 @@ cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
     cdef job *j = take_away(d, c)
     if j != NULL:
         j.of_key = True
-        answer(d, j, STAT_RETRY, why)
-
-
-cdef void answer(driver *d, job *j, int status, const char *why) noexcept nogil:
-    """Hand the job back. why: of RETRY, for a caller who wants to know."""
-    if status != STAT_OK:
-        buf_clear(&j.value)
-    if status == STAT_RETRY:
-        buf_clear(&j.name)
-        buf_append_view(&j.name, view_str(why))
-    j.status = status
-    if d.woken != NULL and d.woken != j.replies:
-        queue_wake(d.woken)
-    d.woken = j.replies
-    queue_link(j.replies, j)
-    if j.replies.eventfd < 0:
-        queue_wake(j.replies)  # each job counts
-        d.woken = NULL
+        driver_answer(d, j, STAT_RETRY, why)
 
 
 # Connections
@@ -414,9 +385,10 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
         if may_try_again(why, reused, j):
             j.tries += 1
             d.retries += 1
-            queue_return(d.asks, j)
+            waiting_return(d, j)
         else:
-            answer(d, j, STAT_RETRY, b"no answer in time" if why == ENDED_LATE else b"the connection broke")
+            driver_answer(
+                d, j, STAT_RETRY, b"no answer in time" if why == ENDED_LATE else b"the connection broke")
     if why == ENDED_BROKEN and reused:
         distrust(d, c.host)
 
@@ -462,22 +434,17 @@ cdef void sweep(driver *d) noexcept nogil:
     cdef uint64_t now = now_ms()
     cdef connection *next
     cdef connection *c
-    cdef job *j
     if now - d.swept_ms < SWEEP_MS:
         return
     d.swept_ms = now
-    while True:
-        j = queue_take_old(d.asks, d.time_limit_ms)
-        if j == NULL:
-            break
-        d.late += 1
-        answer(d, j, STAT_RETRY, b"no connection in time")
+    waiting_late(d, now)
     c = d.all
     while c != NULL:
         next = c.next
         if c.busy:
             if c.given_up or now - c.job.since_ms >= d.time_limit_ms:
                 d.late += 1
+                waiting_learn(d, c)
                 connection_say(c, b"no answer in time")
                 complain(d, c)
                 end(d, c, ENDED_LATE)

@@ -1,7 +1,9 @@
 # _driver - a thread for all connections of a server (see _driver.pyx)
 
-from proxymap.tables._jobs cimport Queue
-from proxymap.tables.databases._drive cimport driver
+from libc.stdint cimport uint64_t
+
+from proxymap.tables._jobs cimport Queue, job
+from proxymap.tables.databases._waiting cimport driver
 
 
 cdef class Driver:
@@ -10,3 +12,5 @@ cdef class Driver:
     cdef readonly Queue notes
     cdef readonly Queue log
     cdef list lost  # what jobs name that were never answered
+
+    cdef job *take_old(self, uint64_t now, uint64_t limit_ms)

@@ -18,11 +18,13 @@ from proxymap.base._os cimport (
     pthread_mutex_lock, pthread_mutex_unlock,
 )
 from proxymap.tables._jobs cimport (
-    JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_new, queue_put, queue_take_old,
+    JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_free, job_new, queue_put, queue_take_old,
 )
 from proxymap.tables._table cimport Table
 from proxymap.tables.databases._connection cimport Connection, connection
-from proxymap.tables.databases._drive cimport NOTE_NUDGE, drive
+from proxymap.tables.databases._drive cimport drive
+from proxymap.tables.databases._lanes cimport lanes_take, lanes_take_old
+from proxymap.tables.databases._waiting cimport NOTE_NUDGE
 from proxymap.tables.databases.database cimport database
 
 from proxymap.errors import TableRetry
@@ -53,6 +55,10 @@ cdef class Driver:
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
+        cdef job *j
+        while self.d.waiting.count:
+            j = lanes_take(&self.d.waiting)
+            job_free(j)
         if self.d.epoll >= 0:
             close_fd(self.d.epoll)
         buf_free(&self.d.scratch)
@@ -124,6 +130,10 @@ cdef class Driver:
         pthread_mutex_unlock(&self.d.lock)
         self.wake()
 
+    def tell_when_shedding(self):
+        """Have the pool told when the next lookup is shed."""
+        self.d.shedding = False
+
     @property
     def limit(self) -> int:
         """How many connections there may be."""
@@ -139,9 +149,10 @@ cdef class Driver:
     def figures(self) -> dict:
         """For the administrator."""
         return {
-            "open": self.d.open, "opening": self.d.opening, "busy": self.d.busy, "waiting": self.asks.held,
+            "open": self.d.open, "opening": self.d.opening, "busy": self.d.busy,
+            "waiting": self.asks.held + self.d.waiting.count,
             "limit": min(self.d.limit, self.d.allowed), "answers": self.d.answers, "retries": self.d.retries,
-            "late": self.d.late,
+            "late": self.d.late, "shed": self.d.shed, "mean_ms": self.d.mean_us / 1000,
         }
 
     def ended(self, Job note not None):
@@ -172,7 +183,7 @@ cdef class Driver:
         cdef job *j
         tables = []
         while True:
-            j = queue_take_old(&self.asks.q, limit_ms)
+            j = self.take_old(now, limit_ms)
             if j == NULL:
                 break
             tables.append(<object> j.t.owner)
@@ -191,6 +202,15 @@ cdef class Driver:
             c = c.next
         pthread_mutex_unlock(&self.d.lock)
         return tables
+
+    cdef job *take_old(self, uint64_t now, uint64_t limit_ms):
+        """A job that has waited for so long for the driver or a connection, or NULL."""
+        cdef job *j = queue_take_old(&self.asks.q, limit_ms)
+        if j == NULL:
+            pthread_mutex_lock(&self.d.lock)
+            j = lanes_take_old(&self.d.waiting, now, limit_ms)
+            pthread_mutex_unlock(&self.d.lock)
+        return j
 
     def ask(self, Table table not None, bytes key not None, bint explain=False):
         """Look key up, and wait: (status, value, None or what `explain` tells, see database.explain)."""

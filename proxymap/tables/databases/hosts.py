@@ -34,20 +34,37 @@ class ConnectFailed(Exception):
 class DatabaseHost:
     """One host. Times are those of time.monotonic.
 
-    number: its place in the list. failures: in a row, the latest at failed_at. down_since:
-    None while it is up. next_probe: when to try whether it is up again. reason: of the
-    latest failure.
+    number: its place in the list. failures: in a row, the latest at failed_at. up_since: None
+    before the first connection. down_since: None while it is up. next_probe: when to try
+    whether it is up again. reason: of the latest failure.
     """
 
     def __init__(self, number: int, address: Address) -> None:
         self.number, self.address = number, address
         self.failures = 0
+        self.up_since: float | None = None
         self.down_since: float | None = None
         self.failed_at = 0.0
         self.next_probe = 0.0
         self.gap = 0.0
         self.reason = ""
         self.luck = random.random()
+
+    @property
+    def state(self) -> str:
+        """up, down, or unknown before the first connection."""
+        if self.down_since is not None:
+            return "down"
+        return "unknown" if self.up_since is None else "up"
+
+    def describe(self, now: float) -> dict[str, object]:
+        """For the administrator: since when it is in its state, in seconds, and the latest failure."""
+        since = self.up_since if self.down_since is None else self.down_since
+        return {
+            "host": self.address.shown, "state": self.state,
+            "seconds": None if since is None else round(now - since), "failures": self.failures,
+            "last_error": self.reason or None,
+        }  # fmt: skip
 
 
 class Hosts:
@@ -63,6 +80,13 @@ class Hosts:
         """The host for the next connection; None if all are down."""
         up = [host for host in self.all if host.down_since is None]
         return min(up, key=lambda h: (h.failures, ORDER[h.address.kind], h.luck)) if up else None
+
+    @property
+    def state(self) -> str:
+        """Of all together: up, down, or unknown before the first connection."""
+        if self.choose() is None:
+            return "down"
+        return "up" if any(host.state == "up" for host in self.all) else "unknown"
 
     def failed(
         self, host: DatabaseHost, began: float, now: float, reason: str, *, outright: bool = False
@@ -92,6 +116,8 @@ class Hosts:
     def succeeded(self, host: DatabaseHost, now: float) -> float | None:
         """A connection was made; how long was the host down? None: it was up."""
         down_since = host.down_since
+        if host.up_since is None or down_since is not None:
+            host.up_since = now
         host.failures = 0
         host.down_since = None
         host.luck = random.random()

@@ -22,15 +22,17 @@ from weakref import WeakSet, WeakValueDictionary, finalize
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
 from proxymap.tables.databases._connection import ENDED_BROKEN, ENDED_LATE, Attempt, Connection
-from proxymap.tables.databases._drive import (
+from proxymap.tables.databases._driver import Driver
+from proxymap.tables.databases._waiting import (
     NOTE_DROP,
     NOTE_ENDED,
     NOTE_GROW,
     NOTE_LINES,
+    NOTE_SHED,
     NOTE_SUSPECT,
 )
-from proxymap.tables.databases._driver import Driver
 from proxymap.tables.databases.hosts import ConnectFailed, DatabaseHost, Hosts
+from proxymap.tables.databases.reports import Reports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Pool:
     def __init__(
         self, maptype: str, addresses: Sequence[Address], login: object, limits: ServerLimits, host: Host
     ) -> None:
-        self.maptype, self.limits, self.warn, self.inform = maptype, limits, host.warn, host.inform
+        self.maptype, self.limits, self.warn = maptype, limits, host.warn
         self.connector = _connector(maptype, login)
         self.hosts = Hosts(addresses, limits.error_limit, limits.probe_interval, limits.longest_gap)
         self.tables: WeakSet[Table] = WeakSet()
@@ -86,6 +88,7 @@ class Pool:
             limit=limits.connection_limit, time_limit=limits.time_limit, idle_limit=limits.idle_limit,
             age_limit=limits.age_limit, suspect_after=limits.connect_time_limit,
         )  # fmt: skip
+        self.reports = Reports(maptype, self.hosts, self.driver, self.tables, host.warn, host.inform)
         self.refusing = False
         self._trials: set[_Trial] = set()
         self._finished: deque[_Trial] = deque()
@@ -95,6 +98,10 @@ class Pool:
         threading.Thread(target=self.driver.run, name=name, daemon=True).start()
         self.thread = threading.Thread(target=self._keep, name=f"{name} pool", daemon=True)
         self.thread.start()
+
+    def describe(self) -> dict[str, object]:
+        """See Server.describe."""
+        return self.reports.describe(time.monotonic())
 
     # The pool's thread
 
@@ -122,8 +129,7 @@ class Pool:
             host.next_probe for host in self.hosts.all
             if host.down_since is not None and not self._is_tried(host)
         ]  # fmt: skip
-        if self._fewer_until is not None:
-            times.append(self._fewer_until)
+        times += [due for due in (self._fewer_until, self.reports.due) if due is not None]
         return max(0.01, min(times) - now)
 
     def _heed(self, note: Job) -> None:
@@ -142,6 +148,8 @@ class Pool:
             host = self.hosts.all[self.driver.suspected(note)]
             if host.down_since is None and not self._is_tried(host):
                 self._try(host, wanted=False)
+        elif note.kind == NOTE_SHED:
+            self.reports.shedding(time.monotonic())
         elif note.kind == NOTE_DROP:
             note.closed()
 
@@ -174,6 +182,7 @@ class Pool:
                 trial.attempt.abort()
                 trial.abandoned = True
                 self._did_not_connect(trial, TimeoutError())
+        self.reports.tend(now)
         for host in self.hosts.due(now):
             if not self._is_tried(host):
                 self._try(host, wanted=False)
@@ -240,7 +249,7 @@ class Pool:
     def _connected(self, host: DatabaseHost) -> None:
         outage = self.hosts.succeeded(host, time.monotonic())
         if outage is not None:
-            self.inform(f"{self.maptype} server {host.address.shown} is up again after {outage:.0f}s")
+            self.reports.up(host, outage)
         if self.refusing:
             self.refusing = False
             self.driver.refuse(False)
@@ -269,10 +278,7 @@ class Pool:
 
     def _failed(self, host: DatabaseHost, began: float, reason: str, *, outright: bool = False) -> None:
         if self.hosts.failed(host, began, time.monotonic(), reason, outright=outright):
-            count = len(self.tables)
-            tables = f"{count} table" if count == 1 else f"{count} tables"
-            shown = host.address.shown
-            self.warn(f"{self.maptype} server {shown} is down: {reason}; used by {tables}")
+            self.reports.down(host, reason)
             self.driver.leave(host.number)
 
 
@@ -301,6 +307,10 @@ class Server:
                 raise
             reasons = "; ".join(f"{host.address.shown}: {host.reason}" for host in hosts.all)
             raise TableRetry(f"{error}: {reasons}") from None
+
+    def describe(self) -> dict[str, object]:
+        """What is known of it, for the administrator; times in seconds, each host with its state."""
+        return self.pool.describe()
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
         """Answer RETRY to all lookups older than that, whatever the driver does; the tables asked."""

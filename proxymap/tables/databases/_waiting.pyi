@@ -4,3 +4,4 @@ NOTE_LINES: int
 NOTE_DROP: int
 NOTE_SUSPECT: int
 NOTE_NUDGE: int
+NOTE_SHED: int

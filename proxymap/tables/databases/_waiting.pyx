@@ -1,0 +1,154 @@
+"""_waiting - jobs of a server: from its queue to a connection, or to an answer without one
+
+Tables take turns (_lanes). A job that will have no answer in time, as things are, is
+answered RETRY at once: `shed`. Things are so: the jobs that come before it, times what
+a question takes, by the connections there may be; and others have waited for a while
+already, so that this is more than a burst. Nor is a question begun shortly before it
+would be too late; it would end as a failure of the server. A refresh, for which nobody
+waits, is asked only if nobody waits for anything else.
+
+One thread, the driver's; what waits is changed under its lock, see the minder. No GIL.
+"""
+
+from libc.stdint cimport uint64_t
+
+from proxymap._words cimport STAT_OK, STAT_RETRY
+from proxymap.base._buf cimport buf_append_view, buf_clear, buf_view, view_str
+from proxymap.base._clock cimport now_ms, now_ns
+from proxymap.base._os cimport pthread_mutex_lock, pthread_mutex_unlock
+from proxymap.tables._jobs cimport job, job_new, queue_link, queue_put, queue_take, queue_wake
+from proxymap.tables.databases._connection cimport connection
+from proxymap.tables.databases._lanes cimport (
+    lanes_before, lanes_oldest_ms, lanes_put, lanes_return, lanes_take, lanes_take_old,
+)
+from proxymap.tables.databases.database cimport database, question, question_begin
+
+cdef enum:
+    MEAN_OF = 64  # questions: how fast the mean of what they take forgets
+    BURST = 8     # part of the time limit: who waits for longer does not wait for the end of a burst
+
+
+cdef void waiting_collect(driver *d) noexcept nogil:
+    """Take the jobs that have come. Those that cannot be answered in time are answered at once."""
+    cdef job *j
+    while True:
+        j = queue_take(d.asks, 0)
+        if j == NULL:
+            return
+        if d.refusing:
+            refuse(d, j, b"no server can be reached")
+        elif is_hopeless(d, j):
+            shed(d, j)
+        else:
+            pthread_mutex_lock(&d.lock)
+            lanes_put(&d.waiting, j)
+            pthread_mutex_unlock(&d.lock)
+
+
+cdef job *waiting_next(driver *d) noexcept nogil:
+    """The job to be asked now; NULL if that was answered here instead. There is one."""
+    cdef job *j
+    pthread_mutex_lock(&d.lock)
+    j = lanes_take(&d.waiting)
+    pthread_mutex_unlock(&d.lock)
+    if d.refusing:
+        refuse(d, j, b"no server can be reached")
+    elif left_us(d, j) < least_us(d):
+        shed(d, j)
+    else:
+        return j
+    return NULL
+
+
+cdef void waiting_return(driver *d, job *j) noexcept nogil:
+    """Ask once more, before all others."""
+    pthread_mutex_lock(&d.lock)
+    lanes_return(&d.waiting, j)
+    pthread_mutex_unlock(&d.lock)
+
+
+cdef void waiting_late(driver *d, uint64_t now) noexcept nogil:
+    """Answer RETRY to jobs that have waited in vain."""
+    cdef job *j
+    while True:
+        pthread_mutex_lock(&d.lock)
+        j = lanes_take_old(&d.waiting, now, d.time_limit_ms)
+        pthread_mutex_unlock(&d.lock)
+        if j == NULL:
+            return
+        d.late += 1
+        driver_answer(d, j, STAT_RETRY, b"no connection in time")
+
+
+cdef void waiting_learn(driver *d, const connection *c) noexcept nogil:
+    """How long the question of c has taken."""
+    d.mean_us = (d.mean_us * (MEAN_OF - 1) + (now_ns() - c.began_ns) // 1000) // MEAN_OF
+
+
+cdef inline uint64_t least_us(const driver *d) noexcept nogil:
+    """With less time than this a question is not begun."""
+    return min(d.mean_us * 3 // 2, d.time_limit_ms * 500)
+
+
+cdef inline uint64_t left_us(const driver *d, const job *j) noexcept nogil:
+    """Until j is too late."""
+    cdef uint64_t age = now_ms() - j.since_ms
+    return (d.time_limit_ms - min(age, d.time_limit_ms)) * 1000
+
+
+cdef bint is_hopeless(const driver *d, const job *j) noexcept nogil:
+    """Will j be too late when its turn comes? Of a refresh: would it delay anybody?"""
+    cdef uint64_t oldest_ms = lanes_oldest_ms(&d.waiting)
+    cdef size_t before
+    if j.refresh:
+        return oldest_ms != 0 or d.idle == NULL
+    if oldest_ms == 0 or now_ms() - oldest_ms < d.time_limit_ms // BURST:
+        return False
+    before = lanes_before(&d.waiting, j.t)
+    return before * d.mean_us // <uint64_t> max(1, min(d.limit, d.allowed)) + least_us(d) > left_us(d, j)
+
+
+# Answers without a connection
+
+cdef void shed(driver *d, job *j) noexcept nogil:
+    j.shed = True
+    if not j.refresh:
+        d.shed += 1
+        if not d.shedding:
+            d.shedding = driver_tell(d, NOTE_SHED, NULL) == 0
+    refuse(d, j, b"there would be no answer in time")
+
+
+cdef void refuse(driver *d, job *j, const char *why) noexcept nogil:
+    """The server is not asked. What needs no asking is answered all the same."""
+    cdef question q
+    cdef int status = question_begin(
+        &q, <const database *> j.t.self, buf_view(&j.key), &d.scratch, d.log)
+    driver_answer(d, j, STAT_RETRY if status == STAT_OK else status, why)
+
+
+cdef void driver_answer(driver *d, job *j, int status, const char *why) noexcept nogil:
+    """Hand the job back. why: of RETRY, for a caller who wants to know."""
+    if status != STAT_OK:
+        buf_clear(&j.value)
+    if status == STAT_RETRY:
+        buf_clear(&j.name)
+        buf_append_view(&j.name, view_str(why))
+    j.status = status
+    if d.woken != NULL and d.woken != j.replies:
+        queue_wake(d.woken)
+    d.woken = j.replies
+    queue_link(j.replies, j)
+    if j.replies.eventfd < 0:
+        queue_wake(j.replies)  # each job counts
+        d.woken = NULL
+
+
+cdef int driver_tell(driver *d, int kind, connection *c) noexcept nogil:
+    """Put a note for the pool; -1 without memory."""
+    cdef job *note = job_new(kind)
+    if note == NULL:
+        return -1
+    note.asker = c
+    queue_put(d.notes, note)
+    return 0
