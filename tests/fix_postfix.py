@@ -39,6 +39,7 @@ proxywrite unix -  -  n  -  1  proxymap
 QUEUE_DIRECTORIES = {"pid": 0o755, "private": 0o700, "public": 0o710}
 START_LIMIT = 30.0  # seconds; for a machine that is very busy
 DAEMON_LIMIT = 10.0
+NUL_WARNING = "text after null byte may be ignored"  # of Postfix 3.11, where ours has nothing to say
 
 
 def unavailable() -> str | None:

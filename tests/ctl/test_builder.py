@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_postfix import NUL_WARNING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,9 +58,10 @@ def by_us(maptype: str, file: str, **options: Any) -> tuple[Records, list[str]]:
 def by_postmap(maptype: str, file: str, letters: str = "") -> tuple[Records, list[str]]:
     done = subprocess.run(["postmap", f"-{letters}o", f"{maptype}:{file}"], capture_output=True, check=True)
     prefix = "postmap: warning: "
-    lines = done.stderr.decode(errors="surrogateescape").split("\n")
-    assert all(line.startswith(prefix) for line in lines[:-1])
-    return records(f"{file}.{maptype}"), [line.removeprefix(prefix) for line in lines[:-1]]
+    lines = done.stderr.decode(errors="surrogateescape").split("\n")[:-1]
+    assert all(line.startswith(prefix) for line in lines)
+    said = [line.removeprefix(prefix) for line in lines if not line.endswith(NUL_WARNING)]
+    return records(f"{file}.{maptype}"), said
 
 
 def options_of(letters: str) -> dict[str, Any]:

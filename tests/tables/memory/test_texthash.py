@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from contract import Contract, Records, found
-from fix_postfix import release
+from fix_postfix import NUL_WARNING, release
 
 from proxymap.tables import base
 from proxymap.tables._table import Surrogate, Table
@@ -65,9 +65,6 @@ ODD = {
     "empty": b"",
     "comments": b"#\n  # a b\n#c d",
 }
-
-
-NUL_WARNING = "text after null byte may be ignored"  # of Postfix 3.11, where ours has nothing to say
 
 
 def stock(place: Path, file: Path, utf8: bool) -> tuple[list[bytes], list[str]]:
