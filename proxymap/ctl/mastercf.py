@@ -309,7 +309,7 @@ class Postfix(NamedTuple):
         try:
             done = subprocess.run(command, capture_output=True, timeout=COMMAND_LIMIT, check=True)
         except subprocess.CalledProcessError as trouble:
-            lines = trouble.stderr.decode(TEXT, ERRORS).strip().splitlines() or ["no word of why"]
+            lines = trouble.stderr.decode(TEXT, ERRORS).strip().splitlines() or ["the mail log says why"]
             raise ConfigError(f'"{" ".join(command)}" failed: {lines[-1]}') from None
         except (OSError, subprocess.SubprocessError) as trouble:
             raise ConfigError(f'"{" ".join(command)}" failed: {trouble}') from None

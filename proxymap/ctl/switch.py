@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 from proxymap.ctl import takeover
@@ -27,6 +28,9 @@ def add(parser: Parser, default: str) -> None:
 
 def run(told: Iterator[str]) -> int:
     """run - what takeover's enable or disable tells, line by line"""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a lost terminal is no reason to leave things half done
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         for line in told:
             print(line, flush=True)

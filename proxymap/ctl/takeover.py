@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 from proxymap.config.maincf import read_parameters
 from proxymap.ctl import answers
-from proxymap.ctl.instance import OURS, STOCKS, Instance, ask, described, own_program
+from proxymap.ctl.instance import OURS, STATUS_LIMIT, STOCKS, Instance, ask, described, own_program
 from proxymap.ctl.mastercf import (
     SERVICES,
     STOCK,
@@ -106,6 +106,9 @@ def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Itera
             yield f"{service}: not enabled: the command in master.cf is {entries[-1].command}"
         else:
             back = memory.pop(ours[0].name, STOCK)
+            if not _can_run(instance, back):
+                yield f"{service}: {back}, which was there before, cannot be run; back to Postfix's own"
+                back = STOCK
             changes += [(entry, back) for entry in ours]
     if dry_run:
         yield from _commands(instance, changes)
@@ -121,9 +124,21 @@ def _need_root(dry_run: bool) -> None:
 
 
 def _is_enabled(instance: Instance, entry: Entry) -> bool:
-    """Ours is in charge, or it was and is gone: its package has been removed."""
+    """Ours is in charge, or it was and is gone or spoilt, as by an installation that was cut short."""
+    if entry.command == STOCK:
+        return False
     program = program_of(entry.command, instance.postfix.daemon_directory)
-    return entry.command != STOCK and (is_ours(program) or not os.path.exists(program))
+    if is_ours(program) or not _can_run(instance, entry.command):
+        return True
+    with contextlib.suppress(ConfigError, OSError):
+        return os.path.samefile(program, own_program())
+    return False
+
+
+def _can_run(instance: Instance, command: str) -> bool:
+    """Is there a program for master to execute?"""
+    program = program_of(command, instance.postfix.daemon_directory)
+    return command == STOCK or (os.path.isfile(program) and os.access(program, os.X_OK))
 
 
 def _warnings(instance: Instance, entry: Entry) -> Iterator[str]:
@@ -146,14 +161,25 @@ def _commands(instance: Instance, changes: Changes) -> Iterator[str]:
 def _enable(instance: Instance, changes: Changes, memory: dict[str, str], force: bool) -> Iterator[str]:
     with _all_back_on_failure(instance, changes):
         before = {} if force else answers.of_services(instance, [entry for entry, _ in changes])
+        answered = _answering(instance, [entry for entry, _ in changes])
+        _write_memory(instance, memory)  # first: even if this is killed, disable knows what was there
         for entry, command in changes:
             set_command(entry, command)
-        _write_memory(instance, memory)
-        outcome = yield from _reload(instance, changes)
+        outcome = yield from _reload(instance, changes, answered)
         worse = answers.worse(instance, before)
         if worse:
             raise _NoAnswer("; ".join(worse))
     yield from outcome
+
+
+def _answering(instance: Instance, entries: Sequence[Entry]) -> frozenset[str]:
+    """The services that answer now, and so are not throttled."""
+    found = set()
+    for entry in entries if instance.postfix.is_running() else ():
+        with contextlib.suppress(OSError, ProtocolError):
+            ask(instance, entry, STATUS_LIMIT)
+            found.add(entry.service)
+    return frozenset(found)
 
 
 def _disable(instance: Instance, changes: Changes, memory: dict[str, str]) -> Iterator[str]:
@@ -167,15 +193,20 @@ def _disable(instance: Instance, changes: Changes, memory: dict[str, str]) -> It
         raise Failed(f'master.cf is as it was before "enable", but {error}') from None
 
 
-def _reload(instance: Instance, changes: Changes) -> Generator[str, None, list[str]]:
-    """Tell a running master, and see who answers for each service."""
+def _reload(
+    instance: Instance, changes: Changes, answered: frozenset[str] = frozenset()
+) -> Generator[str, None, list[str]]:
+    """Tell a running master, and see who answers for each service.
+
+    answered: those that did before; if they are silent now, no throttle of before is waited out.
+    """
     last = {entry.service: command for entry, command in changes}
     if not instance.postfix.is_running():
         return [f"{service}: {command} from the next start on" for service, command in last.items()]
     instance.postfix.run(instance.postfix.reload())
     outcome = []
     for service, command in last.items():
-        answer = yield from _verify(instance, service, command)
+        answer = yield from _verify(instance, service, command, service not in answered)
         outcome.append(f"{service}: {answer}")
     return outcome
 
@@ -187,9 +218,13 @@ def _all_back_on_failure(instance: Instance, changes: Changes) -> Iterator[None]
     try:
         yield
     except BaseException as error:
-        more = _put_back(instance, changes, memory)
+        more = _put_back(instance, changes, memory) or "master.cf is as it was before"
+        if isinstance(error, KeyboardInterrupt):
+            raise Failed(f"interrupted; {more}") from None
+        if isinstance(error, _Silent):
+            more += f"; master starts a server again within {instance.throttle} s (service_throttle_time)"
         if isinstance(error, (_NoAnswer, ConfigError, OSError)):
-            raise Failed(f"{error}; {more or 'master.cf is as it was before'}") from None
+            raise Failed(f"{error}; {more}") from None
         raise
 
 
@@ -203,10 +238,10 @@ def _put_back(instance: Instance, changes: Changes, memory: dict[str, str]) -> s
             if now.command == command:
                 set_command(now, entry.command)
                 changed = True
-        if changed:
-            _write_memory(instance, memory)
     except (ConfigError, OSError) as trouble:
         return f"and master.cf could not be put back: {trouble}"
+    with contextlib.suppress(OSError):
+        _write_memory(instance, memory)
     with contextlib.suppress(ConfigError):  # perhaps it is what has just failed
         if changed and postfix.is_running():
             postfix.run(postfix.reload())
@@ -217,26 +252,32 @@ class _NoAnswer(Exception):
     """No answer, or not from the server that it should come from; the text says what was seen."""
 
 
-def _verify(instance: Instance, service: str, command: str) -> Generator[str, None, str]:
+class _Silent(_NoAnswer):
+    """Nobody is there: the new server has failed, and master throttles the service."""
+
+
+def _verify(instance: Instance, service: str, command: str, patient: bool) -> Generator[str, None, str]:
     """Ask until the server that `command` starts is the only one there; who it is and what it said.
 
-    A service whose process failed at once is started anew only when its throttle is over.
+    A service whose process failed at once is started anew only when its throttle is over;
+    `patient` if one of before may be on.
     """
     program = program_of(command, instance.postfix.daemon_directory)
     wanted = STOCKS if command == STOCK else OURS if is_ours(program) else None
     answer, seen, silent = _wait_for(instance, service, wanted, ANSWER_LIMIT)
-    if not answer and silent:
+    waited = ANSWER_LIMIT
+    if not answer and silent and patient:
         limit = instance.throttle + AFTER_THROTTLE
         yield (
             f"{service}: no server yet ({seen}); after one that failed, master waits"
             f" for {instance.throttle} s (service_throttle_time); waiting at most {limit:.0f} s"
         )
         answer, seen, silent = _wait_for(instance, service, wanted, limit)
+        waited += limit
     if answer:
         return answer
-    raise _NoAnswer(
-        f"{service}: no answer from {program} within {ANSWER_LIMIT:.0f} s ({seen}); the mail log says why"
-    )
+    what = f"{service}: no answer from {os.path.normpath(program)} within {waited:.0f} s ({seen})"
+    raise (_Silent if silent else _NoAnswer)(f"{what}; the mail log says why")
 
 
 def _wait_for(
@@ -248,9 +289,9 @@ def _wait_for(
     seen, silent = "", True
     while (left := deadline - time.monotonic()) > 0:
         try:
-            answer, processes = ask(instance, entry, left)
+            answer, processes = ask(instance, entry, max(round(left, 1), PAUSE))
         except (OSError, ProtocolError) as trouble:
-            seen, silent = str(trouble), True
+            seen, silent = getattr(trouble, "strerror", None) or str(trouble), True
         else:
             servers = {process.server for process in processes}
             if servers and (wanted is None or servers == {wanted}):

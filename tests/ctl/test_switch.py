@@ -94,7 +94,107 @@ def test_table_that_stock_does_not_answer_either_is_no_obstacle(host: Host) -> N
     enabled(host)
 
 
+# Ours fails, but only under master
+
+
+def dies_under_master(made: Prefix) -> None:
+    """Have the program pass the rehearsal, whose GENERATION is 0, and end at once under a master."""
+    text = made.program.read_text()
+    dies = "import os, sys\nif os.environ['GENERATION'] != '0':\n    sys.exit(1)\n"
+    made.program.write_text(text.replace("import sys\n", dies, 1))
+
+
+@pytest.fixture
+def doomed(own_prefix: Prefix) -> Iterator[Host]:
+    """A running Postfix that has had a reload, and a program that dies there."""
+    dies_under_master(own_prefix)
+    with Host(own_prefix) as host:  # type: ignore[attr-defined]
+        host.set(service_throttle_time="5s")
+        assert host.run("postfix", "reload").returncode == 0
+        assert host.answers() == b"b\n"
+        yield host
+
+
+@with_postfix
+def test_enable_does_not_wait_for_a_throttle_that_ours_has_caused(
+    doomed: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trying ours again would prolong it: clients wait for Postfix's server, which is back after it."""
+    monkeypatch.setattr(takeover, "own_program", lambda: str(doomed.prefix.program))
+    monkeypatch.setattr(takeover, "ANSWER_LIMIT", 2.0)
+    told: list[str] = []
+    what = r"no answer from .* within 2 s.*as it was before; .* within 5 s \(service_throttle_time\)"
+    with pytest.raises(takeover.Failed, match=what):
+        told.extend(takeover.enable(Instance(str(doomed.config_dir)), ["proxymap"], False))
+    assert not told
+    assert doomed.log().count("throttling") == 1
+    assert doomed.command() == "proxymap"
+    assert doomed.answers() == b"b\n"
+    assert doomed.servers()["proxymap"] == STOCK
+    assert "not enabled" in doomed.ctl("disable").stdout
+
+
+@with_postfix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_enable_that_is_interrupted_puts_all_back(doomed: Host, number: signal.Signals) -> None:
+    """As by a connection that is lost."""
+    before = (doomed.config_dir / "master.cf").read_bytes()
+    command = [str(doomed.prefix.dir / "bin" / "proxymapctl"), "-c", str(doomed.config_dir), "enable"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: "throttling" in doomed.log(), "a throttle")
+        running.send_signal(number)
+        _, said = running.communicate(timeout=60)
+    assert (running.returncode, said) == (69, "proxymapctl: interrupted; master.cf is as it was before\n")
+    assert (doomed.config_dir / "master.cf").read_bytes() == before
+    assert not (doomed.config_dir / takeover.MEMORY).exists()
+
+
 # disable, whatever is wrong
+
+
+@with_postfix
+def test_disable_knows_ours_by_its_place_when_the_file_is_spoilt(own_prefix: Prefix) -> None:
+    """As by an installation that was cut short."""
+    host = Host(own_prefix)
+    try:
+        enabled(host)
+        own_prefix.program.write_text("")
+        done = host.ctl("disable")
+        assert (done.returncode, done.stderr, host.command()) == (0, "", "proxymap")
+    finally:
+        host.remove()
+
+
+@with_postfix
+def test_disable_takes_postfix_own_where_what_was_before_is_gone(stopped: Host) -> None:
+    wrapper = stopped.dir / "wrapper" / "proxymap"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/bin/sh\n")
+    wrapper.chmod(0o755)
+    stopped.run("postconf", "-F", f"proxymap/unix/command=../../../..{wrapper}")
+    enabled(stopped)
+    wrapper.unlink()
+    done = stopped.ctl("disable")
+    assert (done.returncode, done.stderr, stopped.command()) == (0, "", "proxymap")
+    assert "wrapper/proxymap, which was there before, cannot be run" in done.stdout
+
+
+@with_postfix
+def test_command_of_before_is_remembered_before_it_is_replaced(
+    stopped: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a kill amid enable loses nothing."""
+    command = "../../../bin/true"
+    stopped.run("postconf", "-F", f"proxymap/unix/command={command}")
+    remembered = []
+
+    def look(entry: object, command: str, in_place: bool = False) -> None:
+        remembered.append((stopped.config_dir / takeover.MEMORY).read_text().splitlines()[-1])
+
+    monkeypatch.setattr(takeover, "own_program", lambda: str(stopped.prefix.program))
+    monkeypatch.setattr(takeover, "set_command", look)
+    list(takeover.enable(Instance(str(stopped.config_dir)), ["proxymap"], False))
+    assert remembered == [f"proxymap/unix = {command}"]
 
 
 @with_postfix
