@@ -74,8 +74,10 @@ TABLE_TYPES = {
     "pipemap": TableType("composite.pipemap", flags=MEMBER_FLAGS),  # members keep the flags of their opening
     "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
     "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
+    "socketmap": TableType("network.socketmap"),
     "sqlite": TableType("databases.sqlite"),
     "static": TableType("memory.static", writable=True, flags=RHS_IS_FILE),
+    "tcp": TableType("network.tcp"),
     "texthash": TableType("memory.texthash", suffix=b"", flags=TEXTHASH_FLAGS),
     "unionmap": TableType("composite.unionmap", flags=MEMBER_FLAGS),
     "unix": TableType("databases.unix"),

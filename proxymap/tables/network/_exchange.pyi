@@ -1,0 +1,2 @@
+NOTE_LINES: int
+NOTE_RESOLVE: int

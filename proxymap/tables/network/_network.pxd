@@ -1,0 +1,39 @@
+# _network - the exchange and its tables, as Python sees them (see _network.pyx)
+
+from proxymap.tables._jobs cimport Queue, job
+from proxymap.tables._table cimport Table
+from proxymap.tables.network._endpoint cimport asker, endpoint, protocol
+from proxymap.tables.network._exchange cimport exchange
+
+
+cdef class Protocol:
+    cdef const protocol *p
+
+
+cdef Protocol protocol_of(const protocol *p)
+
+
+cdef class Exchange:
+    cdef exchange x
+    cdef readonly Queue asks
+    cdef readonly Queue notes
+    cdef readonly Queue log
+    cdef list lost  # what jobs name that were never answered
+
+
+cdef class Endpoint:
+    cdef endpoint *e
+    cdef readonly Exchange exchange
+    cdef readonly object keeper
+    cdef readonly str shown
+    cdef bytes text
+
+
+cdef class NetworkTable(Table):
+    cdef asker *a            # what t.self points to; a subclass has it
+    cdef readonly Endpoint endpoint
+    cdef public object server  # what the workers' watchdog sees
+
+    cdef serve(self, asker *a, Endpoint to)
+    cdef job *send(self, int kind, bytes key, bytes value, Queue replies) except NULL
+    cdef tuple wait(self, Queue replies)
