@@ -95,9 +95,8 @@ def kill_round(rng: random.Random, maptype: str = "lmdb", count: int = CLIENTS) 
             os.chown(server.dir, os.geteuid(), -1)
             reason = open_table(table.encode(), writes=True).reason  # as the next server begins
             assert reason is None, reason
-            give(
-                server.dir, *server.dir.glob("w*")
-            )  # a server that was killed early left no file: it is root's here
+            # Where the server was killed before it made the file, open_table has, as root.
+            give(server.dir, *server.dir.glob("w*"))
             read = subprocess.run(["postmap", "-s", table], capture_output=True, check=False)
             assert not read.stderr, read.stderr
             stored = dict(line.split(b"\t") for line in read.stdout.splitlines())
