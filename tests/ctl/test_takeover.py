@@ -6,6 +6,7 @@ Each test has a private Postfix, and an installation of ours that master may run
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from fix_postfix import MASTER, StockPostfix, daemon_directory, unavailable
 from fix_prefix import Prefix, no_prefix
 
+from proxymap import Client, NotApproved
+from proxymap.config.maincf import UNUSABLE
 from proxymap.ctl import takeover
 from proxymap.ctl.instance import Instance, duration
 from proxymap.ctl.mastercf import entry_of, read_entries
@@ -27,8 +30,10 @@ pytestmark = pytest.mark.skipif(
 class Host(StockPostfix):
     """A private Postfix with all queue directories, as `postfix reload` wants them, and a cdb table `v`."""
 
-    def __init__(self, prefix: Prefix, master: str = MASTER) -> None:
-        super().__init__({"proxy_read_maps": "proxy:cdb:$tables/v"}, master)
+    def __init__(
+        self, prefix: Prefix, master: str = MASTER, maps: str | None = "proxy:cdb:$tables/v"
+    ) -> None:
+        super().__init__({} if maps is None else {"proxy_read_maps": maps}, master)
         self.prefix = prefix
         self.run("postfix", "check")
         (self.tables / "v").write_text("a b\n")
@@ -172,6 +177,38 @@ def test_unserved_types_are_told(host: Host) -> None:
     host.set(proxy_read_maps="proxy:cdb:$tables/v proxy:ldap:/etc/x.cf")
     done = host.ctl("enable", "--dry-run")
     assert "warning: proxymap: ldap:/etc/x.cf is not served yet" in done.stdout
+
+
+def test_main_cf_without_proxy_read_maps(prefix: Prefix) -> None:
+    """The default of the installed release: start, lookups in both dialects, reload, disable, enable."""
+    host = Host(prefix, maps=None)
+    table, key = "unix:passwd.byname", "postfix"
+
+    def asked() -> dict[str, set[str]]:
+        done = host.postmap("-q", key, f"proxy:{table}")
+        assert (done.returncode, done.stderr, done.stdout[:8]) == (0, b"", b"postfix:")
+        return host.servers()
+
+    try:
+        assert host.ctl("enable", "--service", "both").returncode == 0
+        host.start()
+        assert asked() == {"proxymap": OURS, "proxywrite": OURS}
+        for dialect in ("3.6", "3.11"):
+            with Client(host.socket(), dialect=dialect, timeout=60) as client:
+                assert (client.lookup(table, key) or b"").startswith(b"postfix:")
+                assert client.lookup(table, "nobody-of-this-name") is None
+                with pytest.raises(NotApproved):
+                    client.lookup("cdb:/elsewhere", key)
+        assert host.run("postfix", "reload").returncode == 0
+        assert asked() == {"proxymap": OURS, "proxywrite": OURS}
+        for command, servers in (("disable", STOCK), ("enable", OURS), ("disable", STOCK)):
+            done = host.ctl(command, "--service", "both")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert asked() == {"proxymap": servers, "proxywrite": servers}
+        assert UNUSABLE not in host.log()
+        assert not re.search(r" (error|fatal|panic): ", host.log())
+    finally:
+        host.remove()
 
 
 # What changes nothing
