@@ -11,11 +11,13 @@ import json
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from fix_server import DIALECTS, ServerProcess
+from fix_postfix import StockPostfix, dialect, unavailable
+from fix_server import DIALECTS, Peer, ServerProcess
 from oracle import Attributes, encode
 
 from proxymap.ctl.builder import Options, build
@@ -40,38 +42,37 @@ def to_bytes(pairs: list[list[str]], directory: str) -> Attributes:
 
 
 def exchanges(
-    dialect: str, service: str, directory: str, bdb: bool
+    spoken: str, service: str, directory: str, bdb: bool | None = None
 ) -> Iterator[tuple[Attributes, Attributes | None]]:
-    """Requests and recorded replies, those of Berkeley DB tables or all others."""
-    for line in (VECTORS / f"{dialect}.jsonl").read_text().splitlines():
+    """Requests and recorded replies, those of Berkeley DB tables or all others; None: of all."""
+    for line in (VECTORS / f"{spoken}.jsonl").read_text().splitlines():
         exchange = json.loads(line)
         asked = to_bytes(exchange["request"], directory)
-        maptype = dict(asked)[b"table"].decode().partition(":")[0]
-        if exchange["service"] == service and (maptype in BDB) == bdb:
+        if exchange["service"] == service and bdb in (None, type_in(asked) in BDB):
             reply = exchange["reply"]
             yield asked, None if reply is None else to_bytes(reply, directory)
 
 
-def make_tables(server: ServerProcess) -> None:
-    """What the recording server had."""
+def make_tables(folder: Path, config: Path, more: Iterable[str]) -> None:
+    """What the recording server had, but for the Berkeley DB types that are not in `more`."""
     for source in (VECTORS / "tables").iterdir():
-        (server.dir / source.name).write_text(source.read_text().replace("@DIR@", str(server.dir)))
+        (folder / source.name).write_text(source.read_text().replace("@DIR@", str(folder)))
     for maptype in ("cdb", "lmdb"):
-        build(maptype, str(server.dir / "virtual"), options=Options(warn=lambda text: None))
-    db = sqlite3.connect(server.dir / "names.sqlite")
-    db.executescript((server.dir / "names.sqlite.sql").read_text())
+        build(maptype, str(folder / "virtual"), options=Options(warn=lambda text: None))
+    db = sqlite3.connect(folder / "names.sqlite")
+    db.executescript((folder / "names.sqlite.sql").read_text())
     db.close()
-    for maptype in BDB if have_bdb() else ():
-        path = shutil.copy(server.dir / "virtual", server.dir / f"v{maptype}")
-        server.write_config()  # for smtputf8_enable: the recording host had it
-        command = ["postmap", "-c", str(server.dir), f"{maptype}:{path}"]
+    for maptype in more:
+        path = shutil.copy(folder / "virtual", folder / f"v{maptype}")
+        command = ["postmap", "-c", str(config), f"{maptype}:{path}"]
         subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture
 def server() -> Iterator[ServerProcess]:
     with ServerProcess() as server:
-        make_tables(server)
+        server.write_config()  # for smtputf8_enable: the recording host had it
+        make_tables(server.dir, server.dir, BDB if have_bdb() else ())
         yield server
 
 
@@ -103,3 +104,56 @@ def replay(server: ServerProcess, dialect: str, service: str, *, bdb: bool) -> i
                 assert reply == expected, asked
     assert server.stop() == 0
     return len(conversation)
+
+
+# The server that is installed
+
+
+def live(
+    stock: StockPostfix, service: str, conversation: Iterable[Attributes]
+) -> Iterator[Attributes | None]:
+    """Its replies; None where it leaves instead, and another one takes over."""
+    peer: Peer | None = None
+    for asked in conversation:
+        peer = peer or Peer(stock.socket(service))
+        try:
+            yield peer.ask(encode(asked))
+        except (AssertionError, OSError):
+            yield None
+            peer.close()
+            peer = None
+    if peer:
+        peer.close()
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_installed_server_answers_as_recorded() -> None:
+    """In its dialect, for the types that it has. Where the recorded one died, it may answer."""
+    stock = StockPostfix()
+    done = subprocess.run(["postconf", "-m"], capture_output=True, text=True, check=True)
+    known = {*done.stdout.split(), "nosuchtype"}
+    compared: Counter[str] = Counter()
+    try:
+        make_tables(stock.data_dir, stock.config_dir, known & {*BDB})
+        recorded = {service: [*exchanges(dialect(), service, str(stock.data_dir))] for service in EXCHANGES}
+        for service, parameter in (("proxymap", "proxy_read_maps"), ("proxywrite", "proxy_write_maps")):
+            tables = {dict(asked)[b"table"].decode() for asked, _ in recorded[service]}
+            stock.set(
+                **{parameter: " ".join(f"proxy:{table}" for table in sorted(tables)).replace("$", "$$")}
+            )
+        stock.start()
+        for service, conversation in recorded.items():
+            assert len(conversation) == EXCHANGES[service]
+            asked = [pair for pair in conversation if type_in(pair[0]) in known]
+            for (question, expected), reply in zip(
+                asked, live(stock, service, [question for question, _ in asked]), strict=True
+            ):
+                assert reply == expected or expected is None, (question, reply)
+                compared[type_in(question)] += 1
+    finally:
+        stock.remove()
+    print(f"{compared.total()} as recorded: {dict(compared)}")
+
+
+def type_in(question: Attributes) -> str:
+    return dict(question)[b"table"].decode().partition(":")[0]
