@@ -40,6 +40,7 @@ COMMANDS = {
     "update": "store a value, or many from standard input, through proxywrite",
     "delete": "delete keys through proxywrite",
     "tables": "which tables a running server has open, and how they do",
+    "servers": "which database servers a running server uses, and how they do",
     "flush": "have a running server forget cached answers",
     "reload": "have a standalone server read main.cf and proxymap.cf anew",
     "build": "build FILE.cdb or FILE.lmdb from a text as postmap(1) does",
@@ -60,6 +61,7 @@ examples:
   proxymapctl check && proxymapctl enable && proxymapctl status
   proxymapctl disable
   proxymapctl tables
+  proxymapctl servers
   proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl --socket /run/proxymap/socket reload
 

@@ -43,7 +43,7 @@ from proxymap.base._os cimport (
 from proxymap.tables._jobs cimport JOB_OPEN, Queue, job, job_free, queue, queue_take, queue_wake
 from proxymap.server._opening cimport opening_anew, opening_look, opening_turn
 from proxymap.server._service cimport service, service_free, service_init
-from proxymap.server._report cimport forget_answers, report_tables
+from proxymap.server._report cimport forget_answers, report_key, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
 from proxymap.server._turn cimport (
     client_answered, client_new, client_noticed, clients_landed, clients_opened, clients_patience,
@@ -445,6 +445,10 @@ cdef class Loop:
     def flush(self, bytes name=None, bytes key=None, bint negative=False) -> tuple:
         """Forget answers, see forget_answers; (instances that are meant, answers forgotten)."""
         return forget_answers(&self.l.service, name, key, negative)
+
+    def known(self, bytes name not None, bytes key not None) -> list:
+        """What the cache has of a key, and whether it is being asked for; see report_key."""
+        return report_key(&self.l.service, name, key)
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""

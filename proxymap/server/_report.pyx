@@ -9,11 +9,12 @@ from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport view, view_of
 from proxymap.base._clock cimport now_ms
-from proxymap.server._cache cimport cache_forget, cache_forget_all
+from proxymap.server._cache cimport cache_find, cache_forget, cache_forget_all, entry
 from proxymap.server._catalog cimport OPENING, catalog_next, instance
-from proxymap.server._flight cimport flight_forget
+from proxymap.server._flight cimport flight_find, flight_forget
 from proxymap.server._service cimport service
 from proxymap.tables._table cimport SLOW_LOOKUP, Table
+from proxymap._words cimport STAT_NOKEY, STAT_OK
 
 
 cdef list report_tables(service *s):
@@ -62,8 +63,41 @@ cdef dict kept(const instance *i):
         return None
     return {
         "cache_ttl": i.t.keeps.ttl_ms / 1000, "cache_negative_ttl": i.t.keeps.negative_ttl_ms / 1000,
-        "cache_stale_ttl": i.t.keeps.stale_ttl_ms / 1000,
+        "cache_error_ttl": i.t.keeps.error_ttl_ms / 1000, "cache_stale_ttl": i.t.keeps.stale_ttl_ms / 1000,
+        "cache_stale_negative_ttl": i.t.keeps.stale_negative_ttl_ms / 1000,
+        "cache_stale_wait": i.t.keeps.stale_wait_ms / 1000,
+        "cache_refresh_percent": i.t.keeps.refresh_percent,
     }
+
+
+cdef list report_key(service *s, bytes name, bytes key):
+    """What is known of a key: a dictionary for each instance of the table that keeps an answer or asks."""
+    cdef instance *i = catalog_next(&s.tables, NULL)
+    cdef uint64_t bits
+    found = []
+    while i != NULL:
+        if name_of(i) == name and i.t != NULL and i.t.timed and s.results != NULL:
+            for bits in range(4):
+                known = known_of(s, i, i.cache_id << 2 | bits, view_of(key, len(key)))
+                if known:
+                    shown = "3.11" if i.dialect else "3.6"
+                    found.append({"dialect": shown, "flags": i.inst_flags, **known})
+        i = catalog_next(&s.tables, i)
+    return found
+
+
+cdef dict known_of(service *s, const instance *i, uint64_t owner, view key):
+    """Times in seconds, below 0 if they are over."""
+    cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
+    cdef entry *e = cache_find(s.results, owner, generation, key)
+    cdef uint64_t now = now_ms()
+    known = {"asking": True} if flight_find(&s.flights, owner, key) != NULL else {}
+    if e != NULL:
+        known["status"] = {STAT_OK: "OK", STAT_NOKEY: "NOKEY"}.get(e.status, "RETRY")
+        known["age"] = (now - e.life.since) / 1000
+        known["fresh"] = (<double> e.life.fresh_until - <double> now) / 1000
+        known["stale"] = (<double> e.life.stale_until - <double> now) / 1000
+    return known
 
 
 cdef tuple forget_answers(service *s, bytes name, bytes key, bint negative):

@@ -77,7 +77,8 @@ class Daemon:
         )  # fmt: skip
         self._watch_configuration(settings)
         commands: dict[str, Command] = {
-            "tables": self._tables, "servers": self._servers, "flush": self._flush, "reload": self._reload,
+            "tables": self._tables, "servers": self._servers, "known": self._known, "flush": self._flush,
+            "reload": self._reload,
         }  # fmt: skip
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
@@ -136,6 +137,7 @@ class Daemon:
 
     def _configure_loop(self, settings: Settings, limits: dict[str, Any]) -> None:
         self.loop.configure(**limits)
+        self.loop.flush()
         self._watch_configuration(settings)
         self._open_anew(None)
 
@@ -209,6 +211,14 @@ class Daemon:
 
     def _servers(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [server.describe() for server in self.workers.servers()]
+
+    def _known(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the cache has of some keys."""
+        try:
+            name, keys = os.fsencode(request["table"]), [os.fsencode(key) for key in request["keys"]]
+        except (KeyError, TypeError, UnicodeError):
+            raise Refused('expected "table": a name, "keys": a list of keys') from None
+        return self.between_turns(lambda: [one for key in keys for one in self.loop.known(name, key)])
 
     def _flush(self, request: dict[str, Any]) -> dict[str, int]:
         """How many tables there are of that name, or in all, and how many of their answers are forgotten."""

@@ -10,53 +10,18 @@ import re
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
-from fix_server import NOT_FOUND, ServerProcess, found, lookup, peers, wait_until
+from fix_fakes import Fakes
+from fix_server import NOT_FOUND, found, lookup, peers, wait_until
 from fix_sql import RETRY, Clients
-from oracle import Attributes
-
-from proxymap.server.control import ask_all
 
 CLIENTS = 200
 MANY = 1000
 RECORDS = {f"k{number}": [f"v{number}"] for number in range(MANY)}
 RECORDS |= {f"user{number}@example.com": [f"box{number}"] for number in range(1, MANY + 1)}
 SLACK = 2.0  # seconds; a thread that waits for a CPU of a busy machine
-
-
-class Fakes(ServerProcess):
-    """Our server over a pretender. Answers are kept for an hour, unless own says otherwise."""
-
-    def __init__(self, fake: FakeServer, **own: str) -> None:
-        super().__init__(own={"cache_ttl": "1h", "lookup_time_limit": "5s"} | own)
-        self.fake = fake
-
-    def table(self, name: str = "t", **parameters: str) -> bytes:
-        """A table over the pretender, approved."""
-        path = self.dir / f"{name}.cf"
-        values = {"hosts": f"127.0.0.1:{self.fake.port}", "user": "u", "password": "p", "dbname": "mail"}
-        values |= {"query": "SELECT v FROM t WHERE k = '%s'"} | parameters
-        path.write_text("".join(f"{name} = {value}\n" for name, value in values.items()))
-        path.chmod(0o644)
-        self.approve(f"{self.fake.maptype}:{path}")
-        return f"{self.fake.maptype}:{path}".encode()
-
-    def ask(self, table: bytes, key: bytes) -> Attributes:
-        """One question over a connection of its own."""
-        with self.connect() as peer:
-            return peer.ask(lookup(table, key))
-
-    def control(self, do: str, **request: Any) -> Any:
-        """The answer of the control socket."""
-        (_, reply), *_ = ask_all(self.path, do=do, **request)
-        return reply["ok"]
-
-    def counts(self, table: bytes) -> dict[str, Any]:
-        """What the server knows of the table."""
-        return next(known for known in self.control("tables") if known["table"] == table.decode())
 
 
 @pytest.fixture(params=[FakeMySQL, FakePostgreSQL])

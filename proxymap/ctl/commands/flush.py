@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from proxymap.base._fold import fold
 from proxymap.ctl.connection import ask_processes
+from proxymap.ctl.memory import both
 from proxymap.ctl.options import ANSWERING, TABLE, Parser, table_name
 from proxymap.ctl.outcome import EX_NOTFOUND, EX_OK, complain
 
@@ -38,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.table:
         what["table"] = arguments.table
     if arguments.keys:  # the cache has it as the table was asked for it: folded or not
-        folded = {os.fsdecode(fold(os.fsencode(key), True)) for key in arguments.keys}
-        what["keys"] = sorted(folded.union(arguments.keys))
+        what["keys"] = both(arguments.keys)
     if arguments.negative:
         what["negative"] = True
     counts = [count for _, count in ask_processes(arguments, do="flush", **what)]

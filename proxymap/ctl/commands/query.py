@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from proxymap.ctl.connection import Connection, processes
+from proxymap.ctl.memory import kept
 from proxymap.ctl.options import TABLE, Parser, configuration_of, table_name
 from proxymap.ctl.outcome import EX_OK, EX_UNAVAILABLE, TROUBLE, Answer, advice_on, ask, complain, no_answer
 from proxymap.ctl.terminal import Show, printer
@@ -98,12 +99,13 @@ class Explainer:
 
     def ask(self, key: bytes) -> tuple[Answer, list[str]]:
         """The answer to a key, and the lines that explain it."""
+        memory = [] if self._arguments.direct else kept(self._arguments, key)
         here = ask(self._here, key)
         lines = ["  " + line for line in self._here.explain(key)]
         if self._arguments.direct:
             return here, [str(here), *lines]
         server = self._ask_server(key)
-        lines = [f"the server: {server}", f"the table itself: {here.trouble or here}", *lines]
+        lines = [f"the server: {server}", *memory, f"the table itself: {here.trouble or here}", *lines]
         if server.name and server[1:3] != here[1:3] and (server.is_reply or here.is_reply):
             lines.append(f"they differ: {self._difference(server, here)}")
         lines += self._elsewhere()

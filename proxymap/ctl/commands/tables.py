@@ -40,6 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
+POLICY = {
+    "cache_ttl": "values",
+    "cache_negative_ttl": '"no"',
+    "cache_error_ttl": "refusals",
+    "cache_stale_ttl": "old values",
+    "cache_stale_negative_ttl": 'old "no"',
+}
+
+
+def _policy(keeps: dict[str, float]) -> str:
+    """How long answers are kept."""
+    times = [f"{what} {keeps[name]:g} s" for name, what in POLICY.items() if keeps[name]]
+    return f"keeps {', '.join(times)}"
+
+
 def _table_line(pid: int, table: dict[str, Any]) -> str:
     sizes = [f"{table[what]:,} {what}" for what in ("entries", "bytes") if table.get(what) is not None]
     line = (
@@ -48,6 +63,8 @@ def _table_line(pid: int, table: dict[str, Any]) -> str:
         f" {table['lookups']:,} lookups,"
         f" {table['cache_hits']:,} from the cache, {table['errors']:,} errors"
     )
+    if table.get("keeps"):
+        line += f", {table['stale']:,} old ones; {_policy(table['keeps'])}"
     if "age_seconds" in table:
         line += f"; opened {table['age_seconds']:,} s ago"
     return line + (f"; {table['trouble']}" if table.get("trouble") else "")

@@ -1,0 +1,58 @@
+"""servers - the database servers that the running processes use, and how these do"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from proxymap.ctl.connection import ask_processes
+from proxymap.ctl.options import ANSWERING, Parser
+from proxymap.ctl.outcome import EX_OK, printable
+from proxymap.errors import ConfigError
+
+EPILOG = f"""\
+A line for each database server (hosts and login) of each process: its state, and
+connections that are open of those there may be, busy ones, lookups that wait, and
+how many were answered, too late, or deferred at once since they would have been too
+late. Then a line for each host: its state, since when, and the latest trouble.
+
+{ANSWERING}"""
+
+
+def add(parser: Parser) -> None:
+    """add - the command has no options of its own"""
+    parser.epilog = EPILOG
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """run - some lines for each server of each process"""
+    for pid, known in ask_processes(arguments, do="servers"):
+        try:
+            known.sort(key=lambda one: (one["server"], one["tables"]))
+            lines = [
+                json.dumps({"process": pid, **server}) if arguments.json else _server_lines(pid, server)
+                for server in known
+            ]
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ConfigError(f"process {pid}: its answer is not understood") from None
+        for line in lines:
+            print("\n".join(map(printable, line.split("\n"))))
+    return EX_OK
+
+
+def _server_lines(pid: int, server: dict[str, Any]) -> str:
+    tables = len(server["tables"])
+    line = (
+        f"{server['server']} (process {pid}, {tables} table{'s' if tables != 1 else ''}): {server['state']};"
+        f" {server['open']} of {server['limit']} connections, {server['busy']} busy,"
+        f" {server['waiting']:,} waiting, {server['mean_ms']:.1f} ms each;"
+        f" {server['answers']:,} answers, {server['late']:,} late, {server['shed']:,} deferred at once"
+    )
+    return "\n".join([line, *map(_host_line, server["hosts"])])
+
+
+def _host_line(host: dict[str, Any]) -> str:
+    since = "" if host["seconds"] is None else f" for {host['seconds']:,} s"
+    error = f"; last error: {host['last_error']}" if host["last_error"] else ""
+    return f"  {host['host']}: {host['state']}{since}{error}"
