@@ -36,7 +36,7 @@ $(VENV)/ready: pyproject.toml contrib/bootstrap
 	touch $@
 
 build: $(VENV)/ready
-	$(PY) setup.py --quiet build_ext --inplace
+	@sh contrib/compile $(PY)
 
 test: build
 	sh contrib/install-postfix

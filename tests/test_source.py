@@ -107,15 +107,6 @@ def test_no_nogil_function_without_noexcept(path: Path) -> None:
             assert "noexcept nogil" in line, line
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix == ".pyx"], ids=lambda p: p.name)
-def test_cython_has_no_performance_hint(path: Path, tmp_path: Path) -> None:
-    """Such as: a call that takes the GIL to look for an exception."""
-    command = [sys.executable, "-m", "cython", "-3", str(path), "-o", str(tmp_path / "out.c")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "performance hint" not in done.stderr + done.stdout
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_module_imports_alone(name: str) -> None:
     if not any(module_of(p) == name and p.suffix != ".pxd" for p in SOURCES):
