@@ -25,6 +25,8 @@ Manner = Literal[
     "answer",  # as it should
     "error",  # to each question: an error of the question
     "silent",  # never
+    "slow",  # never, except to the question whether the server is up
+    "hollow",  # only to that question; in place of others the end, as a proxy does whose server is dead
     "close",  # in place of an answer
     "half",  # half an answer, then the end
     "extra",  # the answer, and another one unasked
@@ -51,6 +53,7 @@ class FakeServer:
         self.manner: Manner = "answer"
         self.delay = 0.0  # seconds before each answer
         self.questions: list[bytes] = []
+        self.orders: list[bytes] = []  # statements that are no questions, MySQL only
         self.log_ins = 0
         self.open = 0  # connections, now
         self.port = 0
@@ -129,19 +132,24 @@ class FakeServer:
             return ["1"]  # SELECT 1
         return self.records.get(unescaped(literals[-1], self.backslashes), [])
 
-    async def _send(self, writer: asyncio.StreamWriter, good: bytes, error: bytes, leaving: bytes) -> bool:
+    async def _send(
+        self, writer: asyncio.StreamWriter, sql: bytes, good: bytes, error: bytes, leaving: bytes
+    ) -> bool:
         """An answer in the manner of the moment. False: the connection is over."""
         if self.delay:
             await asyncio.sleep(self.delay)
+        if self.manner in ("slow", "hollow") and b"'" not in sql:
+            writer.write(good)
+            return True
         data = {"error": error, "leave": leaving, "garbage": b"\xff" * 200, "extra": good + good}
-        if self.manner == "silent":
+        if self.manner in ("silent", "slow"):
             await asyncio.sleep(3600)
         if self.manner == "half":
             writer.write(good[: len(good) // 2])
-        elif self.manner != "close":
+        elif self.manner not in ("close", "hollow"):
             writer.write(data.get(self.manner, good))
         await writer.drain()
-        return self.manner not in ("close", "half", "garbage", "leave")
+        return self.manner not in ("close", "hollow", "half", "garbage", "leave")
 
 
 def unescaped(text: bytes, backslashes: bool) -> bytes:
@@ -188,9 +196,10 @@ class FakeMySQL(FakeServer):
                     self.questions.append(sql)
                 error = packet(1, error_payload(1146, b"42S02", b"Table 'mail.nosuch' doesn't exist"))
                 leaving = packet(1, error_payload(1053, b"08S01", b"Server shutdown in progress"))
-                if not await self._send(writer, self._result(self._rows(sql)), error, leaving):
+                if not await self._send(writer, sql, self._result(self._rows(sql)), error, leaving):
                     return
             elif command[:1] in (b"\x03", b"\x0e", b"\x1f", b"\x02"):  # SET ..., ping, reset, init
+                self.orders.append(command[1:])
                 writer.write(packet(1, OK_PAYLOAD))
             else:
                 writer.write(packet(1, error_payload(1047, b"08S01", b"Unknown command")))
@@ -345,7 +354,7 @@ class FakePostgreSQL(FakeServer):
         good = before + described + lines + message(b"C", b"SELECT %d\0" % len(rows)) + ready
         error = before + error_message(b"ERROR", b"42P01", b'relation "nosuch" does not exist') + ready
         leaving = error_message(b"FATAL", b"57P01", b"terminating connection due to administrator command")
-        return await self._send(writer, good, error, leaving)
+        return await self._send(writer, sql, good, error, leaving)
 
 
 PARAMETERS = {

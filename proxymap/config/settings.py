@@ -230,6 +230,7 @@ class Settings:
     server_connect_time_limit = each("3s", seconds(1), "seconds")
     server_error_limit = each("3", integer(1), "failures in a row")
     server_probe_interval = each("1s", seconds(1), "seconds")
+    retry_budget_percent = each("10", integer(0, 100), "second tries per 100 answers")
     table_options = own("", text, "{ type:name, parameter=value, ... } ...")
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")

@@ -180,7 +180,8 @@ class Daemon:
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
         host.inform = self.log.info
         host.server_limits = lambda type_name: {
-            **settings.tables.group("server_", type_name), "time_limit": settings.lookup_time_limit
+            **settings.tables.group("server_", type_name), "time_limit": settings.lookup_time_limit,
+            "retry_budget": settings.tables.of(type_name)["retry_budget_percent"],
         }  # fmt: skip
         self.workers.configure(
             host, count=settings.worker_count, time_limit=settings.lookup_time_limit,

@@ -7,7 +7,9 @@ connections, deadlines, hosts, the log. Outages under load are in test_database_
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import signal
 import time
 from collections.abc import Iterator
 
@@ -345,6 +347,25 @@ def test_thousands_of_clients_on_one_table(database: PrivateDatabase) -> None:
                 assert service.resident() - before < 60 << 20
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_reload_changes_the_limits_of_open_tables(database: PrivateDatabase) -> None:
+    """And no more connections stay than the new limit allows."""
+    with served(database, {"server_connection_limit": "2"}) as service:
+        table = service.table(query=sleeping(database, 0.02, when="1 = 1"))
+        service.start()
+        for loads, limit in enumerate((2, 6, 3)):
+            service.own["server_connection_limit"] = str(limit)
+            service.write_config()
+            os.kill(service.pid, signal.SIGHUP)
+            wait_until(lambda n=loads: service.log().count("read anew") > n, "the reload")
+            with peers(service, 16) as clients:
+                for _ in range(12):
+                    for peer in clients:
+                        peer.send(lookup(table, b"k"))
+                    for peer in clients:
+                        assert peer.reply() == found(b"k")
+                wait_until(lambda limit=limit: database.connections() == limit, f"{limit} connections")
 
 
 # What is not asked

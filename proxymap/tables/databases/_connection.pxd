@@ -71,8 +71,10 @@ cdef struct connection:
     connection *next       # of all
     connection *next_idle
     bint busy
+    uint64_t idle_turn     # in which turn it became idle
     bint has_ended         # and goes to the pool at the end of the turn,
     int ended_why          # for this reason, ENDED_*,
+    bint waited            # ENDED_LATE: its question had waited for most of the time
     bint suspended         # within a question that the library has not finished
     bint suspect           # the pool knows that its question takes long
     bint watches_write     # epoll tells when it can be written to

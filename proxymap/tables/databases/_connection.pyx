@@ -14,8 +14,10 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strlen
 
-from proxymap.base._buf cimport buf_append, buf_free
+from proxymap.base._buf cimport buf_append, buf_free, view, view_of
 from proxymap.base._clock cimport now_ms
+
+from proxymap.tables.databases.hosts import ConnectFailed
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -24,6 +26,10 @@ cdef extern from "<poll.h>" nogil:
         short revents
     enum: POLLIN, POLLOUT
     int poll(pollfd *, unsigned long, int)
+
+
+cdef enum:
+    OUTCOMES = ANSWERED | FAILED | SPOILED | BROKEN
 
 
 cdef void connection_free(connection *c) noexcept nogil:
@@ -100,9 +106,43 @@ cdef class Connection:
         return self.c.born_ms / 1000.0
 
     @property
+    def asked(self) -> float:
+        """When its latest question began, by the same clock."""
+        return self.c.used_ms / 1000.0
+
+    @property
+    def waited(self) -> bool:
+        """Did it end late because its question had waited for long before it was asked?"""
+        return self.c.waited
+
+    @property
     def reason(self) -> str:
         """What the library said last."""
         return os.fsdecode(<bytes> self.c.text)
+
+    def run(self, bytes sql not None, uint64_t limit_ms) -> bool:
+        """Run a statement whose answer nobody needs; waits. Does the server obey?
+
+        Raises ConnectFailed when the connection breaks, TimeoutError.
+        """
+        cdef connection *c = self.c
+        cdef uint64_t until_ms = now_ms() + limit_ms
+        cdef view text = view_of(sql, len(sql))
+        cdef int outcome, ready
+        with nogil:
+            outcome = c.calls.start(c, text)
+            while not outcome & OUTCOMES:
+                ready = wait_for(c.fd, outcome, until_ms)
+                if not ready:
+                    break
+                outcome = c.calls.go_on(c, ready)
+        if not outcome & OUTCOMES:
+            c.suspended = True
+            raise TimeoutError
+        if outcome & (SPOILED | BROKEN) or c.spent:
+            raise ConnectFailed(self.reason)
+        c.calls.finish(c)
+        return outcome == ANSWERED
 
     def cancel(self):
         """Have the server give up the question that is under way; `close` is to follow. May wait for long."""

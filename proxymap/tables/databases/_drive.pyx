@@ -29,11 +29,12 @@ from proxymap.base._buf cimport (
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_ctl, epoll_event,
-    epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
+    epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv, sched_yield,
 )
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_put, queue_sleep, queue_wake,
 )
+from proxymap.tables.databases._budget cimport budget_earn, budget_spend
 from proxymap.tables.databases._connection cimport (
     ANSWERED, BROKEN, ENDED_BROKEN, ENDED_DOWN, ENDED_LATE, ENDED_OLD, ENDED_SPOILED, FAILED, SPOILED,
     WANT_READ, WANT_WRITE, connection, connection_say,
@@ -58,6 +59,7 @@ cdef enum:
     SHED_MS = 20           # between two looks for jobs that come while others wait
     IDLE_MS = 1000         # the same while nothing is under way
     TRIES = 3              # times that a job is asked, at most
+    CROWD = 3              # questions under way that make it worth to let answers come together
     PROOF = 10             # answers after which twice as many connections are allowed
 
 
@@ -69,7 +71,11 @@ cdef void drive(driver *d) noexcept nogil:
     cdef uint64_t ticks
     cdef int i, n
     while not d.stopping:
+        if d.busy >= CROWD:
+            sched_yield()
         n = epoll_wait(d.epoll, events, EVENTS, time_to_wait(d))
+        d.turn += 1
+        d.heard_all = 0 <= n < EVENTS
         for i in range(n):
             c = <connection *> events[i].data.ptr
             if c == NULL:
@@ -203,9 +209,10 @@ cdef bint trusted(driver *d) noexcept nogil:
     """Is there an idle connection that has nothing unread, so is not closed? It is the first one then."""
     cdef char byte
     while d.idle != NULL:
-        if recv(d.idle.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN:
+        if d.heard_all and d.idle.idle_turn != d.turn:
             return True
-        if d.idle.calls.is_good(d.idle):
+        if (recv(d.idle.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
+                or d.idle.calls.is_good(d.idle)):
             return True
         end(d, d.idle, ENDED_OLD)
     return False
@@ -259,6 +266,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
         return
     c.calls.finish(c)
     c.answers += 1
+    d.answered[c.host] += 1
     prove(d)
     if c.watches_write:
         watch(d, c, EPOLL_CTL_MOD, False)
@@ -268,6 +276,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
 cdef void prove(driver *d) noexcept nogil:
     """A server that was down gets more to do as it answers."""
     d.answers += 1
+    budget_earn(&d.tries)
     if d.allowed < d.limit:
         d.successes += 1
         if d.successes >= PROOF:
@@ -364,6 +373,7 @@ cdef void watch(driver *d, connection *c, int operation, bint writes) noexcept n
 
 
 cdef void make_idle(driver *d, connection *c) noexcept nogil:
+    c.idle_turn = d.turn
     c.next_idle = d.idle
     d.idle = c
 
@@ -382,7 +392,7 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
     c.next = d.ended
     d.ended = c
     if j != NULL:
-        if may_try_again(why, reused, j):
+        if may_try_again(d, why, reused, j):
             j.tries += 1
             d.retries += 1
             waiting_return(d, j)
@@ -393,10 +403,10 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
         distrust(d, c.host)
 
 
-cdef bint may_try_again(int why, bint reused, job *j) noexcept nogil:
+cdef bint may_try_again(driver *d, int why, bint reused, job *j) noexcept nogil:
     if j.tries + 1 >= TRIES:
         return False
-    return why == ENDED_DOWN or (why == ENDED_BROKEN and reused)
+    return why == ENDED_DOWN or (why == ENDED_BROKEN and reused and budget_spend(&d.tries, now_ms()))
 
 
 cdef void distrust(driver *d, int host) noexcept nogil:
@@ -447,6 +457,7 @@ cdef void sweep(driver *d) noexcept nogil:
                 waiting_learn(d, c)
                 connection_say(c, b"no answer in time")
                 complain(d, c)
+                c.waited = not c.given_up and c.used_ms - c.job.since_ms > d.time_limit_ms / 2
                 end(d, c, ENDED_LATE)
             elif now - c.used_ms >= d.suspect_ms and not c.suspect:
                 c.suspect = True

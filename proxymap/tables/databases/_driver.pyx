@@ -21,10 +21,11 @@ from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_free, job_new, queue_put, queue_take_old,
 )
 from proxymap.tables._table cimport Table
+from proxymap.tables.databases._budget cimport budget_set
 from proxymap.tables.databases._connection cimport Connection, connection
 from proxymap.tables.databases._drive cimport drive
 from proxymap.tables.databases._lanes cimport lanes_take, lanes_take_old
-from proxymap.tables.databases._waiting cimport NOTE_NUDGE
+from proxymap.tables.databases._waiting cimport HOSTS_MAX, NOTE_NUDGE
 from proxymap.tables.databases.database cimport database
 
 from proxymap.errors import TableRetry
@@ -45,7 +46,8 @@ cdef class Driver:
         self.d.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.d.epoll < 0:
             raise OSError(errno, os.strerror(errno))
-        self.configure(limit=1, time_limit=10, idle_limit=60, age_limit=3600, suspect_after=3)
+        self.configure(
+            limit=1, time_limit=10, idle_limit=60, age_limit=3600, suspect_after=3, retry_budget=10)
 
     def __init__(self):
         cdef epoll_event e
@@ -64,15 +66,20 @@ cdef class Driver:
         buf_free(&self.d.scratch)
 
     def configure(
-        self, *, int limit, double time_limit, double idle_limit, double age_limit, double suspect_after
+        self, *, int limit, double time_limit, double idle_limit, double age_limit, double suspect_after,
+        double retry_budget,
     ):
-        """limit: connections; the others in seconds. suspect_after: a question that takes so long is told."""
+        """limit: connections; retry_budget: second tries per 100 answers; the others in seconds.
+
+        suspect_after: a question that takes so long is told.
+        """
         self.d.limit = limit
         self.d.allowed = limit
         self.d.time_limit_ms = <uint64_t> (time_limit * 1000)
         self.d.idle_limit_ms = <uint64_t> (idle_limit * 1000)
         self.d.age_limit_ms = <uint64_t> (age_limit * 1000)
         self.d.suspect_ms = <uint64_t> (suspect_after * 1000)
+        budget_set(&self.d.tries, retry_budget, limit)
 
     def run(self):
         """Serve, until `stop`; then all connections have ended."""
@@ -161,6 +168,10 @@ cdef class Driver:
         made.c = <connection *> note.j.asker
         note.j.asker = NULL
         return made, made.c.ended_why
+
+    def answers_of(self, int host) -> int:
+        """How many questions a host has answered so far."""
+        return self.d.answered[host] if 0 <= host < HOSTS_MAX else 0
 
     def suspected(self, Job note not None):
         """Of NOTE_SUSPECT: which host."""

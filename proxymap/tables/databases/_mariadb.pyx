@@ -21,8 +21,8 @@ from proxymap.base._clock cimport now_ms
 from proxymap.base._dl cimport Library
 from proxymap.base._os cimport SHUT_RDWR, shutdown
 from proxymap.tables.databases._connection cimport (
-    ANSWERED, BROKEN, FAILED, SPOILED, WANT_READ, WANT_WRITE, Attempt, connection, connection_say, library,
-    made, wait_for,
+    ANSWERED, BROKEN, FAILED, SPOILED, WANT_READ, WANT_WRITE, Attempt, Connection, connection,
+    connection_say, library, made, wait_for,
 )
 
 from proxymap.tables.databases.hosts import ConnectFailed
@@ -63,6 +63,11 @@ cdef enum:  # what is under way
     READ_AHEAD = 16384  # bytes that the library reads at a time, ma_pvio.h
     TRIES = 1000  # calls until a broken connection has let go of what was under way
 
+# What it has from an option file or its own configuration may be less. MariaDB before 10.1 has no such thing.
+TIME_LIMIT = (
+    b"SET SESSION max_statement_time ="
+    b" IF(@@max_statement_time > 0, LEAST(@@max_statement_time, %d), %d)"
+)
 SONAME = "libmariadb.so.3"
 TLS = ("tls_key_file", "tls_cert_file", "tls_CAfile", "tls_CApath", "tls_ciphers")
 
@@ -96,6 +101,7 @@ cdef charset_function mysql_set_character_set_start = <charset_function> lib.sym
 cdef cont_function mysql_set_character_set_cont = <cont_function> lib.symbol("mysql_set_character_set_cont")
 cdef text_function mysql_character_set_name = <text_function> lib.symbol("mysql_character_set_name")
 cdef int_function mysql_get_socket = <int_function> lib.symbol("mysql_get_socket")
+cdef text_function mysql_get_server_info = <text_function> lib.symbol("mysql_get_server_info")
 cdef int_function mysql_errno = <int_function> lib.symbol("mysql_errno")
 cdef text_function mysql_error = <text_function> lib.symbol("mysql_error")
 cdef send_function mysql_send_query_start = <send_function> lib.symbol("mysql_send_query_start")
@@ -297,13 +303,18 @@ calls.cancel, calls.close = cancel, close
 # Connecting
 
 cdef class MariaDB:
-    """Connects to the servers of one table, with its `login` (mysql.MysqlLogin)."""
+    """Connects to the servers of one table, with its `login` (mysql.MysqlLogin).
+
+    time_limit: seconds after which a server should give a question up.
+    """
 
     cdef object login
     cdef dict texts
+    cdef int time_limit
+    cheapest = b"SELECT 1"  # question, which shows whether a server is up
 
-    def __init__(self, login):
-        self.login = login
+    def __init__(self, login, int time_limit):
+        self.login, self.time_limit = login, time_limit
         self.texts = {
             name: os.fsencode(value)
             for name, value in login._asdict().items() if isinstance(value, str)
@@ -318,6 +329,7 @@ cdef class MariaDB:
         """A Connection to the address, logged in; waits. Raises ConnectFailed, TimeoutError."""
         cdef void *handle = mysql_init(NULL)
         cdef uint64_t until_ms = now_ms() + limit_ms
+        cdef Connection wrapped
         if handle == NULL:
             raise MemoryError
         try:
@@ -327,11 +339,14 @@ cdef class MariaDB:
             fd = mysql_get_socket(handle)
             os.set_blocking(fd, False)
             shown = os.fsencode(address.shown)
-            return made(&calls, handle, fd, attempt.host, shown)
+            wrapped = made(&calls, handle, fd, attempt.host, shown)
         except BaseException:
             with nogil:
                 mysql_close(handle)
             raise
+        if b"MariaDB" in mysql_get_server_info(handle):
+            wrapped.run(TIME_LIMIT % (self.time_limit, self.time_limit), limit_ms)
+        return wrapped
 
     cdef int set_options(self, void *handle, uint64_t limit_ms) except -1:
         cdef unsigned int seconds = <unsigned int> ((limit_ms + 999) // 1000)

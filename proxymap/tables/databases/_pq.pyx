@@ -242,6 +242,7 @@ cdef class PostgreSQL:
     """Connects to the servers of one table, with its `login` (pgsql.PgsqlLogin)."""
 
     cdef object login
+    cheapest = b"SELECT 1"  # question, which shows whether a server is up
 
     def __init__(self, login):
         self.login = login

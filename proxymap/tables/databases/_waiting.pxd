@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from proxymap.base._buf cimport buf
 from proxymap.base._os cimport pthread_mutex_t
 from proxymap.tables._jobs cimport job, queue
+from proxymap.tables.databases._budget cimport budget
 from proxymap.tables.databases._connection cimport connection
 from proxymap.tables.databases._lanes cimport lanes
 
@@ -19,6 +20,10 @@ cpdef enum:  # what the driver tells the pool, as jobs
     NOTE_SHED = 106  # lookups are shed
 
 
+cdef enum:
+    HOSTS_MAX = 64  # of a server; a bit for each
+
+
 cdef struct driver:
     int epoll
     queue *asks            # jobs; its eventfd wakes the driver for whatever there is
@@ -29,10 +34,13 @@ cdef struct driver:
     connection *all        # all connections; changed by the driver with the lock held
     connection *idle       # those without a question; the latest first
     connection *ended      # in this turn
+    uint64_t turn          # their number
+    bint heard_all         # epoll told of all that there was, in this turn
     uint64_t starved_ns    # since when jobs wait for a connection; 0: none does
     uint64_t mean_us       # what a question takes, lately; of the first ones not yet all of it
     uint64_t swept_ms      # when late jobs and old connections were looked for
     int successes          # answers since `allowed` was changed
+    budget tries           # second ones that are left
     # With the lock held:
     pthread_mutex_t lock
     lanes waiting          # jobs for a connection
@@ -53,6 +61,7 @@ cdef struct driver:
     bint shedding          # the pool knows that lookups are shed
     uint64_t answers
     uint64_t retries
+    uint64_t answered[HOSTS_MAX]  # by each host
     uint64_t late
     uint64_t shed          # answered RETRY at once, since there would have been no answer in time
 

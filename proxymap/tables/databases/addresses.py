@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.tables.databases.tablecf import TableCf
 
+HOSTS_MAX = 64  # the driver has a bit for each
+
 
 class Address(NamedTuple):
     """Where a server may be.
@@ -53,7 +55,10 @@ def read_hosts(cf: TableCf, port: int, uris: tuple[str, ...] = ()) -> tuple[Addr
             found.append(_address(item, port, uris))
         except ValueError as trouble:
             raise ConfigError(f'{cf.where("hosts")} has "{mask_secrets(item)}"; expected {trouble}') from None
-    return tuple(dict.fromkeys(found))
+    addresses = tuple(dict.fromkeys(found))
+    if len(addresses) > HOSTS_MAX:
+        raise ConfigError(f"{cf.where('hosts')} has {len(addresses)} hosts; expected {HOSTS_MAX} at most")
+    return addresses
 
 
 def _address(item: str, port: int, uris: tuple[str, ...]) -> Address:

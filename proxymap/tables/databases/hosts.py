@@ -1,8 +1,10 @@
 """hosts - the hosts that a database server consists of: which is next, and which are down
 
-A host is down after `error_limit` failures in a row, or when it stays silent. It is
-not used then, until a probe in the background succeeds. Probes come at once, then each
+A host is down after `error_limit` failures in a row, when most of what it is asked
+fails (a proxy may let us log in before a server that is dead), or when it stays
+silent. It is not used then, until a probe in the background succeeds. Probes come at once, then each
 `probe_interval` in the first minute, then at gaps that double up to `longest_gap`.
+A host that is back has to prove itself: until then one failure is enough.
 
 Source: mysql_table(5), pgsql_table(5), `hosts`: UNIX sockets come first, then
 names, then URIs, in random order each.
@@ -11,6 +13,7 @@ names, then URIs, in random order each.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 
 TYPE_CHECKING = False
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 ORDER = {"unix": 0, "inet": 1, "uri": 2}
 MANY_PROBES = 60.0  # seconds of an outage with a probe each probe_interval
 JITTER = 0.2  # part of a gap
+RECENT = 10.0  # seconds of which the failures are compared with the answers,
+RECENT_LEAST = 20  # if there are so many of both
+PROOF = 10  # answers, or seconds, that a host has to prove itself
 FIRST_GAP = 0.1  # seconds from a failure to the first probe
 
 
@@ -36,7 +42,9 @@ class DatabaseHost:
 
     number: its place in the list. failures: in a row, the latest at failed_at. up_since: None
     before the first connection. down_since: None while it is up. next_probe: when to try
-    whether it is up again. reason: of the latest failure.
+    whether it is up again. reason: of the latest failure. recent: when it failed of late, and
+    how many answers it had given by then. proven: at so many answers, or at that time, it has
+    proven itself.
     """
 
     def __init__(self, number: int, address: Address) -> None:
@@ -49,6 +57,20 @@ class DatabaseHost:
         self.gap = 0.0
         self.reason = ""
         self.luck = random.random()
+        self.recent: deque[tuple[float, int]] = deque()
+        self.proven = 0, 0.0
+
+    def mostly_fails(self, now: float, answers: int) -> bool:
+        """Count a failure; are there more of them than answers?"""
+        self.recent.append((now, answers))
+        while now - self.recent[0][0] > RECENT:
+            self.recent.popleft()
+        failures = len(self.recent)
+        asked = failures + answers - self.recent[0][1]
+        return asked >= RECENT_LEAST and failures * 2 > asked
+
+    def is_proven(self, now: float, answers: int) -> bool:
+        return answers >= self.proven[0] or now >= self.proven[1]
 
     @property
     def state(self) -> str:
@@ -89,22 +111,28 @@ class Hosts:
         return "up" if any(host.state == "up" for host in self.all) else "unknown"
 
     def failed(
-        self, host: DatabaseHost, began: float, now: float, reason: str, *, outright: bool = False
-    ) -> bool:
-        """Count a failure of what began then; is the host down from now on? outright: this one is enough.
+        self, host: DatabaseHost, began: float, now: float, reason: str,
+        *, answers: int = 0, outright: bool = False, row: bool = True,
+    ) -> bool:  # fmt: skip
+        """Count a failure of what began then; is the host down from now on?
 
-        What had begun when another failed is part of the same trouble, and is not counted.
+        answers: that the host has given so far. outright: this one is enough. row: it counts among
+        those in a row. What had begun when another failed is part of the same trouble, and is not counted.
         """
         if began <= host.failed_at and not outright:
             return False
         host.failed_at = now
-        host.failures += 1
+        host.failures += row
         host.reason = reason
+        mostly = host.mostly_fails(now, answers)
         gap: float = 0.0
         if host.down_since is not None:
             late = now - host.down_since > MANY_PROBES
             host.gap = min(host.gap * 2, self.longest_gap) if late else self.interval
-        elif outright or host.failures >= self.error_limit:
+        elif not host.is_proven(now, answers):
+            host.down_since = now
+            host.gap = min(max(host.gap, self.interval) * 2, self.longest_gap)
+        elif outright or mostly or host.failures >= self.error_limit:
             host.down_since = now
             host.gap = self.interval
             gap = FIRST_GAP  # it may have cut its connections, and be up
@@ -113,11 +141,14 @@ class Hosts:
         host.next_probe = now + (gap or host.gap) * random.uniform(1 - JITTER, 1 + JITTER)
         return host.down_since == now
 
-    def succeeded(self, host: DatabaseHost, now: float) -> float | None:
+    def succeeded(self, host: DatabaseHost, now: float, answers: int = 0) -> float | None:
         """A connection was made; how long was the host down? None: it was up."""
         down_since = host.down_since
         if host.up_since is None or down_since is not None:
             host.up_since = now
+        if down_since is not None:
+            host.proven = answers + PROOF, now + PROOF
+            host.recent.clear()
         host.failures = 0
         host.down_since = None
         host.luck = random.random()

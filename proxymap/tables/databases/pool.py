@@ -60,6 +60,7 @@ class ServerLimits(NamedTuple):
     probe_interval: int = 1
     longest_gap: int = 10  # between two probes
     time_limit: int = 10
+    retry_budget: int = 10  # second tries per 100 answers
 
 
 class _Trial:
@@ -80,13 +81,14 @@ class Pool:
         self, maptype: str, addresses: Sequence[Address], login: object, limits: ServerLimits, host: Host
     ) -> None:
         self.maptype, self.limits, self.warn = maptype, limits, host.warn
-        self.connector = _connector(maptype, login)
+        self.connector = _connector(maptype, login, limits)
         self.hosts = Hosts(addresses, limits.error_limit, limits.probe_interval, limits.longest_gap)
         self.tables: WeakSet[Table] = WeakSet()
         self.driver = Driver()
         self.driver.configure(
             limit=limits.connection_limit, time_limit=limits.time_limit, idle_limit=limits.idle_limit,
             age_limit=limits.age_limit, suspect_after=limits.connect_time_limit,
+            retry_budget=limits.retry_budget,
         )  # fmt: skip
         self.reports = Reports(maptype, self.hosts, self.driver, self.tables, host.warn, host.inform)
         self.refusing = False
@@ -140,6 +142,8 @@ class Pool:
             host = self.hosts.all[connection.host]
             if why == ENDED_BROKEN and connection.fresh:
                 self._failed(host, connection.born, connection.reason)
+            elif why == ENDED_BROKEN or (why == ENDED_LATE and not connection.waited):
+                self._failed(host, connection.asked, connection.reason, row=False)
             self._close(connection, cancels=why == ENDED_LATE)
         elif note.kind == NOTE_LINES:
             for line in self.driver.take_lines():
@@ -220,10 +224,12 @@ class Pool:
 
     def _connect(self, trial: _Trial) -> None:
         """What a thread of its own does."""
+        limit_ms = int(self.limits.connect_time_limit * 1000)
         try:
-            trial.result = self.connector.connect(
-                trial.host.address, trial.attempt, int(self.limits.connect_time_limit * 1000)
-            )
+            trial.result = self.connector.connect(trial.host.address, trial.attempt, limit_ms)
+            question = None if trial.wanted else getattr(self.connector, "cheapest", None)
+            if question is not None and not trial.result.run(question, limit_ms):
+                raise ConnectFailed(trial.result.reason)
         except Exception as error:
             trial.result = error
         self._finished.append(trial)
@@ -247,7 +253,7 @@ class Pool:
         return trial.wanted or figures["open"] + figures["opening"] < figures["limit"]
 
     def _connected(self, host: DatabaseHost) -> None:
-        outage = self.hosts.succeeded(host, time.monotonic())
+        outage = self.hosts.succeeded(host, time.monotonic(), self.driver.answers_of(host.number))
         if outage is not None:
             self.reports.up(host, outage)
         if self.refusing:
@@ -276,8 +282,13 @@ class Pool:
         self._fewer_until = time.monotonic() + FEWER
         self.driver.limit = max(1, self.driver.figures["open"])
 
-    def _failed(self, host: DatabaseHost, began: float, reason: str, *, outright: bool = False) -> None:
-        if self.hosts.failed(host, began, time.monotonic(), reason, outright=outright):
+    def _failed(
+        self, host: DatabaseHost, began: float, reason: str, *, outright: bool = False, row: bool = True
+    ) -> None:
+        answers = self.driver.answers_of(host.number)
+        if self.hosts.failed(
+            host, began, time.monotonic(), reason, answers=answers, outright=outright, row=row
+        ):
             self.reports.down(host, reason)
             self.driver.leave(host.number)
 
@@ -362,11 +373,11 @@ def _masked(text: str, address: Address) -> str:
     return text
 
 
-def _connector(maptype: str, login: object) -> MariaDB | PostgreSQL:
+def _connector(maptype: str, login: object, limits: ServerLimits) -> MariaDB | PostgreSQL:
     if maptype == "mysql":
         from proxymap.tables.databases._mariadb import MariaDB
 
-        return MariaDB(login)
+        return MariaDB(login, limits.time_limit)
     from proxymap.tables.databases._pq import PostgreSQL
 
     return PostgreSQL(login)

@@ -51,6 +51,12 @@ def test_items_stand_between_commas_and_blanks_and_count_once(tmp_path: Path) ->
     assert [address.shown for address in found] == ["inet:a:3306", "inet:b:3306", "inet:c:1", "unix:/s"]
 
 
+def test_more_hosts_than_a_server_may_have_are_refused(tmp_path: Path) -> None:
+    assert len(addresses(tmp_path, " ".join(f"h{n}" for n in range(64)))) == 64
+    with pytest.raises(ConfigError, match="has 65 hosts; expected 64 at most"):
+        addresses(tmp_path, " ".join(f"h{n}" for n in range(65)))
+
+
 def test_without_any_it_is_localhost(tmp_path: Path) -> None:
     for hosts in (None, "", ","):
         assert [address.host for address in addresses(tmp_path, hosts)] == ["localhost"]

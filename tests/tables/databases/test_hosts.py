@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxymap.tables.databases.addresses import Address
-from proxymap.tables.databases.hosts import FIRST_GAP, JITTER, MANY_PROBES, Hosts
+from proxymap.tables.databases.hosts import FIRST_GAP, JITTER, MANY_PROBES, PROOF, RECENT_LEAST, Hosts
 
 
 def hosts_of(*kinds: str, error_limit: int = 3, longest_gap: float = 10) -> Hosts:
@@ -53,6 +53,43 @@ def test_success_ends_the_row() -> None:
     fail(hosts, 0, now=2)
     assert hosts.succeeded(hosts.all[0], now=3) is None
     assert not fail(hosts, 0, now=4)
+
+
+def test_host_is_down_when_most_of_what_it_is_asked_fails() -> None:
+    """Though it never fails so often in a row."""
+    hosts = hosts_of("inet", error_limit=1000)
+    host = hosts.all[0]
+
+    def down_after(answers_each: float) -> int:
+        for n in range(100):
+            now = 100 + n / 10
+            if hosts.failed(host, now - 0.01, now, "it breaks", answers=int(n * answers_each), row=False):
+                return n + 1
+        return 0
+
+    assert down_after(answers_each=0.5) >= RECENT_LEAST / 2
+    hosts.succeeded(host, now=1000, answers=0)
+    host.proven = 0, 0.0
+    assert down_after(answers_each=1.5) == 0
+
+
+def test_few_or_rare_failures_are_no_outage() -> None:
+    hosts = hosts_of("inet", error_limit=1000)
+    host = hosts.all[0]
+    for n in range(100):
+        now = 100.0 + n
+        assert not hosts.failed(host, now - 0.01, now, "it breaks", answers=0, row=False)
+
+
+def test_host_that_is_back_has_to_prove_itself() -> None:
+    hosts = hosts_of("inet", error_limit=3)
+    for now in (1, 2, 3):
+        fail(hosts, 0, now)
+    assert hosts.succeeded(hosts.all[0], now=4, answers=7) == 1
+    assert hosts.failed(hosts.all[0], 4.5, 5, "it breaks", answers=7 + PROOF - 1)
+    assert 2 * (1 - JITTER) <= hosts.all[0].next_probe - 5 <= 2 * (1 + JITTER)
+    hosts.succeeded(hosts.all[0], now=8, answers=20)
+    assert not hosts.failed(hosts.all[0], 8.5, 9, "it breaks", answers=20 + PROOF)
 
 
 def test_what_began_before_another_failure_is_the_same_trouble() -> None:

@@ -113,17 +113,82 @@ def test_no_more_connections_than_the_limit(place: Place) -> None:
     assert 1 < most <= LIMITS["connection_limit"]
 
 
-def test_lookup_of_a_silent_server_is_retry_in_time(place: Place) -> None:
+def test_slow_question_is_retry_in_time_and_the_server_is_up(place: Place) -> None:
     table = place.table()
     assert table.ask(b"a", 0) == (STAT_OK, 0, b"1")
-    place.server.manner = "silent"
+    place.server.manner = "slow"
     began = time.monotonic()
     with pytest.raises(TableRetry):
         table.ask(b"a", 0)
     assert time.monotonic() - began < LIMITS["time_limit"] + 5
     place.server.manner = "answer"
     assert table.ask(b"b", 0) == (STAT_OK, 0, b"2,3")
-    assert not any("is down" in line for line in place.warned)  # it lets us log in: the question is slow
+    assert not any("is down" in line for line in place.warned)
+
+
+def test_server_that_answers_no_question_is_down(place: Place) -> None:
+    """Though it lets us log in."""
+    place.limits |= {"time_limit": 20}
+    table = place.table()
+    assert table.ask(b"a", 0) == (STAT_OK, 0, b"1")
+    place.server.manner = "silent"
+    with pytest.raises(TableRetry):
+        table.ask(b"a", 0)
+    assert any("is down: no connection within 1s" in line for line in place.warned)
+    place.server.manner = "answer"
+    wait_until(lambda: place.informed, "the end of the outage")
+    assert table.ask(b"b", 0) == (STAT_OK, 0, b"2,3")
+
+
+def test_server_that_breaks_most_questions_is_down(place: Place) -> None:
+    """It lets us log in each time, so there never are failures in a row."""
+    table = place.table()
+    assert table.ask(b"a", 0) == (STAT_OK, 0, b"1")
+    place.server.manner = "hollow"
+    for _ in range(200):
+        with pytest.raises(TableRetry):
+            table.ask(b"a", 0)
+        if any("is down" in line for line in place.warned):
+            break
+    else:
+        pytest.fail("the server is never down")
+    place.server.manner = "answer"
+    wait_until(lambda: place.informed, "the end of the outage")
+    assert answer_soon(table, b"b") == (STAT_OK, 0, b"2,3")
+
+
+def answer_soon(table: ServedTable, key: bytes) -> tuple[int, int, bytes]:
+    answers = []
+
+    def answered() -> bool:
+        with contextlib.suppress(TableRetry):
+            answers.append(table.ask(key, 0))
+        return bool(answers)
+
+    wait_until(answered, "an answer", pause=0.05)
+    return answers[0]
+
+
+def test_second_tries_have_a_budget(place: Place) -> None:
+    """Each answer breaks its connection: a second try for some, then RETRY at once."""
+    table = place.table()
+    place.limits |= {"retry_budget": 0}
+    stingy = place.table("stingy")
+    for each, tries in ((table, 1), (stingy, 0)):
+        assert each.ask(b"a", 0) == (STAT_OK, 0, b"1")
+        place.server.manner = "close"
+        with pytest.raises(TableRetry):
+            each.ask(b"a", 0)
+        assert each.server.pool.driver.figures["retries"] == tries
+        place.server.manner = "answer"
+
+
+def test_server_is_told_how_long_a_question_may_take(place: Place) -> None:
+    if place.server.maptype != "mysql":
+        pytest.skip("libpq cancels a question that is late")
+    table = place.table()
+    assert table.ask(b"a", 0) == (STAT_OK, 0, b"1")
+    assert any(b"max_statement_time" in sql and b", 2), 2)" in sql for sql in place.server.orders)
 
 
 def test_others_answer_for_a_driver_that_does_not(place: Place) -> None:
