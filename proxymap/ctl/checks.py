@@ -43,6 +43,7 @@ from proxymap.tables.opening import open_table
 from proxymap.tables.types import GONE, TABLE_TYPES, load_types, type_of
 
 FAULTY = "faulty lines: "  # begins the reason of a table that opens without some of its lines
+CLOSE = "close it; all that follows is taken for a part of the name"
 LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
 INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
@@ -288,11 +289,15 @@ def _uses_in(main_cf: MainCf, names: list[str]) -> Iterator[Use]:
 
 def _approval(site: Site) -> Iterator[Fault]:
     """proxy: tables that the service would refuse."""
+    for service in site.services.values():
+        name = LISTS[service.name]
+        if _lacks_brace(service.main_cf.raw.get(name, "")):
+            yield Fault(service.main_cf.where(name), f"{name}: missing '}}'", CLOSE)
     for use in uses(site):
         service = site.services["proxywrite" if use.parameter in WRITTEN else "proxymap"]
         if _lacks_brace(use.table):
             what = f"{use.parameter}: missing '}}' in proxy:{use.table}"
-            yield Fault(use.where, what, "close it; all that follows is taken for a part of the name")
+            yield Fault(use.where, what, CLOSE)
         elif use.table not in service.tables and use.parameter not in SENSITIVE:
             parameter = LISTS[service.name]
             what = f"{use.parameter} has proxy:{use.table}, which {parameter} does not approve"

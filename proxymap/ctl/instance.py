@@ -97,16 +97,17 @@ class Process(NamedTuple):
     uptime: float  # seconds
 
 
-def ask(instance: Instance, entry: Entry, limit: float) -> tuple[str, list[Process]]:
+def ask(instance: Instance, entry: Entry, limit: float, greeting: bool = False) -> tuple[str, list[Process]]:
     """ask - what the service answers within `limit` seconds, and master's processes for it meanwhile
 
     A lookup in the first approved table that we serve; else, and from proxywrite, for
-    which opening a table may mean to create it, the greeting. Raises OSError or
-    ProtocolError. No process leaves while the connection stands.
+    which opening a table may mean to create it, the greeting, as when `greeting`: Postfix's
+    own server may die of a damaged table. Raises OSError or ProtocolError. No process
+    leaves while the connection stands.
     """
     settings = instance.settings_of(entry)
     path = instance.socket(entry.service)
-    tables = [] if entry.service == "proxywrite" else instance.approved(entry)
+    tables = [] if greeting or entry.service == "proxywrite" else instance.approved(entry)
     table = next((table for table in tables if type_of(table)), None)
     if table is None:
         with _greeted(path, settings, limit):

@@ -177,7 +177,7 @@ def _answering(instance: Instance, entries: Sequence[Entry]) -> frozenset[str]:
     found = set()
     for entry in entries if instance.postfix.is_running() else ():
         with contextlib.suppress(OSError, ProtocolError):
-            ask(instance, entry, STATUS_LIMIT)
+            ask(instance, entry, STATUS_LIMIT, greeting=True)
             found.add(entry.service)
     return frozenset(found)
 
@@ -289,7 +289,8 @@ def _wait_for(
     seen, silent = "", True
     while (left := deadline - time.monotonic()) > 0:
         try:
-            answer, processes = ask(instance, entry, max(round(left, 1), PAUSE))
+            left = max(round(left, 1), PAUSE)
+            answer, processes = ask(instance, entry, left, greeting=wanted == STOCKS)
         except (OSError, ProtocolError) as trouble:
             seen, silent = getattr(trouble, "strerror", None) or str(trouble), True
         else:

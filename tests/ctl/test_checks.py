@@ -242,6 +242,8 @@ def test_faulty_lines_are_named(host: Host, maptype: str, text: str, wanted: str
 def test_missing_brace_is_named_as_such(host: Host) -> None:
     host.set(virtual_alias_maps="proxy:inline:{a=b")
     assert "virtual_alias_maps: missing '}' in proxy:inline:{a=b; close it" in only(host.check())
+    host.set(virtual_alias_maps="", proxy_read_maps="proxy:inline:{a=b, proxy:ldap:/x")
+    assert "proxy_read_maps: missing '}'; close it" in only(host.check())
 
 
 def test_virtual_mailbox_maps_that_virtual_can_open_are_no_matter(host: Host) -> None:

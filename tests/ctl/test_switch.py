@@ -283,6 +283,18 @@ def test_disable_works_without_our_extensions_and_with_double_entries(own_prefix
         host.remove()
 
 
+@with_postfix
+def test_disable_asks_postfix_server_nothing_that_kills_it(host: Host) -> None:
+    """A damaged lmdb table ends the process, and a process that ends at once is throttled."""
+    enabled(host)
+    (host.tables / "l.lmdb").write_bytes(b"\xff" * 8192)
+    host.set(proxy_read_maps="proxy:lmdb:$tables/l")
+    done = host.ctl("disable")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "answers (greeting)" in done.stdout
+    assert "throttling" not in host.log()
+
+
 # Odd files
 
 
