@@ -12,6 +12,7 @@ from fix_mariadb import mariadb
 from fix_pgsql import postgresql
 from fix_postfix import command, stock_postfix
 from fix_prefix import prefix
+from fix_slapd import slapd
 from hypothesis import settings
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "mariadb",
     "postgresql",
     "prefix",
+    "slapd",
     "stock_postfix",
 ]
 

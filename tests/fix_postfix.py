@@ -52,6 +52,12 @@ def unavailable() -> str | None:
     return None
 
 
+def type_missing(maptype: str) -> str | None:
+    """Why the installed Postfix has no tables of this type, or None."""
+    known = subprocess.run(["postconf", "-m"], capture_output=True, text=True).stdout.split()
+    return None if maptype in known else f"the installed Postfix has no {maptype} tables"
+
+
 def default(parameter: str) -> str:
     """What postconf says that it is in the Postfix that is installed; "" if there is none."""
     if shutil.which("postconf") is None:

@@ -25,24 +25,32 @@ from typing import Self
 import pytest
 from fix_database import PrivateDatabase
 from fix_server import NOT_FOUND, Peer, ServerProcess, found, lookup, wait_until
+from fix_slapd import Slapd
 from oracle import Attributes, take_list
-
-from proxymap.tables.types import TABLE_TYPES
 
 RECORDS = 20_000
 MANY = "SELECT v FROM many WHERE k = '%s'"
 RETRY: Attributes = [(b"status", b"2"), (b"value", b"")]
 CLIENTS = 32
 FIXTURES = {"mysql": "mariadb", "pgsql": "postgresql"}
+ALL_FIXTURES = FIXTURES | {"ldap": "slapd"}
 
 
 @pytest.fixture(params=FIXTURES)
 def database(request: pytest.FixtureRequest) -> Iterator[PrivateDatabase]:
-    """Each type's server in turn, with `many`; running again at the end, whatever the test did to it."""
-    if request.param not in TABLE_TYPES:
-        pytest.skip(f"{request.param} is not there yet")
-    server: PrivateDatabase = request.getfixturevalue(FIXTURES[request.param])
-    fill_many(server)
+    """Each SQL type's server in turn, with `many`; running again at the end, whatever the test did to it."""
+    yield from server_of(request)
+
+
+@pytest.fixture(params=ALL_FIXTURES)
+def any_database(request: pytest.FixtureRequest) -> Iterator[PrivateDatabase]:
+    """The same, and a directory."""
+    yield from server_of(request)
+
+
+def server_of(request: pytest.FixtureRequest) -> Iterator[PrivateDatabase]:
+    server: PrivateDatabase = request.getfixturevalue(ALL_FIXTURES[request.param])
+    server.fill_many(RECORDS) if isinstance(server, Slapd) else fill_many(server)
     yield server
     if server.process is None:
         server.start()

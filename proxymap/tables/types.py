@@ -67,6 +67,7 @@ TABLE_TYPES = {
     "hash": TableType("indexed.bdb", suffix=b".db", writable=True),
     "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
+    "ldap": TableType("databases.openldap.ldap"),
     "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
     "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),

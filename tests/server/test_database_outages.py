@@ -16,9 +16,9 @@ import pytest
 from fix_database import PrivateDatabase
 from fix_relay import Relay
 from fix_server import lookup, wait_until
-from fix_sql import CLIENTS, RETRY, Clients, Service, database, key_of, served
+from fix_sql import CLIENTS, RETRY, Clients, Service, any_database, key_of, served
 
-__all__ = ["database"]
+__all__ = ["any_database"]
 
 BACK = 2.0  # seconds from when the server accepts connections to the first right answer
 OUTAGES = [float(word) for word in os.environ.get("PROXYMAP_OUTAGES", "0.5 1.5 4").split()]  # seconds
@@ -27,8 +27,8 @@ SLACK = 2.0  # seconds; a thread that waits for a CPU of a busy machine
 
 
 @pytest.fixture
-def service(database: PrivateDatabase) -> Iterator[Service]:
-    with served(database, {"lookup_time_limit": f"{LIMIT:.0f}s"}) as made:
+def service(any_database: PrivateDatabase) -> Iterator[Service]:
+    with served(any_database, {"lookup_time_limit": f"{LIMIT:.0f}s"}) as made:
         yield made
 
 

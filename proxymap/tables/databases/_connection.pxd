@@ -48,6 +48,11 @@ cdef struct library:
     # Say goodbye, if `politely`, and free all but the struct; never waits for long.
     void (*close)(connection *c, bint politely) noexcept nogil
     quote_function quote  # its context is the connection
+    # NULL, except where several connections share a socket. Something has come for some of them, or can
+    # be sent: the next that it is for, and what go_on would return; NULL: none, or BROKEN none ever.
+    connection *(*heard)(connection *c, int ready, int *outcome) noexcept nogil
+    # Have epoll tell when something comes (EPOLL_CTL_*), or no longer; what is under way is given up then.
+    void (*watch)(connection *c, int epoll, int operation, bint writes) noexcept nogil
 
 
 cdef struct connection:
@@ -90,6 +95,7 @@ cdef struct connection:
 
 cdef void connection_free(connection *c) noexcept nogil
 cdef void connection_say(connection *c, const char *text) noexcept nogil
+cdef void connection_watch(connection *c, int epoll, int operation, bint writes) noexcept nogil
 
 
 cdef class Connection:

@@ -16,6 +16,7 @@ from libc.string cimport strlen
 
 from proxymap.base._buf cimport buf_append, buf_free, view, view_of
 from proxymap.base._clock cimport now_ms
+from proxymap.base._os cimport EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event
 
 from proxymap.tables.databases.hosts import ConnectFailed
 
@@ -47,6 +48,18 @@ cdef void connection_say(connection *c, const char *text) noexcept nogil:
     for i in range(n):
         c.text[i] = text[i]
     c.text[n] = 0
+
+
+cdef void connection_watch(connection *c, int epoll, int operation, bint writes) noexcept nogil:
+    """Have epoll tell when something comes, and when it can be written to if `writes`; see EPOLL_CTL_*."""
+    cdef epoll_event e
+    c.watches_write = writes
+    if c.calls.watch != NULL:
+        c.calls.watch(c, epoll, operation, writes)
+        return
+    e.events = EPOLLIN | (EPOLLOUT if writes else 0)
+    e.data.ptr = c
+    epoll_ctl(epoll, operation, c.fd, &e)
 
 
 cdef int wait_for(int fd, int wants, uint64_t until_ms) noexcept nogil:

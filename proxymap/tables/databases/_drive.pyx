@@ -28,8 +28,8 @@ from proxymap.base._buf cimport (
 )
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_ctl, epoll_event,
-    epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv, sched_yield,
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, sched_yield,
 )
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_put, queue_sleep, queue_wake,
@@ -37,7 +37,7 @@ from proxymap.tables._jobs cimport (
 from proxymap.tables.databases._budget cimport budget_earn, budget_spend
 from proxymap.tables.databases._connection cimport (
     ANSWERED, BROKEN, ENDED_BROKEN, ENDED_DOWN, ENDED_LATE, ENDED_OLD, ENDED_SPOILED, FAILED, SPOILED,
-    WANT_READ, WANT_WRITE, connection, connection_say,
+    WANT_READ, WANT_WRITE, connection, connection_say, connection_watch,
 )
 from proxymap.tables.databases._waiting cimport (
     NOTE_DROP, NOTE_ENDED, NOTE_GROW, NOTE_LINES, NOTE_SUSPECT, driver, driver_answer, driver_tell,
@@ -82,6 +82,8 @@ cdef void drive(driver *d) noexcept nogil:
                 read(d.asks.eventfd, &ticks, sizeof(ticks))
             elif c.has_ended:
                 pass  # in this turn
+            elif c.calls.heard != NULL:
+                hear(d, c, ready_of(events[i].events))
             elif c.busy:
                 settle(d, c, c.calls.go_on(c, ready_of(events[i].events)))
             elif not c.calls.is_good(c):
@@ -92,6 +94,18 @@ cdef void drive(driver *d) noexcept nogil:
         end_turn(d)
     leave_hosts(d, <uint64_t> -1)
     end_turn(d)
+
+
+cdef void hear(driver *d, connection *c, int ready) noexcept nogil:
+    """Settle each that something has come for, of the connections that share the socket of c."""
+    cdef int outcome
+    cdef connection *other = c.calls.heard(c, ready, &outcome)
+    while other != NULL:
+        settle(d, other, outcome)
+        other = c.calls.heard(c, ready, &outcome)
+    if outcome == BROKEN and not c.has_ended:
+        end(d, c, ENDED_OLD)
+        distrust(d, c.host)
 
 
 cdef inline int ready_of(uint32_t events) noexcept nogil:
@@ -146,7 +160,7 @@ cdef void take_orders(driver *d) noexcept nogil:
         d.arrived = c.next
         c.next = d.all
         d.all = c
-        watch(d, c, EPOLL_CTL_ADD, False)
+        connection_watch(c, d.epoll, EPOLL_CTL_ADD, False)
         make_idle(d, c)
     down = d.down_hosts
     d.down_hosts = 0
@@ -247,7 +261,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
     cdef bint writes = outcome & WANT_WRITE
     if not outcome & (ANSWERED | FAILED | SPOILED | BROKEN):
         if writes != c.watches_write:
-            watch(d, c, EPOLL_CTL_MOD, writes)
+            connection_watch(c, d.epoll, EPOLL_CTL_MOD, writes)
         return
     if outcome == BROKEN:
         end(d, c, ENDED_BROKEN)
@@ -269,7 +283,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
     d.answered[c.host] += 1
     prove(d)
     if c.watches_write:
-        watch(d, c, EPOLL_CTL_MOD, False)
+        connection_watch(c, d.epoll, EPOLL_CTL_MOD, False)
     make_idle(d, c)
 
 
@@ -364,14 +378,6 @@ cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
 
 # Connections
 
-cdef void watch(driver *d, connection *c, int operation, bint writes) noexcept nogil:
-    cdef epoll_event e
-    e.events = EPOLLIN | (EPOLLOUT if writes else 0)
-    e.data.ptr = c
-    epoll_ctl(d.epoll, operation, c.fd, &e)
-    c.watches_write = writes
-
-
 cdef void make_idle(driver *d, connection *c) noexcept nogil:
     c.idle_turn = d.turn
     c.next_idle = d.idle
@@ -383,7 +389,7 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
     cdef bint busy = c.busy
     cdef bint reused = c.answers > 0
     cdef job *j = NULL
-    watch(d, c, EPOLL_CTL_DEL, False)
+    connection_watch(c, d.epoll, EPOLL_CTL_DEL, False)
     if busy:
         j = take_away(d, c)
     unlink(d, c)

@@ -72,17 +72,17 @@ def _address(item: str, port: int, uris: tuple[str, ...]) -> Address:
         if not path.startswith("/"):
             raise ValueError("a path after unix:")
         return Address("unix", path, 0, f"unix:{path}")
-    host, given = _split_port(item.removeprefix("inet:"))
+    host, given = split_port(item.removeprefix("inet:"))
     if not host:
         raise ValueError("a host name")
-    number = _port(given) if given else port
+    number = port_number(given) if given else port
     return Address(
         "inet", host, number, f"inet:[{host}]:{number}" if ":" in host else f"inet:{host}:{number}"
     )
 
 
-def _split_port(text: str) -> tuple[str, str]:
-    """(host, port or empty). A colon in an address of IPv6 is none before a port, where that can be told."""
+def split_port(text: str) -> tuple[str, str]:
+    """split_port - (host, port or empty). A colon of IPv6 is none before a port, where one can tell."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not _is_address(host) or (rest and not rest.startswith(":")):
@@ -103,8 +103,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _port(text: str) -> int:
-    """A port by its number, or by its name in services(5)."""
+def port_number(text: str) -> int:
+    """port_number - a port by its number, or by its name in services(5)."""
     if re.fullmatch("[0-9]{1,5}", text) and 0 < int(text) < 1 << 16:
         return int(text)
     try:

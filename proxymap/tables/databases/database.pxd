@@ -31,6 +31,7 @@ cdef struct database:
     bint addresses_only        # parameter domain is set
     const domain_list *domains  # NULL: none, or Table.ask asks it, for it may take long
     bint result_set_required   # require_result_set
+    const void *form           # what a query is made of besides; the library's own, or NULL
 
 
 cdef struct question:

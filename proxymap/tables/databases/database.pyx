@@ -266,8 +266,7 @@ cdef class DatabaseTable(Table):
     cdef object run_there(self, bytes key, list lines):
         status, value, told = self.server.ask(self, key, lines is not None)
         if told is not None:
-            shown = told["sql"].decode(TEXT, ERRORS)
-            lines += [shown, f"answered by {told['host']}", f"rows: {told['rows']}"]
+            lines += [self.shown(told["sql"]), f"answered by {told['host']}", f"rows: {told['rows']}"]
         if status == STAT_OK:
             return value
         if status != STAT_NOKEY:
@@ -292,6 +291,10 @@ cdef class DatabaseTable(Table):
         finally:
             buf_free(&sql)
             buf_free(&out)
+
+    def shown(self, bytes text not None) -> str:
+        """A query, for the administrator."""
+        return text.decode(TEXT, ERRORS)
 
     def statement(self, bytes text not None) -> bytes:
         """What is asked of the filled query, if the database takes only a part of it."""

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.tables.databases.addresses import Address
 
-ORDER = {"unix": 0, "inet": 1, "uri": 2}
+ORDER = {"unix": 0, "inet": 1, "uri": 2, "url": 2}
 MANY_PROBES = 60.0  # seconds of an outage with a probe each probe_interval
 JITTER = 0.2  # part of a gap
 RECENT = 10.0  # seconds of which the failures are compared with the answers,
@@ -56,7 +56,7 @@ class DatabaseHost:
         self.next_probe = 0.0
         self.gap = 0.0
         self.reason = ""
-        self.luck = random.random()
+        self.draw()
         self.recent: deque[tuple[float, int]] = deque()
         self.proven = 0, 0.0
 
@@ -71,6 +71,10 @@ class DatabaseHost:
 
     def is_proven(self, now: float, answers: int) -> bool:
         return answers >= self.proven[0] or now >= self.proven[1]
+
+    def draw(self) -> None:
+        """Draw lots with others of its kind; those of ldap are taken in order."""
+        self.luck = self.number if self.address.kind == "url" else random.random()
 
     @property
     def state(self) -> str:
@@ -151,7 +155,7 @@ class Hosts:
             host.recent.clear()
         host.failures = 0
         host.down_since = None
-        host.luck = random.random()
+        host.draw()
         return None if down_since is None else now - down_since
 
     def due(self, now: float) -> list[DatabaseHost]:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap.config.maincf import ERRORS, TEXT
@@ -39,9 +39,13 @@ if TYPE_CHECKING:
     from proxymap.tables._jobs import Job
     from proxymap.tables._table import Table
     from proxymap.tables.base import Host
-    from proxymap.tables.databases._mariadb import MariaDB
-    from proxymap.tables.databases._pq import PostgreSQL
     from proxymap.tables.databases.addresses import Address
+
+    class Connector(Protocol):
+        """What a module of a client library has: connects with one login."""
+
+        def connect(self, address: Address, attempt: Attempt, limit_ms: int) -> Connection: ...
+
 
 GRACE = 0.5  # seconds beyond server_connect_time_limit after which an attempt is ended from outside
 STUCK_MAX = 8  # attempts to connect, or to cancel, that may hang at the same time
@@ -345,17 +349,23 @@ def server_for(
     type_name: bytes,
     retry_interval: int | None = None,
     idle_interval: int | None = None,
+    timeout: int = 0,
 ) -> Server:
     """server_for - the server with these hosts and this login, which all who ask for the same share
 
     host, type_name: for the parameters that hold for this table. retry_interval,
-    idle_interval: of its .cf file, in seconds. Raises ImportError without the library.
+    idle_interval, timeout: of its .cf file, in seconds. Raises ImportError without the library.
     """
     limits = ServerLimits(**host.server_limits(type_name))
     if retry_interval is not None:
         limits = limits._replace(longest_gap=retry_interval)
     if idle_interval is not None:
         limits = limits._replace(idle_limit=idle_interval)
+    if timeout:
+        limits = limits._replace(
+            time_limit=min(timeout, limits.time_limit),
+            connect_time_limit=min(timeout, limits.connect_time_limit),
+        )
     key = maptype, tuple(addresses), login, limits
     with _lock:
         server = _servers.get(key)
@@ -373,11 +383,15 @@ def _masked(text: str, address: Address) -> str:
     return text
 
 
-def _connector(maptype: str, login: object, limits: ServerLimits) -> MariaDB | PostgreSQL:
+def _connector(maptype: str, login: object, limits: ServerLimits) -> Connector:
     if maptype == "mysql":
         from proxymap.tables.databases._mariadb import MariaDB
 
         return MariaDB(login, limits.time_limit)
+    if maptype == "ldap":
+        from proxymap.tables.databases.openldap._login import OpenLDAP
+
+        return OpenLDAP(login)
     from proxymap.tables.databases._pq import PostgreSQL
 
     return PostgreSQL(login)

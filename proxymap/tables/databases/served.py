@@ -1,4 +1,4 @@
-"""served - a table whose queries a database server answers: what mysql and pgsql have in common
+"""served - a table whose queries a database server answers: what mysql, pgsql and ldap have in common
 
 All tables with the same hosts and login share its connections (pool.py).
 """
@@ -26,6 +26,7 @@ class ServedTable(DatabaseTable):
     """One .cf file. login: what the client library needs besides an address."""
 
     maptype: ClassVar[str]
+    timeout = 0  # seconds for a question, of its .cf file; 0: none
 
     def __init__(
         self, type_name: bytes, cf: TableCf, opening: Opening, query: Program, addresses: tuple[Address, ...],
@@ -33,20 +34,28 @@ class ServedTable(DatabaseTable):
     ) -> None:  # fmt: skip
         super().__init__(type_name, cf, opening, query, utf8=utf8, result_set_required=result_set_required)
         self.addresses, self.login, self.host = addresses, login, opening.host
-        self.intervals = [cf.integer(name, 0, low=1) or None for name in ("retry_interval", "idle_interval")]
+        self.retry_interval = cf.integer("retry_interval", 0, low=1) or None
+        self.idle_interval = cf.integer("idle_interval", 0, low=1) or None
         self.serve(self.server_at(addresses))
 
     def server_at(self, addresses: tuple[Address, ...]) -> Server:
         """The server with these addresses and this table's login."""
-        return server_for(self.maptype, addresses, self.login, self.host, self.type_name, *self.intervals)
+        return server_for(
+            self.maptype, addresses, self.login, self.host, self.type_name, self.retry_interval,
+            self.idle_interval, self.timeout,
+        )  # fmt: skip
 
     def doubts(self, connect: bool = False) -> Iterator[Doubt]:
-        yield from of_query(self.query)
+        yield from self.query_doubts()
         yield from self.file_doubts()
         for address in self.addresses if connect else ():
             if trouble := self._trouble_at(address):
                 what = trouble if address.shown in trouble else f"{address.shown}: {trouble}"
                 yield what, "see to the server, the login and the query", False
+
+    def query_doubts(self) -> Iterator[Doubt]:
+        """Of the query."""
+        return of_query(self.query)
 
     def file_doubts(self) -> Iterator[Doubt]:
         """Of the files that the login names."""
@@ -54,14 +63,17 @@ class ServedTable(DatabaseTable):
 
     def _trouble_at(self, address: Address) -> str:
         """What keeps us from a host, or its server from explaining the query, which does not run."""
-        opening = Opening(0, False, self.host, lambda name: self)
-        trial = DatabaseTable(
-            self.type_name, NoParameters(), opening, explaining(self.query), utf8=False,
-            result_set_required=False,
-        )  # fmt: skip
+        trial = self.trial(explaining(self.query))
         trial.serve(self.server_at((address,)))
         try:
             trial.ask(b"x", 0)
         except TableRetry as error:
             return "" if "invalid input syntax" in str(error) else str(error)  # our sample is no number
         return ""
+
+    def trial(self, query: Program) -> DatabaseTable:
+        """A table that asks this."""
+        opening = Opening(0, False, self.host, lambda name: self)
+        return DatabaseTable(
+            self.type_name, NoParameters(), opening, query, utf8=False, result_set_required=False
+        )

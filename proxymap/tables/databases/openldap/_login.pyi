@@ -1,0 +1,6 @@
+from proxymap.tables.databases._connection import Attempt, Connection
+from proxymap.tables.databases.addresses import Address
+
+class OpenLDAP:
+    def __init__(self, login: object) -> None: ...
+    def connect(self, address: Address, attempt: Attempt, limit_ms: int) -> Connection: ...
