@@ -16,6 +16,7 @@ import contextlib
 import os
 import pwd
 import re
+import select
 import shutil
 import signal
 import socket
@@ -141,6 +142,10 @@ class Peer:
         if self._asked and self._asked.pop(0) != b"open":
             return [pair for pair in reply if pair[0] != b"flags"]
         return reply
+
+    def answered(self) -> bool:
+        """Whether there is something to read, right now."""
+        return bool(self.unread or select.select([self.socket], [], [], 0)[0])
 
     def ask(self, data: bytes) -> Attributes:
         self.send(data)

@@ -285,15 +285,15 @@ def test_many_random_operations_agree_with_a_dict() -> None:
 
 
 def seconds_to_fill(keys: list[bytes], seed: int) -> float:
-    """The least of three runs: store all and find all."""
+    """CPU time, the least of three runs: store all and find all."""
     best = 1e9
     for _ in range(3):
         cache = Cache(20_000_000, seed)
-        start = time.perf_counter()
+        start = time.process_time()
         for key in keys:
             cache.store(1, 1, key, OK, b"")
         assert count_found(cache, keys) == len(keys)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
