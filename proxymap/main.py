@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
+from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings, load
 from proxymap.errors import ConfigError
 from proxymap.server.launch import Start
@@ -35,7 +36,9 @@ Serve Postfix's proxymap protocol: lookup tables that main.cf approves
   --user NAME              become this user when started as root, which it does not
                            stay (default: main.cf's mail_owner)
   -n proxymap|proxywrite   the service: read-only tables, or read-write ones
-                           (default: proxymap)
+                           (default: proxymap); export-proxy-SERVICE: print the
+                           tables that it may open, export-all-SERVICE: all in
+                           its list, and end
   -o NAME=VALUE            override a parameter; may be repeated
   --log-to stderr|mail     where log lines go: stderr, or as main.cf says, to
                            maillog_file or syslog (default: stderr; by master: mail)
@@ -74,10 +77,14 @@ class Options:
         self.verbose = int("MAIL_VERBOSE" in os.environ)
         self.to_stderr = False
         self.only_show: str | None = None
+        self.exports: str | None = None  # a key of EXPORTS
         self.start = Start()
         self.start.debug = "MAIL_DEBUG" in os.environ
         for name, value in taken_apart(arguments):
             self._take(name, value)
+        for prefix in EXPORTS:
+            if self.service_name.startswith(prefix):
+                self.exports, self.service_name = prefix, self.service_name.removeprefix(prefix)
         self.config_directory = os.path.abspath(self.config_directory)  # a reload is in queue_directory
 
     @property
@@ -154,6 +161,7 @@ def _wrong(what: str) -> ConfigError:
     return ConfigError(f"{what}; see proxymap --help")
 
 
+EXPORTS = {"export-proxy-": False, "export-all-": True}  # what -n begins with: with tables not approved?
 OVERRIDES = {"-o": "", "-i": "max_idle=", "-m": "max_use="}
 WORDS = {
     "--listen": "listen",
@@ -200,6 +208,9 @@ def serve(options: Options, log: Log) -> None:
     settings, main_cf = read(meanwhile=lambda: import_module(life))
     gc.freeze()
     gc.enable()
+    if options.exports:
+        export(settings, main_cf, options, log)
+        return
     log.verbose = options.verbose
     log.sinks = open_sinks(settings, options)
     threading.excepthook = lambda details: log.exception("a thread ended", error=details.exc_value)
@@ -214,6 +225,17 @@ def serve(options: Options, log: Log) -> None:
 
         standalone.become_unprivileged(settings, options.user)
         standalone.run(settings, main_cf, log, listen=options.listen, writes=writes, load=read)
+
+
+def export(settings: Settings, main_cf: MainCf, options: Options, log: Log) -> None:
+    """Print the tables that main.cf approves for the service, sorted."""
+    from proxymap.config.approval import approve
+
+    writes = is_read_write(settings, options.service_name)
+    everything = EXPORTS[options.exports or ""]
+    for table in sorted(approve(settings, main_cf, writes, log.warning, everything)):
+        sys.stdout.buffer.write(table + b"\n")
+    sys.stdout.flush()
 
 
 def is_read_write(settings: Settings, service_name: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fix_postfix import daemon_directory, release
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,46 @@ def loaded_by(module: str) -> list[str]:
 @pytest.mark.parametrize("module", ["proxymap.main", "proxymap.server.master"])
 def test_start_loads_nothing_that_is_used_later(module: str) -> None:
     assert set(LATER) & set(loaded_by(module)) == set()
+
+
+EXPORTED = """
+proxy_read_maps = unionmap:{cdb:/q, proxy:cdb:/r} static:x proxy:pipemap:{a:b, proxy:c:d} {proxy:cdb:/in} no
+    :baz proxy:proxy:hash:/b !cdb:/not debug:proxy:cdb:/d {check_x cdb:/later} proxy:cdb:/r
+proxy_write_maps = proxy:lmdb:/w, lmdb:/v
+"""
+APPROVED = ["cdb:/in", "cdb:/r", "hash:/b", "pipemap:{a:b, proxy:c:d}"]
+EXPORTS = {  # as proxymap of Postfix 3.11.7 prints them
+    "export-proxy-proxymap": APPROVED,
+    "export-all-proxymap": sorted([*APPROVED, "cdb:/q", "debug:proxy:cdb:/d", "static:x"]),
+    "export-proxy-proxywrite": ["lmdb:/w"],
+    "export-all-proxywrite": ["lmdb:/v", "lmdb:/w"],
+}
+
+
+@pytest.mark.parametrize("service", EXPORTS)
+@pytest.mark.parametrize("transport", [[], ["-t", "unix"]], ids=["by hand", "as stock"])
+def test_export_prints_the_tables_of_the_list(tmp_path: Path, service: str, transport: list[str]) -> None:
+    (tmp_path / "main.cf").write_text(f"mail_owner = nobody\n{EXPORTED}")
+    command = [
+        sys.executable,
+        "-m",
+        "proxymap",
+        "--config-directory",
+        str(tmp_path),
+        "-n",
+        service,
+        *transport,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == EXPORTS[service]
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(release() < (3, 11), reason="from Postfix 3.11 on")
+@pytest.mark.parametrize("service", EXPORTS)
+def test_stock_exports_the_same(tmp_path: Path, service: str) -> None:
+    (tmp_path / "main.cf").write_text(f"compatibility_level = 3.6\n{EXPORTED}")
+    command = [f"{daemon_directory()}/proxymap", "-n", service, "-t", "unix"]
+    environment = {"MAIL_CONFIG": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert done.stdout.splitlines() == EXPORTS[service]

@@ -14,21 +14,30 @@ from proxymap.config.source import logical_lines, split_list, split_words, unbra
 FILES_SINCE = (3, 11)  # `/file` items and smtpd_restriction_classes are read since this version
 
 
-def approve(settings: Settings, main_cf: MainCf, write: bool, warn: Warn) -> frozenset[bytes]:
-    """approve - the tables that the service may open: for reading, or (write) for changing too"""
+def approve(
+    settings: Settings, main_cf: MainCf, write: bool, warn: Warn, everything: bool = False
+) -> frozenset[bytes]:
+    """approve - the tables that the service may open: for reading, or (write) for changing too
+
+    everything: with those that the lists name without "proxy:", which the service may not open.
+    """
     names = ["proxy_write_maps" if write else "proxy_read_maps"]
     extended = settings.version >= FILES_SINCE
     if extended and not write:
         names += split_words(main_cf.get("smtpd_restriction_classes"))
-    return frozenset().union(*(approved_tables(main_cf.get(name), name, extended, warn) for name in names))
+    return frozenset().union(
+        *(approved_tables(main_cf.get(name), name, extended, warn, everything) for name in names)
+    )
 
 
-def approved_tables(value: str, name: str, extended: bool, warn: Warn) -> frozenset[bytes]:
+def approved_tables(
+    value: str, name: str, extended: bool, warn: Warn, everything: bool = False
+) -> frozenset[bytes]:
     """approved_tables - expanded value of the parameter `name` -> type:name of each item it approves
 
-    extended: read the files that `/file` items name.
+    extended: read the files that `/file` items name. everything: see approve.
     """
-    scan = _Scan(extended, warn)
+    scan = _Scan(extended, warn, everything)
     scan.list(value.encode(TEXT, ERRORS), f"bad {name} parameter value")
     return frozenset(scan.found)
 
@@ -75,8 +84,8 @@ _AS_BLANKS = bytes.maketrans(b",{}", b"   ")
 class _Scan:
     """One walk over a list and all that it refers to."""
 
-    def __init__(self, extended: bool, warn: Warn) -> None:
-        self.extended, self.warn = extended, warn
+    def __init__(self, extended: bool, warn: Warn, everything: bool) -> None:
+        self.extended, self.warn, self.everything = extended, warn, everything
         self.found: set[bytes] = set()
         self.files: set[bytes] = set()  # seen: a file may name itself
 
@@ -101,6 +110,8 @@ class _Scan:
         elif item.startswith(b"/") and self.extended and item not in self.files:
             self.files.add(item)
             self.file(item.decode(TEXT, ERRORS))
+        elif self.everything and item[:1].isalnum() and b":" in item:
+            self.found.add(item)
 
     def file(self, path: str) -> None:
         try:
