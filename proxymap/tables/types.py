@@ -62,6 +62,7 @@ TABLE_TYPES = {
     "btree": TableType("indexed.bdb", suffix=b".db", writable=True),
     "cdb": TableType("indexed.cdb", suffix=b".cdb"),
     "cidr": TableType("rules.cidr", suffix=b"", flags=RHS_IS_FILE),
+    "debug": TableType("composite.debug", writable=True, flags=ALL_FLAGS),  # as its table
     "environ": TableType("memory.environ", writable=True),
     "fail": TableType("memory.fail", writable=True),
     "hash": TableType("indexed.bdb", suffix=b".db", writable=True),

@@ -70,23 +70,28 @@ cdef int members_changed(table *t) noexcept nogil:
     return worst
 
 
+def names_of(bytes type_name, bytes mapname) -> list:
+    """The members of TYPE:{type:name, ...}. Raises ValueError if the name is not such a list."""
+    names = []
+    with suppress(ValueError):
+        names = split_braced(mapname)
+    if not names or not all(b":" in name for name in names):
+        shown = os.fsdecode(type_name)
+        maptype = shown.partition(":")[0]
+        raise ValueError(f'bad syntax: "{shown}"; need "{maptype}:{{type:name...}}"')
+    return names
+
+
 cdef class Members(Table):
-    """TYPE:{type:name, ...}. Raises ValueError if the name is not such a list.
+    """A table over those called `names`.
 
     A subclass sets t.lookup if on_loop is set, and has `combine(key, lines)`: a
     value or None, found with ask_member.
     """
 
-    def __cinit__(self, bytes type_name, bytes mapname, opening):
+    def __cinit__(self, bytes type_name, list names, opening):
         cdef Table one
         cdef int i
-        names = []
-        with suppress(ValueError):
-            names = split_braced(mapname)
-        if not names or not all(b":" in name for name in names):
-            shown = os.fsdecode(type_name)
-            maptype = shown.partition(":")[0]
-            raise ValueError(f'bad syntax: "{shown}"; need "{maptype}:{{type:name...}}"')
         self.tables = [opening.member(name) for name in names]
         self.m.each = <member *> calloc(len(names), sizeof(member))
         if self.m.each == NULL:

@@ -10,6 +10,8 @@ from proxymap.tables.composite._members cimport Members, member_lookup, members
 from proxymap.tables._table cimport table
 from proxymap._words cimport *
 
+from proxymap.tables.composite._members import names_of
+
 
 cdef int pipe_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
     """A value may lie in the scratch of its member while it is the next one's key.
@@ -47,4 +49,4 @@ cdef class PipeTable(Members):
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> PipeTable:
-    return PipeTable(type_name, mapname, opening)
+    return PipeTable(type_name, names_of(type_name, mapname), opening)

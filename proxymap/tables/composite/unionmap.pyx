@@ -13,6 +13,8 @@ from proxymap.tables.composite._members cimport Members, member_lookup, members
 from proxymap.tables._table cimport STAT_LATER, table
 from proxymap._words cimport *
 
+from proxymap.tables.composite._members import names_of
+
 
 cdef int union_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
     """The values are collected in scratch; the members have one of their own."""
@@ -57,4 +59,4 @@ cdef class UnionTable(Members):
 
 
 def open_table(bytes type_name, bytes mapname, opening) -> UnionTable:
-    return UnionTable(type_name, mapname, opening)
+    return UnionTable(type_name, names_of(type_name, mapname), opening)

@@ -259,7 +259,7 @@ class CompositeContract:
         assert table.ask(b"no such user", 0) == (NOKEY, 0, b"")
 
     def test_member_with_workers_of_its_own_gives_them_to_the_whole(self) -> None:
-        """Who is stuck with a pattern serves no other table. What the loop can do is still done there."""
+        """A worker stuck with a pattern serves no other table. What the loop can do is still done there."""
         table = self.open("inline:{a=b}", "regexp:{{/(b)*/ $1}}")
         assert table.slow == SLOW_LOOKUP
         assert table.lookup(b"none", 0)[0] in (OK, NOKEY)
