@@ -26,7 +26,7 @@ cdef int table_flags(const table *t, int given, bint utf8_layer) noexcept nogil:
     given |= bits
     if given & DICT_FLAG_OPEN_LOCK and given & DICT_FLAG_MULTI_WRITER:
         given = (given & ~DICT_FLAG_OPEN_LOCK) | DICT_FLAG_LOCK
-    if utf8_layer and given & DICT_FLAG_UTF8_REQUEST:
+    if utf8_layer and given & DICT_FLAG_UTF8_REQUEST and t.lookup != absent_lookup:
         given |= DICT_FLAG_UTF8_ACTIVE
     return given
 
@@ -131,7 +131,7 @@ cdef class Table:
         cdef stamp s
         found = []
         while o != NULL:
-            with nogil:  # a dead file server hangs up nobody else
+            with nogil:  # a dead file server delays nobody else
                 s = stamp_at(o.path)
             found.append((s.device, s.inode, s.size, s.mtime_ns, s.ctime_ns))
             o = o.next
@@ -417,6 +417,11 @@ cdef int surrogate_lookup(table *t, view key, int *flags, buf *scratch, view *va
     return STAT_RETRY
 
 
+cdef int absent_lookup(table *t, view key, int *flags, buf *scratch, view *value) noexcept nogil:
+    """Of a type that is not there: no UTF-8 layer stands before it, see table_flags."""
+    return STAT_RETRY
+
+
 cdef int surrogate_sequence(
     table *t, cursor *c, int function, buf *scratch, view *key, view *value
 ) noexcept nogil:
@@ -424,14 +429,17 @@ cdef int surrogate_sequence(
 
 
 cdef class Surrogate(Table):
-    """Stands for a table that could not be opened: every answer is RETRY."""
+    """Stands for a table that could not be opened: every answer is RETRY.
 
-    def __cinit__(self, bytes type_name, bytes reason):
+    absent: there is no such type. Then that is the answer to a key that is not UTF-8, too.
+    """
+
+    def __cinit__(self, bytes type_name, bytes reason, bint absent=False):
         self.text = reason
         self.t.reason = PyBytes_AsString(self.text)
         self.trouble = reason.decode(errors="surrogateescape")
         self.t.flags = DICT_FLAG_PATTERN
-        self.t.lookup = surrogate_lookup
+        self.t.lookup = absent_lookup if absent else surrogate_lookup
         self.t.sequence = surrogate_sequence
 
 
