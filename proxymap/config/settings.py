@@ -213,6 +213,10 @@ class Settings:
     proxy_read_maps = main(READ_MAPS, text)
     proxy_write_maps = main(WRITE_MAPS, text)
     lmdb_map_size = main("16777216", integer(1, LONG_MAX), "bytes")
+    default_database_type = main("lmdb", word)
+    default_cache_db_type = main("lmdb", word)
+    non_bdb_migration_level = main("disable", one_of("disable", "enable-redirect", "enable-reindex"))
+    non_bdb_custom_mapping = main("", text)
 
     cache_size = own("64M", size(0), "bytes, 0 = no cache")
     cache_maptypes = own("pcre regexp", exact_types, "table types")  # measured: benchmarks/bench_cache.py

@@ -39,6 +39,7 @@ from proxymap.ctl.mastercf import (
 from proxymap.ctl.safety import Fault, account_of, as_user, faults_of_program, first_closed
 from proxymap.errors import ConfigError
 from proxymap.tables.base import Host
+from proxymap.tables.migration import redirection
 from proxymap.tables.opening import open_table
 from proxymap.tables.types import GONE, TABLE_TYPES, load_types, type_of
 
@@ -258,7 +259,7 @@ def _without_effect(site: Site) -> Iterator[Fault]:
         yield Fault(site.main_cf.where(name), what, "watch the mail log for such tables", warning=True)
 
 
-# Who names proxy: tables
+# Parameters that name proxy: tables
 
 
 def uses(site: Site) -> Iterator[Use]:
@@ -395,6 +396,7 @@ def _look(service: Service, table: str, connect: bool) -> Look:
         writes = False
     warnings: list[str] = []
     host = Host(service.settings.smtputf8_enable, warnings.append, service.main_cf.get)
+    host.redirect = redirection(service.settings, host)
     opened = open_table(table.encode("utf-8", "surrogateescape"), writes=writes, host=host)
     if opened.reason is None and opened.faults:
         return Look(f"{FAULTY}{'; '.join(warnings)}", None, [])

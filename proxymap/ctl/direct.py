@@ -18,6 +18,7 @@ from proxymap.errors import ProxymapError, TableConfig, TableRetry
 from proxymap.tables._table import SLOW_SEQUENCE
 from proxymap.tables.base import Host
 from proxymap.tables.flags import DUP_WARN, FOLD_FIX, LOCK, UTF8_ACTIVE, UTF8_REQUEST
+from proxymap.tables.migration import redirection
 from proxymap.tables.opening import open_table
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Direct:
         if configuration is not None:
             self._settings, main_cf = configuration
             host = Host(self._settings.smtputf8_enable, warn, main_cf.get)
+            host.redirect = redirection(self._settings, host)
         self._opened = self._open(host)
         self._flags = self._opened.opened_flags(POSTMAP, host.utf8)
         if self._flags & UTF8_ACTIVE:

@@ -27,6 +27,7 @@ from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Host
+from proxymap.tables.migration import redirection
 from proxymap.tables.opening import distrust
 
 TYPE_CHECKING = False
@@ -143,7 +144,8 @@ class Daemon:
 
     def _open_anew(self, name: bytes | None) -> None:
         """Have all tables, or those called so, opened by name again, whatever their files look like."""
-        distrust(name)
+        with contextlib.suppress(ValueError):  # then nothing is open
+            distrust(name if name is None else self._redirect(name))
         self.loop.open_anew(name)
 
     def between_turns(self, call: Callable[[], T]) -> T:
@@ -179,6 +181,7 @@ class Daemon:
         )  # fmt: skip
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
         host.inform = self.log.info
+        host.redirect = self._redirect = redirection(settings, host)
         host.server_limits = lambda type_name: {
             **settings.tables.group("server_", type_name), "time_limit": settings.lookup_time_limit,
             "retry_budget": settings.tables.of(type_name)["retry_budget_percent"],

@@ -29,6 +29,7 @@ class Host:
     watched with, or None. inform: takes a line for the log that is no warning. server_limits:
     the parameters for the database server of the table with this name (pool.ServerLimits).
     files_refused: why the values of a table may not be names of files (src_rhs_is_file); "" if they may.
+    redirect: the name of a table -> that of the one to open in its place (migration.redirection).
     """
 
     watch: Watch | None = None
@@ -36,6 +37,7 @@ class Host:
     server_limits: Callable[[bytes], dict[str, int]] = staticmethod(lambda type_name: {})
 
     files_refused: Callable[[bytes], str] = staticmethod(lambda type_name: "")
+    redirect: Callable[[bytes], bytes] = staticmethod(lambda type_name: type_name)
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class SlowTable:
 
 
 class Change:
-    """One update (value: bytes) or delete (value: None), and what has become of it.
+    """One update (value: bytes) or delete (value: None), and its outcome.
 
     `write` sets status (errors.STAT_*) and, where try bits are decided, flags. What a server
     has written are jobs (_jobs.Job), which have the same four attributes.

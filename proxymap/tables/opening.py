@@ -60,8 +60,11 @@ def open_table(
     with the reason. `flags` are those of the first request. settle: the file was
     changed in place, so it is perhaps not whole yet.
     """
+    try:
+        type_name = (host or Host).redirect(without_proxy(type_name))
+    except ValueError as reason:
+        return Surrogate(type_name, os.fsencode(f"open {os.fsdecode(type_name)}: {reason}"))
     key = key_of(type_name, flags, writes)
-    type_name = key[0]
     if key[1] & RHS_IS_FILE and host is not None and (refusal := host.files_refused(type_name)):
         return Surrogate(type_name, os.fsencode(refusal))
     turn = (type_name, 0, writes)  # one after the other, whatever the flags: the next may share the table
@@ -168,7 +171,7 @@ def _open_or_keep(key: Key, flags: int, host: Host, settle: bool, old: Table | N
 
 
 def _names_itself(key: Key, table: Table, flags: int) -> bool:
-    """Would it ask for itself? Each of those that it would ask names others, by now."""
+    """Does it refer to itself? Each table that it asks names others."""
     seen: set[Key] = set()
     to_see = [key_of(part, flags, key[2]) for part in table.parts]
     while to_see:
@@ -270,7 +273,7 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     if not maptype or not mapname:
         return Surrogate(type_name, b'expecting "type:name" form instead of "%s"' % type_name)
     if known is None:
-        return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))))
+        return Surrogate(type_name, os.fsencode(_unsupported(os.fsdecode(maptype))), absent=True)
     if writes and not known.writable:
         why = REBUILT_WHOLE if known.suffix else b""
         return Surrogate(type_name, b"%b map requires O_RDONLY access mode%b" % (type_name, why))

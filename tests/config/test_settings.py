@@ -59,11 +59,17 @@ def test_defaults_without_postfix(directory: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("postconf") is None, reason="Postfix is not installed")
 def test_defaults_are_those_of_postconf(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Host and version apart, and but for the lists our table would do where postconf does not."""
+    """Host and version apart, and but for the lists our table would do where postconf does not.
+
+    What only newer releases have, this one does not know.
+    """
     here = {"config_directory", "mail_version", "myhostname", "proxy_read_maps"}
+    here |= {"default_database_type", "default_cache_db_type"}  # as each build has it
     names = [name for name, param in PARAMETERS.items() if param.file == "main.cf" and name not in here]
     done = subprocess.run(["postconf", "-d", *names], capture_output=True, text=True, check=True)
     stock = dict(line.split(" =", 1) for line in done.stdout.splitlines())
+    names = [name for name in names if name in stock]
+    assert "max_idle" in names
     assert {name: stock[name].strip() for name in names} == {
         name: PARAMETERS[name].default.strip() for name in names
     }
