@@ -42,7 +42,7 @@ class Figures:
         self.micro = micro(folder / "micro.json")
 
     def cases(self, **wanted: Any) -> list[Case]:
-        """Those whose fields are as wanted: one value, or one of several."""
+        """The results whose fields are as wanted: one value, or one of several."""
 
         def fits(case: Case) -> bool:
             return all(getattr(case, name) in several(value) for name, value in wanted.items())

@@ -6,7 +6,7 @@ we give it up, while a plain fcntl lock goes as soon as any descriptor of the
 file is closed in this process.
 
 In C, since it stands around each commit. Nor does it ask when the file was
-written to: whoever does has the next write note its time anew, and the sync of
+written to: after that question the next write notes its time anew, and the sync of
 that write takes a third longer (measured; ext4 since Linux 6.13).
 
 Source: fcntl(2), F_OFD_SETLK; statx(2).
@@ -69,7 +69,7 @@ cdef class LockFile:
         return self.file.fd
 
     cpdef bint lock(self, bint wait=True, bint shared=False) except -1:
-        """False if it is not to be had at once and is not to be waited for."""
+        """False if another has it and the caller does not wait."""
         cdef int kind = F_RDLCK if shared else F_WRLCK
         cdef bint locked = set_lock(self.file.fd, kind, F_OFD_SETLK)
         while not locked:
@@ -88,7 +88,7 @@ cdef class LockFile:
 
     @property
     def size(self) -> int:
-        """In bytes, by now."""
+        """The size now, in bytes."""
         cdef file_status s
         if status_of(self.file.fd, NULL, &s) < 0:
             raise OSError(errno, os.strerror(errno), os.fsdecode(self.path))

@@ -55,7 +55,7 @@ cdef region *regions = NULL
 
 
 cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
-    """Fill the hole with zeros if it is ours; else die as if there were no handler."""
+    """Fill the hole with zeros if it is ours; else die as without a handler."""
     cdef uintptr_t address = <uintptr_t> info.si_addr
     cdef bint sent = info.si_code <= 0  # by kill(2): there is no address, and nothing that would fault again
     cdef region *r = NULL if sent else regions
@@ -115,7 +115,7 @@ cdef inline void regions_publish(region *r) noexcept nogil:
 cdef int map_data(mapped *m, size_t length) noexcept nogil:
     """Map the open file, perhaps in place of a smaller mapping; 0, or -1 with errno.
 
-    Whoever sees m.region sees whether a page was missing in any mapping of the file.
+    m.region says whether a page was missing in any mapping of the file.
     """
     cdef region *old = m.region
     cdef region *r
@@ -196,7 +196,7 @@ cdef bint map_touched(const mapped *m) noexcept nogil:
 
 
 cdef uint64_t map_changed_ns(const mapped *m) noexcept nogil:
-    """When the open file last changed, which nobody can set; 0 if that is not to be had."""
+    """When the open file last changed, which nobody can set; 0 if that is not known."""
     cdef struct_stat st
     return stat_ctime_ns(st) if fstat(m.fd, &st) == 0 else 0
 

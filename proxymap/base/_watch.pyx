@@ -3,7 +3,7 @@
 Workers add what a table was loaded from; the loop takes events. An event says
 that somebody should look (stat) at the tables, and whether a file is whole: from
 the first write to its close it is marked as being written. A worker that has read
-a file takes events itself, before it believes the mark; the loop is told. On the
+a file takes events itself, before it believes the mark; the loop gets notice. On the
 way to a file each folder and each symbolic link is watched, since a rename of any
 of them puts another file there.
 
@@ -238,7 +238,7 @@ cdef class Way:
 
 
 cdef class Watch:
-    """Watches files. `fd` becomes readable when something happens; -1 where inotify is not to be had."""
+    """Watches files. `fd` becomes readable when something happens; -1 where there is no inotify."""
 
     def __cinit__(self):
         pthread_mutex_init(&self.w.lock, NULL)
@@ -277,7 +277,7 @@ cdef class Watch:
         pthread_mutex_unlock(&self.w.lock)
         *way, (folder, name) = steps_to(path)
         for above, below in way:
-            # A folder above that may not be read cannot be watched; it is hardly ever renamed.
+            # A folder above that may not be read cannot be watched; it is rarely renamed.
             if self.add_name(found, above, below, NAMES_CHANGE) == NULL and errno == ENOENT:
                 found.tells = True  # when it appears there will be an event, and a reason to come here again
                 return found
@@ -289,7 +289,7 @@ cdef class Watch:
         if last != NULL:
             found.own = &last.written if writers else NULL
             last.eager = last.eager or content
-        # One who may not read the file learns by its name when he may.
+        # A file that this process may not read: its name tells when that changes.
         found.tells = last != NULL or errno in (ENOENT, EACCES)
         return found
 
@@ -298,7 +298,7 @@ cdef class Watch:
         cdef watched_name *n
         cdef const char *path = folder
         cdef int wd
-        with nogil:  # a dead file server hangs up nobody else
+        with nogil:  # a dead file server delays nobody else
             wd = inotify_add_watch(self.w.fd, path, mask)
         if wd < 0:
             return NULL

@@ -59,7 +59,7 @@ def sync_folder(path: str) -> None:
 def folder_fault(path: str) -> str | None:
     """folder_fault - why a table at `path` must not be written to: others have a say in its folder; or None
 
-    A user who may put another file, or a link, in its place would have us write there.
+    A user with the right to replace it by another file, or a link, would make us write there.
     """
     folder = os.path.dirname(os.path.realpath(path))
     status = os.stat(folder)

@@ -91,7 +91,7 @@ class MainCf:
         return self._lines.get(name) or f"{self.path}, default value"
 
     def _value(self, name: str, depth: int) -> str:
-        """Empty if it cannot be expanded; the log is told once."""
+        """Empty if it cannot be expanded; that is logged once."""
         if name in self._broken:
             return ""
         if name in self._expanding and name in COMPUTED and name not in self.raw:

@@ -119,7 +119,7 @@ def split_list(text: bytes) -> Iterator[bytes]:
 
 
 def split_words(text: str) -> list[str]:
-    """split_words - items between commas and blanks, whatever is in them"""
+    """split_words - items between commas and blanks; braces do not count"""
     for separator in "," + WORD_BLANKS[1:]:
         text = text.replace(separator, " ")
     return [word for word in text.split(" ") if word]

@@ -1,7 +1,7 @@
 """instance - one Postfix instance: which server answers on its proxymap sockets, and what master.cf says
 
 What cannot be known: the protocol does not name the server, and the sockets are
-master's own, so the server that answers is told by master's children. While old
+master's own, so master's children show which server answers. While old
 and new ones are there together, nobody can say which of them answered.
 
 Source: master(5), proc(5); master.md 1.1, 2.

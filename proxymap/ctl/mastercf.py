@@ -240,7 +240,7 @@ BESIDE = (
 
 
 def _place_of_command(entry: Entry, lines: list[bytes]) -> tuple[int, tuple[int, int]]:
-    """The line and where in it the command stands; ConfigError if the file is another by now."""
+    """The line and where in it the command stands; ConfigError if the file was replaced meanwhile."""
     left = COLUMNS
     for at in range(entry.line - 1, len(lines)):
         if lines[at].lstrip(BLANKS).startswith(b"#"):

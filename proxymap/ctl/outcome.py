@@ -32,7 +32,7 @@ TROUBLE: dict[type[ProxymapError], tuple[int, str, str]] = {
 
 
 class Answer(NamedTuple):
-    """What became of a key: exit status, the reply's name on the wire, the value, what there is to say."""
+    """The outcome for a key: exit status, the reply's name on the wire, the value, a message."""
 
     status: int
     name: str

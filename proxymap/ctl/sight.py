@@ -1,4 +1,4 @@
-"""sight - does a server's process see the same files as who asks here?
+"""sight - does a server's process see the same files as this command?
 
 A container, a systemd unit or a chroot jail may show it another file by the same
 name. Device and inode tell; the mount, or the jail, says why.

@@ -201,7 +201,7 @@ cdef inline bint is_unfinished(const client *c) noexcept nogil:
 
 
 cdef client *heaviest(clients *all) noexcept nogil:
-    """Who makes room: of those who send nothing complete, else of all, who has the largest buffers."""
+    """The client to drop for room: the largest buffers, among unfinished requests if there are any."""
     cdef client *c = all.first
     cdef client *found = c
     while c != NULL:
@@ -253,7 +253,7 @@ cdef void client_clear_deadline(clients *all, client *c) noexcept nogil:
 
 
 cdef void clients_tick(clients *all) noexcept nogil:
-    """A second has passed: hang up on those whose time is over."""
+    """A second has passed: hang up on clients whose time is over."""
     cdef uint64_t now = now_ms()
     cdef client *c = all.first_timed
     cdef client *next
@@ -270,7 +270,7 @@ cdef void clients_tick(clients *all) noexcept nogil:
 # connection closes between the two loses the request, and sleeps a second before it asks
 # again. So a client that asks without pause is let go when it cannot be there: while it has
 # not read our latest reply. An idle one is let go after it was quiet for a while.
-# Either way it is told end-of-file first, and what it may send too late is read and
+# Either way it gets end-of-file first, and what it may send too late is read and
 # thrown away: a closed socket would mean ECONNRESET, or SIGPIPE and postmap's death.
 
 cdef bint reply_is_unread(const client *c) noexcept nogil:
@@ -314,7 +314,7 @@ cdef void clients_let_go_quiet(clients *all) noexcept nogil:
 
 
 cdef void clients_hang_up(clients *all) noexcept nogil:
-    """Let everyone go who does not wait for a reply."""
+    """Let every client go that waits for no reply."""
     cdef client *c = all.first
     cdef client *next
     while c != NULL:

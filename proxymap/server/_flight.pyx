@@ -1,8 +1,8 @@
 """_flight - questions under way that several clients wait for
 
 A flight is one question that was sent to a worker or a server, found by table
-and key. Whoever asks the same joins it and gets the same answer. It goes on
-when those who wait have left. What is forgotten meanwhile (flush) takes the
+and key. A client with the same question joins it and gets the same answer. It goes on
+when the clients that wait have left. What is forgotten meanwhile (flush) takes the
 flight out of the table of slots: nobody joins it any more, and its answer is
 good for its waiters but is not kept.
 
@@ -25,7 +25,7 @@ cdef void flights_init(flights *all, uint64_t seed) noexcept nogil:
 
 
 cdef void flights_free(flights *all) noexcept nogil:
-    """Those who wait are gone already."""
+    """The clients that waited are gone already."""
     cdef flight *f
     while all.first != NULL:
         f = all.first

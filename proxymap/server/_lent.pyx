@@ -34,7 +34,7 @@ from proxymap.tables._table cimport Table
 from proxymap._words cimport *
 
 cdef enum:
-    READ_SIZE = 4096  # one recv; what is longer is the loop's
+    READ_SIZE = 4096  # one recv; the loop reads what is longer
 
 
 cdef view NONE = view_of(NULL, 0)

@@ -93,7 +93,7 @@ cdef struct loop:
     int ended             # END_*: run is to return
     # As a child of master:
     source status_end     # fd -1: no master
-    channel status        # what it is told
+    channel status        # to master
     source idle           # timer of max_idle
     uint64_t max_use      # 0: no limit
     uint64_t max_idle     # seconds; 0: no limit
@@ -384,7 +384,7 @@ cdef class Loop:
         return self.l.turns, bool(self.l.waiting)
 
     def accept_all(self):
-        """Take all that wait to be accepted by now."""
+        """Take all connections that wait to be accepted."""
         cdef int i
         cdef size_t before
         for i in range(self.l.door.count):

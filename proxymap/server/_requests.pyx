@@ -30,7 +30,7 @@ from proxymap._words cimport *
 
 
 cdef size_t session_read(service *s, session *who, scan *seen, const char *data, size_t len) noexcept nogil:
-    """Read the list at data, and see whom it is for; service_request is to be next.
+    """Read the list at data, and find its table; call session_serve next.
 
     Returns its length, or 0 while it is incomplete (see request_read).
     """
@@ -47,7 +47,7 @@ cdef size_t session_read(service *s, session *who, scan *seen, const char *data,
 cdef void session_foresee(service *s, session *who) noexcept nogil:
     """Have the CPU fetch some of what the request that was read is about; the next part, each time.
 
-    As it came, the key is hardly ever not yet folded; if it is, what is fetched is of no use.
+    Keys usually arrive folded; if not, the prefetch is merely wasted.
     """
     cdef instance *i = who.found
     cdef int flags = who.request.flags
@@ -176,7 +176,7 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
 
 
 cdef int unavailable(service *s, instance *i, const request *r, int flags) noexcept nogil:
-    """The table could not be opened. What is not UTF-8 is still not asked for, nor stored."""
+    """The table could not be opened. What is not UTF-8 is not asked for, nor stored, all the same."""
     cdef view parts[4]
     cdef view key = r.key
     cdef int status = ask_check(s, i, r, flags, &key)

@@ -1,4 +1,4 @@
-"""_status - what master(8) is told of this process: TAKEN while it is overloaded, AVAIL when it is not
+"""_status - reports to master(8): TAKEN while this process is overloaded, AVAIL when it is not
 
 master starts another process when a connection waits and none of the service's
 processes is available. Postfix's own server says TAKEN and AVAIL with each
@@ -7,9 +7,9 @@ cannot serve more promptly: when it was busy in every turn for BUSY_MS. AVAIL
 follows after CALM_MS without a busy turn. It goes on accepting meanwhile, for
 master may have reached its process limit.
 
-The first request served is told as TAKEN and AVAIL: that earns the use count
+The first request served is reported as TAKEN and AVAIL: that earns the use count
 which spares a successor the throttling, should this process crash
-(master.md 2.3). It is not told earlier, since a process that crashes before it
+(master.md 2.3). It is not reported earlier, since a process that crashes before it
 has done any work must be throttled.
 
 A message is 12 bytes in native order: pid, generation, status. The channel is
@@ -39,7 +39,7 @@ cdef void status_init(channel *c, int fd, unsigned int pid, unsigned int generat
 
 
 cdef void tell(channel *c, int status) noexcept nogil:
-    """One message; if the channel is full it is told again later. That master is gone is for epoll to see."""
+    """One message; if the channel is full it is sent again later. epoll sees when master is gone."""
     cdef unsigned int message[3]
     message[0] = c.pid
     message[1] = c.generation

@@ -372,7 +372,7 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
 
 
 cdef void clients_landed(clients *all, job *j) noexcept nogil:
-    """An answer is there that several may wait for. Who asks the same from now on begins another flight."""
+    """An answer has come that several clients may wait for. The next such question begins another flight."""
     cdef flight *f = <flight *> j.asker
     cdef session *who
     if sharing_again(all.service, f, j):
@@ -400,7 +400,7 @@ cdef int clients_patience(const clients *all, int timeout_ms) noexcept nogil:
 
 
 cdef void clients_take_old(clients *all) noexcept nogil:
-    """Those who have waited for long enough get an old answer, if it is still good enough."""
+    """Clients that have waited for long enough get an old answer, if it is still good enough."""
     cdef flights *under_way = &all.service.flights
     cdef uint64_t now = all.service.now_ms
     cdef flight *f = under_way.first
@@ -452,7 +452,7 @@ cdef void client_refuse(clients *all, client *c) noexcept nogil:
 
 
 cdef void client_discard(clients *all, client *c) noexcept nogil:
-    """Throw away what a refused client still sends, until it hangs up or its time is over."""
+    """Throw away what a refused client still sends, until it closes or its time is over."""
     cdef ssize_t n
     if buf_len(&c.output):
         client_flush(all, c)

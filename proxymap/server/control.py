@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Command = Callable[[dict[str, Any]], Any]
 
 MODE = 0o600
-BACKLOG = 64  # who comes while so many wait is refused
+BACKLOG = 64  # connections that wait; more are refused
 LINE_MAX = 65536  # bytes of a request
 ANSWER_MAX = 64 << 20  # bytes of a reply: some hundred thousand tables
 ASKER_PATIENCE = 10.0  # seconds for a whole answer
@@ -159,7 +159,7 @@ def _is_stale(pid: int, path: str) -> bool:
 
 
 def _line_from(asker: socket.socket, limit: int, patience: float) -> bytes:
-    """One line, or what there is of it at the end or the limit; OSError if it does not come in time."""
+    """One line, cut at the limit or where the peer ends it; OSError if it does not come in time."""
     until = time.monotonic() + patience
     line = bytearray()
     while not line.endswith(b"\n") and len(line) <= limit:

@@ -27,7 +27,7 @@ FRAMES = 4  # functions that are named, of those that an exception came through
 REMEMBERED = 256  # lines in that window; more are written as they come
 SECOND = 1.0
 ALIKE_MAX = 50  # lines of one kind in a second; the others are counted
-KINDS_MAX = 20  # kinds that are told apart in a second; all others are one more
+KINDS_MAX = 20  # kinds of lines counted apart in a second; all others are one more
 
 KIND_ENDS = frozenset('0123456789":')
 KIND_LENGTH = 60  # letters

@@ -70,7 +70,7 @@ def test_every_byte_and_neighbours_without_the_layer() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=20), st.binary(max_size=20))
 def test_invalid_text_does_no_harm(text: str, rest: bytes) -> None:
-    """The caller checks first; who does not gets the key back as it was, or folded."""
+    """The caller checks first; without that check the key comes back as it was, or folded."""
     key = text.encode() + rest
     folded = fold(key, True)
     if decodes(key):

@@ -2,7 +2,7 @@
 
 Each experiment runs in a child process: what it is about is that the process
 lives. Where only part of a page is cut off, the kernel shows zeros and raises
-no signal: then an answer may be wrong until the table is told of the change,
+no signal: then an answer may be wrong until the table has notice of the change,
 so the cuts here are at page borders or fall on what the readers can check.
 """
 

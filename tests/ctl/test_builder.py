@@ -250,7 +250,7 @@ def test_no_source_is_file_not_found(tmp_path: Path, maptype: str) -> None:
 
 
 def test_cdb_is_another_file_each_time(source: Path) -> None:
-    """Who has the old one open keeps it whole."""
+    """A process with the old one open keeps it whole."""
     by_us("cdb", str(source))
     old = cdbx.CDB(f"{source}.cdb")
     source.write_text("c 4\n")
@@ -288,7 +288,7 @@ def test_cdb_does_not_follow_a_link(source: Path) -> None:
 
 @each_type
 def test_file_in_the_way_is_not_emptied(source: Path, maptype: str) -> None:
-    """Who may write to the folder has put it there, for root to empty it."""
+    """A user with the right to write to the folder put it there, for root to empty it."""
     victim = source.parent / "victim"
     victim.write_text("precious")
     os.link(victim, f"{source}.{maptype}.tmp")
@@ -440,7 +440,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, maptype: str, there: st
 @needs_postmap
 @each_type
 def test_postmap_and_we_at_the_same_time(source: Path, maptype: str) -> None:
-    """Whoever comes last, the file is whole, and we never fail.
+    """The file is whole whichever comes last, and we never fail.
 
     A postmap that waits for the lock on FILE.cdb.tmp gives up when the holder has renamed it,
     be that we or another postmap.

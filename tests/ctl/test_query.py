@@ -68,7 +68,7 @@ def test_trouble_has_its_status_and_one_line(server: ScriptedServer, key: str, s
 def test_query_goes_on_after_trouble_and_keeps_the_highest_status(server: ScriptedServer) -> None:
     code, out, err = ask(server, "query", "t:x", "-", stdin=b"retry\nconfig\nx\nretry\na\n")
     assert (code, out) == (78, b"a\t1\n")
-    assert err.count("\n") == 2  # each kind of trouble is told once
+    assert err.count("\n") == 2  # each kind of trouble is shown once
 
 
 def test_denied_table_names_the_parameter(server: ScriptedServer) -> None:

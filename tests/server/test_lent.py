@@ -1,4 +1,4 @@
-"""test_lent - a client that changes something alone: whatever else it does, and whoever else comes
+"""test_lent - a client that changes something alone, does other things meanwhile, and is joined by others
 
 The server's writer keeps such a client's connection for a while (_lent). What is
 asked without pause comes while it has it; where these tests do not get so far, for
@@ -155,7 +155,7 @@ def test_clients_that_go_leave_nothing_behind(server: Writing, end: str) -> None
                 peer.send(data)
                 peer.socket.shutdown(socket.SHUT_WR)
                 assert peer.rest() == b"status\x000\0\0"
-    wait_until(lambda: descriptors(server) <= before, "the descriptors of those who went")
+    wait_until(lambda: descriptors(server) <= before, "the descriptors of the clients that left")
     with server.connect() as peer:
         assert status(peer.ask(data)) == OK
 

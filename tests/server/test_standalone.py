@@ -652,6 +652,16 @@ def test_bad_option_is_fatal(server: ServerProcess, arguments: list[str], text: 
     assert not os.path.exists(server.path)
 
 
+def test_log_file_is_made_by_postlogd_alone(server: ServerProcess) -> None:
+    """So maillog_file_permissions is its business."""
+    file = server.dir / "mail.log"
+    server.main |= {"maillog_file": str(file), "maillog_file_prefixes": "/", "maillog_file_permissions": "x"}
+    table = server.cdb("t", {b"k": b"v"})
+    with server.start("--log-to", "mail").connect() as peer:
+        assert peer.ask(lookup(table, b"k")) == found(b"v")
+    assert not file.exists()
+
+
 def test_missing_main_cf_is_fatal(tmp_path: Path) -> None:
     run_fatal("--listen", f"unix:{tmp_path}/s", "--config-directory", str(tmp_path), text="main.cf")
 

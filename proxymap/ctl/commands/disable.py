@@ -15,7 +15,7 @@ def add(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """run - put master.cf back, or say why not; whatever is wrong with main.cf or with us"""
+    """run - put master.cf back, or say why not; works with a broken main.cf or a broken package, too"""
     instance = Instance(directory_of(arguments), strict=False)
     services = switch.SERVICES[arguments.service]
     return switch.run(takeover.disable(instance, services, arguments.dry_run))

@@ -85,7 +85,7 @@ class Crew:
                 self._state.notify_all()
 
     def _take_one(self) -> bool:
-        """Wait for a job and do it; False if there is no more to do for this thread."""
+        """Wait for a job and do it; False if this thread is to end."""
         try:
             job = self.queue.take()
         except MemoryError:

@@ -2,7 +2,7 @@
 
 A connection is made by a thread that may wait (_mariadb, _pq), driven by one
 that must not (_driver), and closed by one that may. It belongs to one of them
-at a time, which is whoever has the Connection, or the driver.
+at a time: the one that has the Connection, or the driver.
 """
 
 import os
@@ -219,7 +219,7 @@ cdef class Attempt:
 
 
 def shut_down(int fd):
-    """Whoever waits for something from this socket waits no more."""
+    """End the wait of the thread that waits for this socket."""
     cdef object peer = socket.socket(fileno=os.dup(fd))
     try:
         peer.shutdown(socket.SHUT_RDWR)

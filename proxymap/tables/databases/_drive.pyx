@@ -3,7 +3,7 @@
 It takes jobs from its queue (_waiting), has a connection ask for each, and puts the
 answers where the jobs say. All of it is C, without the GIL; the library's calls do not
 wait. What has to wait (connecting, closing) and what needs Python (the log) is
-the pool's, which is told by notes (pool.py).
+the pool's, which gets notes (pool.py).
 
     job -> question (database) -> text -> library -> rows -> value -> job
 
@@ -123,7 +123,7 @@ cdef int time_to_wait(driver *d) noexcept nogil:
 
 
 cdef void end_turn(driver *d) noexcept nogil:
-    """Wake whoever waits for the answers of this turn, and have lines logged."""
+    """Wake the threads that wait for the answers of this turn, and have lines logged."""
     cdef bint note = False
     cdef connection *c
     if d.woken != NULL:

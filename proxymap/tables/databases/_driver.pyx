@@ -71,7 +71,7 @@ cdef class Driver:
     ):
         """limit: connections; retry_budget: second tries per 100 answers; the others in seconds.
 
-        suspect_after: a question that takes so long is told.
+        suspect_after: a longer question is reported.
         """
         self.d.limit = limit
         self.d.allowed = limit

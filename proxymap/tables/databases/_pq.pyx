@@ -248,7 +248,7 @@ cdef class PostgreSQL:
         self.login = login
 
     def parameters(self, address) -> dict:
-        """What libpq is told, by its names; a URI has all but the encoding."""
+        """The parameters for libpq, by its names; a URI has all but the encoding."""
         login = self.login
         if address.kind == "uri":
             told = {"dbname": address.host}

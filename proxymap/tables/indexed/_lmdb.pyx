@@ -346,7 +346,7 @@ cdef int next_in(lmdb *db, const meta *s, view after, view *key, view *value) no
             return STAT_NOKEY if moved == 0 else STAT_RETRY
     if node_get(db, &w.leaf, w.at, &n) < 0 or node_value(db, &n) < 0:
         return STAT_RETRY
-    # In a damaged page the order may lie; whoever asks for the next must come to an end.
+    # In a damaged page the order may lie, and a walk must come to an end all the same.
     if key_order(n.key, after, False) <= 0:
         return STAT_RETRY
     key[0] = n.key

@@ -161,7 +161,7 @@ cdef int survey_file(lmdb *db) noexcept nogil:
         free(c.used)
         if sound or snapshot_intact(db, &s):
             return FITS if sound and not db.m.region.damaged else DAMAGED
-    return FITS  # whoever writes to it all the time does not find it damaged
+    return FITS  # written to all the time: that is no damage
 
 
 def reason_of(int found, str file) -> str:

@@ -1,8 +1,8 @@
 """_places - a hash of keys to the places where their records are
 
 It holds no keys: a place is looked at to see whether it is the one. Eight bytes
-a slot, and half of them empty or more than a quarter: a key's slot is in one
-cache line, or in the next. What it takes is done in steps, since the loop does it.
+a slot; between a quarter and a half of the slots stay empty: a key's slot is in
+one cache line, or in the next. What it takes is done in steps, since the loop does it.
 
 One thread at a time; no GIL. Source: madvise(2), linear probing.
 """

@@ -60,7 +60,7 @@ def commit(path: str, file: int, pages: list[Page], size: int) -> None:
 
 
 def recover(path: str, file: int) -> str | None:
-    """Finish a commit that was broken off; returns what is to be told of it, if anything."""
+    """Finish a commit that was broken off; returns a line for the log about it, if any."""
     try:
         journal = _open(path, os.O_RDWR)
     except FileNotFoundError:

@@ -85,7 +85,7 @@ cdef int answer(served *f, question *q, buf *scratch) noexcept nogil:
     cdef bint locked = False
     for i in range(ROUNDS + 1):
         if i == ROUNDS:
-            locked = set_lock(db.m.fd, F_RDLCK, F_OFD_SETLK)  # Postfix's, if it is to be had at once
+            locked = set_lock(db.m.fd, F_RDLCK, F_OFD_SETLK)  # Postfix's, without waiting
         if snapshot_take(db, &s) < 0:
             status = STAT_RETRY
             break

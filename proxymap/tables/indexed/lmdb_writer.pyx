@@ -101,7 +101,7 @@ cdef class Writer:
     def look(self):
         """Create the file if there is none, check it and set it aside if it is damaged.
 
-        Whoever has the lock is not waited for, except by a table that is not there yet.
+        Does not wait for another holder of the lock, unless the table is not there yet.
         """
         refuse_open_folder(self.path, self.host)
         with self._mutex:
@@ -243,7 +243,7 @@ cdef class Writer:
         return file
 
     cdef bint _prepare(self, LockFile file) except -1:
-        """Have the locked file checked, where that is due, and open; False: there is another by now."""
+        """Have the locked file checked, where that is due, and open; False: another file has its name now."""
         size = file.size
         if size and (fault := self.damage_in(self.path) or self._complaint()):
             self._set_aside(fault)
@@ -271,7 +271,7 @@ cdef class Writer:
             self._longest = self._env.max_key_size()
             if size == 0:
                 os.fsync(file.fd)
-            sync_folder(self.path)  # whoever created it may not have come so far
+            sync_folder(self.path)  # its creator may not have come so far
         except BaseException:
             self._close_environment()
             if size == 0:

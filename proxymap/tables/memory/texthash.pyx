@@ -28,7 +28,7 @@ cdef class TexthashTable(RecordsTable):
         self.faults = source.faults
 
     def explain(self, bytes key not None) -> list:
-        """The lines that have the key, as the file is by now."""
+        """The lines that have the key, in the file as it is now."""
         return [
             f"{self.source.name}, line {number}: {os.fsdecode(value)}"
             for number, written, value in self.source.records(read_file(self.source.path)[0], say_nothing)
@@ -37,7 +37,7 @@ cdef class TexthashTable(RecordsTable):
 
 
 def say_nothing(text):
-    """For who has been warned before."""
+    """Without the warnings that were logged before."""
 
 
 class Source:

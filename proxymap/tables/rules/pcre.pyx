@@ -183,7 +183,7 @@ cdef bint jit_is_refused = False  # has the log been told?
 
 
 cdef class PcreTable(PatternTable):
-    """pcre:FILE or pcre:{ {rule}, {rule} }. Raises ValueError if there are no rules to be had."""
+    """pcre:FILE or pcre:{ {rule}, {rule} }. Raises ValueError if its rules cannot be read."""
 
     cdef expressions e
 

@@ -169,7 +169,7 @@ cdef int regexp_match(matcher *m, attempt *a, int32_t expression, bint groups) n
 
 
 cdef class RegexpTable(PatternTable):
-    """regexp:FILE or regexp:{ {rule}, {rule} }. Raises ValueError if there are no rules to be had."""
+    """regexp:FILE or regexp:{ {rule}, {rule} }. Raises ValueError if its rules cannot be read."""
 
     cdef regexps all
     cdef list patterns  # what sources point to

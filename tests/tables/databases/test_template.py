@@ -19,7 +19,7 @@ NAME = b"sqlite:t"
 
 
 class Recipe(DatabaseTable):
-    """A table whose database finds what it is told to find."""
+    """A table whose database finds what the test wants it to find."""
 
     found: Iterable[bytes | None] = ()
 

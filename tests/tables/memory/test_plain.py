@@ -1,4 +1,4 @@
-"""test_plain - the plain lines of a source text, beside those who read all of it"""
+"""test_plain - the plain lines of a source text, beside a reader of all of it"""
 
 from __future__ import annotations
 
