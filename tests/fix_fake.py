@@ -56,6 +56,7 @@ class FakeServer:
         self.orders: list[bytes] = []  # statements that are no questions, MySQL only
         self.log_ins = 0
         self.open = 0  # connections, now
+        self.crowds: list[int] = []  # connections at each question
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -194,6 +195,7 @@ class FakeMySQL(FakeServer):
                 sql = command[1:]
                 if b"'" in sql:
                     self.questions.append(sql)
+                    self.crowds.append(self.open)
                 error = packet(1, error_payload(1146, b"42S02", b"Table 'mail.nosuch' doesn't exist"))
                 leaving = packet(1, error_payload(1053, b"08S01", b"Server shutdown in progress"))
                 if not await self._send(writer, sql, self._result(self._rows(sql)), error, leaving):
@@ -349,6 +351,7 @@ class FakePostgreSQL(FakeServer):
             return True
         if b"'" in sql:
             self.questions.append(sql)
+            self.crowds.append(self.open)
         rows = self._rows(sql)
         lines = b"".join(message(b"D", struct.pack("!H", 1) + field(row)) for row in rows)
         good = before + described + lines + message(b"C", b"SELECT %d\0" % len(rows)) + ready

@@ -236,3 +236,24 @@ def test_shedding_is_told_once(fake: FakeServer) -> None:
             service.wait_log("is too slow for what it is asked: ")
             time.sleep(2)
         assert service.log().count("is too slow") == 1
+
+
+def test_server_that_is_back_is_not_flooded(fake: FakeServer) -> None:
+    """Twice as many connections with each 10 answers, and never more than the limit."""
+    with Fakes(fake, cache_ttl="0s", server_connection_limit="8", server_error_limit="1") as service:
+        table = service.table()
+        service.start()
+        fake.delay = 0.01
+        with Clients(service, table, count=64, records=MANY) as clients:
+            clients.until("right", 500)
+            assert max(fake.crowds) > 4
+            fake.leave()
+            service.wait_log("is down")
+            clients.until("retry", 100)
+            fake.crowds.clear()
+            fake.listen()
+            clients.until("right", 500)
+        assert clients.wrong == []
+        assert max(fake.crowds) <= 8 + 1  # a probe may be one too many for a moment
+        for number, crowd in enumerate(fake.crowds):
+            assert crowd <= 2 ** (number // 10) + 1, fake.crowds[:100]
