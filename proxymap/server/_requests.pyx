@@ -12,6 +12,7 @@ from libc.string cimport memset
 
 from proxymap.base._buf cimport buf, buf_len, buf_view, memchr, view, view_of, view_str
 from proxymap.server._asking cimport ask_check, ask_lookup, ask_sequence, ask_write
+from proxymap.server._cache cimport cache_foresee
 from proxymap.server._catalog cimport OPENING, RENEWING, catalog_find, catalog_is_approved, instance
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
@@ -21,7 +22,7 @@ from proxymap._codec cimport (
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
 from proxymap.server._service cimport (
-    PARKED, SERVED, is_crowded, is_shared, service, service_too_long, service_warn, session,
+    PARKED, SERVED, answers_owner, is_crowded, is_shared, service, service_too_long, service_warn, session,
 )
 from proxymap.server._sharing cimport sharing_refresh, sharing_send
 from proxymap.server._work cimport work_send
@@ -55,7 +56,13 @@ cdef void session_foresee(service *s, session *who) noexcept nogil:
         return
     if who.forgotten != s.tables.forgotten:
         return  # it may be gone since
-    if i.t == NULL or i.t.foresee == NULL:
+    if i.t == NULL:
+        return
+    if is_shared(s, i):
+        cache_foresee(s.results, answers_owner(i, request_flags(&who.request, i.flags)), who.request.key,
+                      &who.glimpse)
+        return
+    if i.t.foresee == NULL:
         return
     if who.request.dialect == DIALECT_3_6:
         flags = i.flags
