@@ -25,8 +25,8 @@ __all__ = [
     "stock_postfix",
 ]
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("other", derandomize=False)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("other", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # A shell that starts the tests in the background ignores SIGINT, and so would every process of theirs.

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from fix_server import Peer
+from fix_server import Peer, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 STOCK_DAEMONS = "/usr/lib/postfix/sbin"
@@ -149,7 +149,8 @@ class StockPostfix:
 
     def connect(self, service: str = "proxymap") -> Peer:
         """A raw connection to a service, in the dialect that it speaks; remove() closes it."""
-        self._peers.append(Peer(self.socket(service), dialect=dialect()))
+        path = self.socket(service)
+        self._peers.append(wait_until(lambda: _peer(path), f"{path} accepts a connection"))
         return self._peers[-1]
 
     def postmap(self, *arguments: str, **keywords: object) -> subprocess.CompletedProcess[bytes]:
@@ -209,6 +210,13 @@ class StockPostfix:
 
     def __exit__(self, *details: object) -> None:
         self.remove()
+
+
+def _peer(path: str) -> Peer | None:
+    """A connection; None: start() waits for proxymap's socket alone, and this one is not listened on yet."""
+    with contextlib.suppress(ConnectionRefusedError):
+        return Peer(path, dialect=dialect())
+    return None
 
 
 def _accepts(path: str) -> bool:
