@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz inject differential soak soak-live soak-outages dist clean
+.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -26,6 +26,7 @@ help:
 	@echo "make inject  each system call of a running server fails, one at a time; half an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
+	@echo "make soak-unlucky  all that hangs, fills up or fails, at random, beside honest clients; ten minutes; as root, needs postmap"
 	@echo "make soak-outages  databases are cut, slowed and restarted at random under load; half an hour"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
@@ -108,6 +109,9 @@ soak: build
 
 soak-live: build build/load
 	$(PY) tests/soak_live.py
+
+soak-unlucky: build build/load
+	$(PY) tests/soak_unlucky.py $(SOAK_ARGS)
 
 soak-outages: build build/load
 	$(PY) tests/soak_outages.py $(SOAK_ARGS)

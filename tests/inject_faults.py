@@ -41,6 +41,15 @@ NEVER = "the kernel has no such error for it, and libc ends the process, since i
 
 # (system call, error or *, when or *): why it need not recover.
 EXCUSED = {
+    **{
+        (
+            "epoll_wait",
+            error,
+            "*",
+        ): "the kernel has no such error for it; the process ends, and is started anew"
+        for error in ERRORS
+        if error != "EINTR"
+    },
     ("futex", "*", "*"): NEVER,
     ("exit", "*", "*"): "does not return",
     ("exit_group", "*", "*"): "does not return",
@@ -88,7 +97,7 @@ class Work:
         """What is not right yet, over one new connection. A value that is neither right nor old is a lie."""
         wrong = []
         with contextlib.suppress(OSError, EOFError, AssertionError), self.server.connect() as peer:
-            peer.socket.settimeout(LIMIT if patient else 2.0)
+            peer.socket.settimeout(LIMIT if patient else 1.0)
             for table, key, value in self.questions():
                 answer = peer.ask(lookup(table, key))
                 if answer == found(value):
@@ -120,7 +129,7 @@ def strace(pid: int, *options: str) -> Iterator[Path]:
         yield output
     finally:
         tracer.send_signal(signal.SIGINT)
-        tracer.wait(10)
+        tracer.wait(60)
         wait_until(lambda: not is_traced(pid), "strace to detach")
 
 

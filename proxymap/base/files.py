@@ -17,7 +17,7 @@ def read_file(path: bytes, public: bool = False) -> tuple[bytes, Stamp]:
     public: only if others may read it, too, or a group that we are in.
     """
     for _ in range(ATTEMPTS):
-        with open(os.fsdecode(path), "rb", opener=_open_at_once) as opened:
+        with open(os.fsdecode(path), "rb", opener=open_at_once) as opened:
             status = os.fstat(opened.fileno())
             if public and not _is_public(status):
                 raise PermissionError(errno.EACCES, "only its owner may read it", os.fsdecode(path))
@@ -70,8 +70,8 @@ def folder_fault(path: str) -> str | None:
     return None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe or a device could keep us waiting, or never end."""
+def open_at_once(path: str, flags: int) -> int:
+    """open_at_once - an `opener` for regular files: a pipe or a device could keep us waiting, or never end"""
     fd = os.open(path, flags | os.O_NONBLOCK)
     status = os.fstat(fd)  # open() itself refuses a directory
     if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):

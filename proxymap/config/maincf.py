@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from proxymap.base.files import open_at_once
 from proxymap.config.source import BLANKS, logical_lines
 from proxymap.errors import ConfigError
 
@@ -185,7 +186,7 @@ def read_parameters(
         warn(str(trouble))
 
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
             for number, line in logical_lines(file, path, warn):
                 place = f"{path}, line {number}"
                 try:

@@ -9,6 +9,7 @@ cdef enum:  # what a worker is doing for an instance; docs/architecture.md has a
     AT_REST = 0
     OPENING = 1   # it opens the table, for the first time or again, and requests wait
     RENEWING = 2  # it opens the new content, and the old table answers meanwhile
+    LOOKING = 3   # it looks whether the files of a polled table have changed, and requests wait
 
 
 cdef struct instance:
@@ -34,6 +35,7 @@ cdef struct instance:
     int state           # AT_REST, OPENING or RENEWING
     uint64_t began_ms   # when the worker was asked
     bint look_again     # something has happened to the files since the worker began
+    bint doubtful       # the new content could not be opened, for no fault of its own: try again
     bint anew           # open it again then, whatever they look like
     bint complained     # the log has a line about what cannot be done with it
     uint64_t retry_ms   # when opening again may be tried

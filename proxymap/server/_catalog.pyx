@@ -204,7 +204,7 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
     """
     cdef table *old = i.t
     i.state = AT_REST
-    if t.reason != NULL and old != NULL and old.reason == NULL:
+    if t.reason != NULL and old != NULL and old.reason == NULL and not old.polled:
         if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
             return t
     i.t = t

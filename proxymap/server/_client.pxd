@@ -58,6 +58,7 @@ cdef struct client:
     buf output           # what the socket did not take
     session session
     client *waiter       # next one that waits for the same table
+    uint64_t since_turn  # of the loop: when it began to wait
     client *previous     # all clients
     client *next
     client *timed_prev   # those that have a deadline
@@ -91,6 +92,7 @@ cdef int clients_init(clients *all, service *s, int epoll, int timer) noexcept n
 cdef void clients_free(clients *all) noexcept nogil
 cdef client *client_add(clients *all, int fd) noexcept nogil
 cdef void client_close(clients *all, client *c) noexcept nogil
+cdef void forget_waiter(client *c) noexcept nogil
 cdef void client_bury(clients *all, client *c) noexcept nogil
 cdef void clients_sweep(clients *all) noexcept nogil
 cdef void client_watch(clients *all, client *c, uint32_t events) noexcept nogil

@@ -40,8 +40,8 @@ from proxymap.base._os cimport (
     CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, TFD_CLOEXEC, TFD_NONBLOCK, epoll_create1,
     epoll_event, epoll_wait, itimerspec, timerfd_create, timerfd_settime,
 )
-from proxymap.tables._jobs cimport JOB_OPEN, Queue, job, job_free, queue, queue_take, queue_wake
-from proxymap.server._opening cimport opening_anew, opening_look, opening_turn
+from proxymap.tables._jobs cimport JOB_LOOK, JOB_OPEN, Queue, job, job_free, queue, queue_take, queue_wake
+from proxymap.server._opening cimport opening_anew, opening_config_done, opening_look, opening_turn
 from proxymap.server._service cimport service, service_free, service_init
 from proxymap.server._report cimport forget_answers, report_key, report_tables
 from proxymap.server._status cimport channel, status_init, status_is_changing, status_watch
@@ -111,7 +111,9 @@ cdef void take_answers(loop *l) noexcept nogil:
         j = queue_take(l.done, 0)
         if j == NULL:
             return
-        if j.kind == JOB_OPEN:
+        if j.kind == JOB_LOOK and j.asker == NULL:
+            opening_config_done(&l.service, j)
+        elif j.kind == JOB_OPEN or j.kind == JOB_LOOK:
             clients_opened(&l.all, j)
         elif j.shared:
             clients_landed(&l.all, j)

@@ -1,23 +1,27 @@
 """_opening - tables are opened, opened again when their files change, swapped and closed
 
-The loop decides when; workers do it (JOB_OPEN, JOB_CLOSE). One thread, the
-loop's; no GIL.
+The loop decides when; workers do it (JOB_OPEN, JOB_CLOSE). Where no event tells
+of changes a worker looks at the files, once in each turn in which the table is
+asked (JOB_LOOK): on a dead file server that may take for ever.
+
+One thread, the loop's; no GIL.
 """
 
 from proxymap.base._buf cimport buf_append_view, buf_view, view, view_equal, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._stamp cimport same_content, stamp_at
 from proxymap.server._catalog cimport (
-    AT_REST, OPENING, RENEWING, catalog_add, catalog_next, catalog_opened, instance,
+    AT_REST, LOOKING, OPENING, RENEWING, catalog_add, catalog_next, catalog_opened, instance,
 )
 from proxymap._codec cimport request
-from proxymap.tables._jobs cimport JOB_CLOSE, JOB_OPEN, job, job_free, job_new, queue_put
+from proxymap.tables._jobs cimport JOB_CLOSE, JOB_LOOK, JOB_OPEN, job, job_free, job_new, queue_put
 from proxymap.server._service cimport service, service_warn
 from proxymap.tables._table cimport CHANGED_SPOILED, SLOW_WRITE, origin, table
 from proxymap._words cimport *
 
 cdef enum:
     OPEN_RETRY_MS = 500  # between two attempts to open a table that cannot be opened
+    CONFIG_MS = 1000     # between two looks at the configuration where no event tells of changes
 
 
 cdef instance *opening_add(service *s, const request *r) noexcept nogil:
@@ -36,56 +40,83 @@ cdef bint opening_look_closely(service *s, instance *i) noexcept nogil:
     """The same as opening_ready, for a table that is not simply open."""
     if i.t == NULL:
         return now_ms() < i.retry_ms or not opening_start(s, i, OPENING, False)
-    if i.t.polled and i.looked != s.turn:
-        i.looked = s.turn
-        look_at(s, i)
-        if i.state == OPENING:
-            return False
-    if (i.t.reason == NULL and not i.t.incomplete) or i.state == RENEWING or now_ms() < i.retry_ms:
+    if i.t.polled and i.state == AT_REST and i.looked != s.turn and opening_start(s, i, LOOKING, False):
+        return False
+    if i.state == RENEWING or now_ms() < i.retry_ms:
+        return True
+    if i.doubtful:
+        i.doubtful = False
+        open_anew(s, i)
+        return i.state != OPENING
+    if i.t.reason == NULL and not i.t.incomplete:
         return True
     return not opening_start(s, i, OPENING, True)
 
 
 cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcept nogil:
-    """Have a worker open the table; state: OPENING or RENEWING. settle: a file may still be written to."""
-    cdef job *j = job_new(JOB_OPEN)
+    """Have a worker open the table (state: OPENING or RENEWING), or LOOKING at its files.
+
+    settle: a file may still be written to.
+    """
+    cdef job *j = job_new(JOB_LOOK if state == LOOKING else JOB_OPEN)
     if j == NULL:
         return False
+    if state == LOOKING:
+        j.t = i.t
     j.flags = i.given_flags
     j.asker = i
     j.settle = settle
     if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
         job_free(j)
         return False
+    if state == LOOKING:
+        i.t.jobs += 1
+        i.looked = s.turn
     i.state = state
     i.began_ms = now_ms()
     return True
 
 
 cdef instance *opening_done(service *s, job *j) noexcept nogil:
-    """Take the table that a worker opened; returns the instance, whose waiters can go on."""
+    """Take the table that a worker opened, or looked at; returns the instance, whose waiters can go on."""
     cdef instance *i = <instance *> j.asker
-    cdef table *retired
-    if j.t == NULL:  # no memory
-        i.state = AT_REST
+    if j.kind == JOB_LOOK:
+        opening_job_is_back(s, i.t)
+        i.looked = s.turn
+    i.state = AT_REST
+    if j.kind == JOB_LOOK and j.t == i.t:
+        reopen(s, i, j.status)
+    elif j.t == NULL:  # no memory
         i.retry_ms = now_ms() + OPEN_RETRY_MS
-        return i
-    retired = catalog_opened(&s.tables, i, j.t, s.utf8_layer)
-    if i.t.reason != NULL or i.t.incomplete or retired == j.t:
+        i.doubtful = i.t != NULL
+    else:
+        take(s, i, j.t)
+    look_again(s, i)
+    return i
+
+
+cdef void take(service *s, instance *i, table *t) noexcept nogil:
+    """t was opened for the instance."""
+    cdef table *retired = catalog_opened(&s.tables, i, t, s.utf8_layer)
+    i.doubtful = retired == t and t != i.t
+    if i.t.reason != NULL or i.t.incomplete or retired == t:
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()
     if i.t.timed:
         s.timed = True
         s.now_ms = i.opened_ms
     opening_close(s, retired)
-    if i.look_again:
-        i.look_again = False
-        if i.anew and i.t.changed != NULL:
+
+
+cdef void look_again(service *s, instance *i) noexcept nogil:
+    """Obey what was said while a worker was at it."""
+    cdef bint anew = i.anew
+    if i.look_again and i.state == AT_REST and i.t != NULL:
+        i.look_again = i.anew = False
+        if anew and i.t.changed != NULL:
             open_anew(s, i)
         else:
             look_at(s, i)
-        i.anew = False
-    return i
 
 
 # When files change
@@ -95,14 +126,15 @@ cdef void opening_turn(service *s) noexcept nogil:
     s.turn += 1
     if s.timed:
         s.now_ms = now_ms()
-    if s.config != NULL and s.config.polled:
-        look_at_config(s)
+    if s.config != NULL and s.config.polled and not s.config_looking and now_ms() >= s.config_ms:
+        have_config_looked_at(s)
 
 
 cdef void opening_look(service *s) noexcept nogil:
     """Something happened to the files of some tables, or of the configuration."""
     cdef instance *i = catalog_next(&s.tables, NULL)
-    look_at_config(s)
+    if s.config != NULL and not s.config.polled:
+        look_at_config(s)
     while i != NULL:
         look_at(s, i)
         i = catalog_next(&s.tables, i)
@@ -131,28 +163,49 @@ cdef void open_anew(service *s, instance *i) noexcept nogil:
 
 
 cdef void look_at(service *s, instance *i) noexcept nogil:
-    """Have the table opened again if its files have changed."""
-    cdef int changed
-    cdef bint useless
+    """Have the table opened again if its files have changed; a polled one is looked at when it is asked."""
     if i.state != AT_REST:
         i.look_again = True
-        return
-    if i.t == NULL or i.t.changed == NULL:
-        return
-    changed = i.t.changed(i.t)
-    useless = changed == CHANGED_SPOILED or i.t.reason != NULL
+    elif i.t != NULL and i.t.changed != NULL and not i.t.polled:
+        reopen(s, i, i.t.changed(i.t))
+
+
+cdef void reopen(service *s, instance *i, int changed) noexcept nogil:
+    """Have the table opened again, if its files have changed (CHANGED_*)."""
+    cdef bint useless = changed == CHANGED_SPOILED or i.t.reason != NULL
     if changed:
         opening_start(s, i, OPENING if useless or i.t.quick else RENEWING, useless)
 
 
 cdef void look_at_config(service *s) noexcept nogil:
-    cdef origin *o = s.config.origins if s.config != NULL else NULL
+    cdef origin *o = s.config.origins
     while o != NULL:
         if not same_content(o.seen, stamp_at(o.path)):
             o.seen = stamp_at(o.path)
             service_warn(s, view_str(b""), view_str(o.path),
                          view_str(b" has changed; reload to have it obeyed"))
         o = o.next
+
+
+cdef void have_config_looked_at(service *s) noexcept nogil:
+    cdef job *j = job_new(JOB_LOOK)
+    if j == NULL:
+        return
+    j.t = s.config
+    if buf_append_view(&j.name, view_str(s.config.origins.path)) < 0 or queue_put(s.todo, j) < 0:
+        job_free(j)
+        return
+    s.config_looking = True
+
+
+cdef void opening_config_done(service *s, job *j) noexcept nogil:
+    """A worker has looked at the files of the configuration; the next look is not before a while."""
+    s.config_looking = False
+    s.config_ms = now_ms() + CONFIG_MS
+    if j.t != s.config:
+        opening_close(s, j.t)  # it says why nobody knows
+    elif j.status:
+        look_at_config(s)
 
 
 cdef void opening_distrust(service *s, instance *i) noexcept nogil:

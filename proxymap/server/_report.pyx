@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from proxymap.base._buf cimport view, view_of
 from proxymap.base._clock cimport now_ms
 from proxymap.server._cache cimport cache_find, cache_forget, cache_forget_all, entry
-from proxymap.server._catalog cimport OPENING, catalog_next, instance
+from proxymap.server._catalog cimport LOOKING, OPENING, catalog_next, instance
 from proxymap.server._flight cimport flight_find, flight_forget
 from proxymap.server._service cimport service
 from proxymap.tables._table cimport SLOW_LOOKUP, Table
@@ -54,6 +54,8 @@ cdef dict describe(instance *i, uint64_t now):
 cdef str state_of(const instance *i):
     if i.state == OPENING:
         return "being opened"
+    if i.state == LOOKING and now_ms() - i.began_ms > 1000:
+        return "being looked at"
     return "open" if i.t.reason == NULL else "unavailable"
 
 

@@ -48,6 +48,8 @@ cdef struct service:
     buf scratch          # scratch of the tables
     uint64_t requests
     table *config        # stands for the files of the configuration; NULL: unknown
+    bint config_looking  # a worker looks at them, since no event tells of changes
+    uint64_t config_ms   # when it may be asked again
     uint64_t turn        # of the loop
     size_t waiting_limit     # requests that may wait for one instance
     size_t value_size_limit  # bytes of a value; a longer one is RETRY

@@ -25,14 +25,14 @@ from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, recv, send, shutdown,
 )
-from proxymap.server._catalog cimport instance
+from proxymap.server._catalog cimport AT_REST, LOOKING, instance
 from proxymap.server._client cimport (
     DISCARD_MS, LEAVING, READING, READ_APART, READ_SIZE, client, client_add, client_bury,
     client_clear_deadline, client_close, client_input_keep, client_let_go, client_output_keep,
-    client_set_deadline, client_watch, clients, has_lists, reply_is_unread,
+    client_set_deadline, client_watch, clients, forget_waiter, has_lists, reply_is_unread,
 )
 from proxymap._codec cimport PARSE_SILENT, greeting_append, list_restart, reply_append_bare
-from proxymap.server._opening cimport opening_done
+from proxymap.server._opening cimport opening_done, opening_start
 from proxymap.server._requests cimport session_foresee, session_read, session_serve
 from proxymap.server._flight cimport (
     FLIGHT_NEVER, flight, flight_close, flight_end, flight_leave, flights, waiter,
@@ -40,7 +40,7 @@ from proxymap.server._flight cimport (
 from proxymap.server._service cimport PARKED, SENT, SERVED, session
 from proxymap.server._sharing cimport sharing_again, sharing_landed, sharing_old, sharing_reply
 from proxymap.server._work cimport work_answered
-from proxymap.tables._jobs cimport job
+from proxymap.tables._jobs cimport JOB_LOOK, job
 from proxymap._words cimport STAT_BAD
 
 cdef uint32_t HANGING_UP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
@@ -222,6 +222,7 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
             break
         if became == PARKED:
             c.parked = c.awaits_table = True
+            c.since_turn = all.service.turn
             c.session.waits_for.waiting += 1
             c.waiter = <client *> c.session.waits_for.waiters
             c.session.waits_for.waiters = c
@@ -335,22 +336,38 @@ cdef bint unpark(clients *all, client *c) noexcept nogil:
 
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
-    """A table was opened: serve the requests that wait for it."""
+    """A table was opened, or looked at: serve the requests that wait for it.
+
+    Those that came after the look began wait for another one: it may not have seen what they are to see.
+    """
+    cdef uint64_t began = (<instance *> j.asker).looked
     cdef instance *i = opening_done(all.service, j)
-    cdef client *c = <client *> i.waiters
-    cdef client *first = c
-    cdef client *next
+    cdef client *all_waiters = <client *> i.waiters
+    cdef client *ready = NULL
+    cdef client *c
     i.waiters = NULL
-    while c != NULL:
-        c.awaits_table = False
-        i.waiting -= 1
-        c = c.waiter
-    c = first
-    while c != NULL:
-        next = c.waiter
+    while all_waiters != NULL:
+        c = all_waiters
+        all_waiters = c.waiter
+        if j.kind == JOB_LOOK and c.since_turn > began:
+            c.waiter = <client *> i.waiters
+            i.waiters = c
+        else:
+            c.awaits_table = False
+            i.waiting -= 1
+            c.waiter = ready
+            ready = c
+    i.jobs += 1  # so that it does not make room for another meanwhile
+    while ready != NULL:
+        c = ready
+        ready = c.waiter
         if unpark(all, c):
             client_resume(all, c)
-        c = next
+    while i.waiters != NULL and i.state == AT_REST and not opening_start(all.service, i, LOOKING, False):
+        c = <client *> i.waiters  # without memory for a look: with what there is
+        forget_waiter(c)
+        client_resume(all, c)
+    i.jobs -= 1
 
 
 cdef void client_answered(clients *all, job *j) noexcept nogil:

@@ -19,6 +19,7 @@ cpdef enum:  # what a job asks for
     JOB_SEQUENCE = 5  # the same: cursor, first -> status, key, value
     JOB_UPDATE = 6   # key, value -> status, flags
     JOB_DELETE = 7   # key -> status, flags
+    JOB_LOOK = 9     # have the files of a table changed? -> status: CHANGED_*, or a table that says why not
     JOB_EXPLAIN = 8  # as JOB_LOOKUP, and name, cursor: how the answer came about (databases/_driver)
 
 

@@ -2,6 +2,7 @@ from proxymap.tables._table import Table
 
 JOB_OPEN: int
 JOB_CLOSE: int
+JOB_LOOK: int
 JOB_LOG: int
 JOB_LOOKUP: int
 JOB_SEQUENCE: int

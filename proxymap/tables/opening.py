@@ -7,6 +7,7 @@ cannot be used, or has more faults than the old, is refused: the old table stays
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -32,6 +33,11 @@ Key = tuple[bytes, int, bool]
 # Flags that say which of two lines with the same key counts, and those that say nothing beside them.
 MOOT = ((DUP_IGNORE, DUP_REPLACE | DUP_WARN), (DUP_REPLACE, DUP_WARN))
 
+# What ends by itself: that a file could not be opened for it says nothing of the file.
+PASSING = {
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOSPC, errno.EIO, errno.EINTR,
+}  # fmt: skip
+
 QUIET = 0.05  # seconds without a write, after which a file is taken to be whole
 QUIET_EMPTY = 1.0  # the same of an empty one, whose writer has perhaps not begun
 SETTLE_LIMIT = 1.5  # seconds to wait for that
@@ -42,6 +48,10 @@ _openers: dict[Key, int] = {}
 _waiting: dict[int, Key] = {}
 _lock = threading.Condition()
 _distrusted: WeakSet[Table] = WeakSet()  # to be opened anew, whatever their files look like
+
+
+class Passing(Surrogate):
+    """Stands for a table that could not be opened for a reason that passes."""
 
 
 def open_table(
@@ -152,8 +162,8 @@ def _open_or_keep(key: Key, flags: int, host: Host, settle: bool, old: Table | N
     type_name, _, writes = key
     settle = settle or (old is not None and not old.quick)
     new, stamps = _open_whole(type_name, flags, writes, host, settle, old)
-    if new is old:
-        return old
+    if new is old or (isinstance(new, Passing) and old is not None and _is_good(old)):
+        return new  # the caller goes on with what it has, and comes again
     with _lock:
         if new.reason is None and _names_itself(key, new, flags):
             names = ", ".join(sorted(os.fsdecode(part) for part in new.parts))
@@ -286,10 +296,13 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     opening = Opening(flags, writes, host, member, doubtful=settle)
     tried = _stamped(type_name)
     table: Table
+    kind = Surrogate
     try:
         made = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
         reason = f"open database {error.filename}: {error.strerror}"
+        if error.errno in PASSING:
+            kind = Passing
     except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         reason = str(error)
     else:
@@ -304,16 +317,18 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
         return table
     if writes:
         tried = _stamped(type_name)  # an attempt may have created it, and is no change to try again for
-    return _surrogate(type_name, reason, [*tried, *opening.files])
+    return _surrogate(type_name, reason, [*tried, *opening.files], kind)
 
 
 def _stamped(type_name: bytes) -> list[tuple[bytes, Stamp]]:
     return [(file, stamp_at(file)) for file in _files(type_name)]
 
 
-def _surrogate(type_name: bytes, reason: str, tried: list[tuple[bytes, Stamp]]) -> Surrogate:
+def _surrogate(
+    type_name: bytes, reason: str, tried: list[tuple[bytes, Stamp]], kind: type[Surrogate] = Surrogate
+) -> Surrogate:
     """tried: the files that it could not be opened from; when they change it is tried again."""
-    surrogate = Surrogate(type_name, os.fsencode(reason))
+    surrogate = kind(type_name, os.fsencode(reason))
     surrogate.loaded_from(tried)
     return surrogate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,3 +117,53 @@ def test_value_over_the_limit_is_retry_and_logged(server: ServerProcess) -> None
         assert peer.ask(lookup(known, b"long")) == RETRY
         assert peer.ask(lookup(known, b"k")) == found(b"v")
     server.wait_log("value over value_size_limit")
+
+
+# stat(2) of what has "dead" in its name does not return while there is a file called "hang" beside it.
+DEAD_SERVER = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int inotify_init1(int flags) { return flags < 0 ? flags : -1; }
+int stat(const char *path, struct stat *s)
+{
+    char hang[200];
+    const char *dead = strstr(path, "/dead");
+    if (dead && dead - path < 100) {
+        memcpy(hang, path, dead - path);
+        strcpy(hang + (dead - path), "/hang");
+        while (access(hang, F_OK) == 0)
+            usleep(10000);
+    }
+    return fstatat(AT_FDCWD, path, s, 0);
+}
+int stat64(const char *path, struct stat64 *s)
+{
+    return stat(path, (struct stat *) s);
+}
+"""
+
+
+def test_tables_on_a_dead_file_server_hold_up_no_other(server: ServerProcess, tmp_path: Path) -> None:
+    """No event tells of changes there: somebody has to look, and may never return."""
+    dead, alive = server.cdb("dead", {b"k": b"old"}), server.cdb("alive", {b"k": b"v"})
+    (tmp_path / "dead.c").write_text(DEAD_SERVER)
+    library = server.dir / "dead.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "dead.c"], check=True)
+    server.env["LD_PRELOAD"] = str(library)
+    server.start()
+    with server.connect() as peer, server.connect() as waiting:
+        assert peer.ask(lookup(dead, b"k")) == found(b"old")
+        assert peer.ask(lookup(alive, b"k")) == found(b"v")
+        (server.dir / "hang").touch()
+        waiting.send(lookup(dead, b"k"))
+        for _ in range(20):
+            assert peer.ask(lookup(alive, b"k")) == found(b"v")
+        assert waiting.reply() == RETRY
+        server.wait_log("not looked at within 2 s")
+        assert peer.ask(lookup(dead, b"k")) == RETRY  # at once, from here on
+        write_cdb(server.dir / "dead.cdb", {b"k": b"new"})
+        (server.dir / "hang").unlink()
+        wait_until(lambda: peer.ask(lookup(dead, b"k")) == found(b"new"), "the table", pause=0.2)

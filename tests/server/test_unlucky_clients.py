@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from fix_ctl import run
 from fix_server import Peer, ServerProcess, found, give, lookup, wait_until
 from oracle import reply
 
@@ -142,3 +144,17 @@ def test_value_over_the_limit_is_no_damage(server: ServerProcess) -> None:
         assert peer.ask(lookup(name, b"long")) == RETRY
     server.wait_log("value over value_size_limit")
     assert "damaged" not in server.log()
+
+
+def test_reload_of_a_configuration_that_is_a_pipe_fails_and_does_not_wait(server: ServerProcess) -> None:
+    known = server.cdb("known", {b"k": b"v"})
+    server.start()
+    main_cf = server.dir / "main.cf"
+    main_cf.rename(server.dir / "kept")
+    os.mkfifo(main_cf)
+    assert b"not a regular file" in run("--socket", server.path, "reload").stderr
+    main_cf.unlink()
+    (server.dir / "kept").rename(main_cf)
+    assert run("--socket", server.path, "reload").returncode == 0
+    with server.connect() as peer:
+        assert peer.ask(lookup(known, b"k")) == found(b"v")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import sys
@@ -19,6 +20,7 @@ from proxymap.base._watch import Watch
 from proxymap.tables import base, opening
 from proxymap.tables._table import Slow, Surrogate, Table
 from proxymap.tables.flags import FOLD_MUL, PATTERN, UTF8_REQUEST
+from proxymap.tables.memory import texthash
 from proxymap.tables.opening import open_table
 from proxymap.tables.types import GONE, TABLE_TYPES, TableType
 
@@ -392,3 +394,24 @@ def test_flags_that_make_a_difference_have_tables_of_their_own(tmp_path: Path) -
     assert found(replace, b"Key") == b"second"
     assert found(fold, b"key") == b"value"
     assert open_table(name).reason is not None
+
+
+@pytest.mark.parametrize("error", ["EIO", "EMFILE", "ENOMEM"])
+def test_new_content_is_not_refused_for_a_fault_that_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """The caller goes on with the old, and comes again."""
+    file = tmp_path / "t"
+    file.write_text("key old\n")
+    name = b"texthash:%b" % bytes(file)
+    old = open_table(name)
+    file.write_text("key newer\n")
+
+    def failing(path: bytes, public: bool = False) -> None:
+        raise OSError(getattr(errno, error), "it passes", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(texthash, "read_file", failing)
+        assert open_table(name).reason is not None
+    assert found(old, b"key") == b"old"
+    assert found(open_table(name), b"key") == b"newer"

@@ -17,7 +17,7 @@ from proxymap.base import _fold
 from proxymap.server.launch import Installation
 from proxymap.server.log import Log
 from proxymap.server.threads.crew import Crew
-from proxymap.tables._jobs import JOB_OPEN, Job, Queue
+from proxymap.tables._jobs import JOB_CLOSE, JOB_LOOK, JOB_OPEN, Job, Queue
 from proxymap.tables._table import SLOW_LOOKUP, Surrogate, Table
 from proxymap.tables.base import Host
 from proxymap.tables.flags import UTF8_REQUEST
@@ -59,7 +59,7 @@ class Openers:
         self.crew.keep = keep
 
     def _do(self, crew: Crew, job: Job) -> None:
-        if job.kind != JOB_OPEN:
+        if job.kind == JOB_CLOSE:
             job.closed()
             return
         table: Table | None = None  # so it stays without memory
@@ -68,7 +68,7 @@ class Openers:
             self.busy()
             table = Surrogate(job.name, b"open failed unexpectedly")
             try:
-                table = self._open(job)
+                table = self._look(job) if job.kind == JOB_LOOK else self._open(job)
             except BaseException as error:
                 self.log.exception(f"open {os.fsdecode(job.name)}", error=error)
         with self._lock:
@@ -76,14 +76,15 @@ class Openers:
             claimed = crew.claim(job) or key is None
         if claimed:
             self._answer(job, table)
-        elif key is not None and table is not None:
+        elif key is not None and table is not None and job.kind == JOB_OPEN:
             self._keep(key, table)
 
     def _answer(self, job: Job, table: Table | None) -> None:
         if table is not None:
             with contextlib.suppress(MemoryError):
                 self._tell(job.name, table)
-            job.opened(table)
+            if job.kind != JOB_LOOK or table is not job.table:
+                job.opened(table)
         self.done.put(job)
 
     def _tell(self, name: bytes, table: Table) -> None:
@@ -96,9 +97,20 @@ class Openers:
             self._ailing.discard(name)
             self.log.info(f"{os.fsdecode(name)} is well again")
 
+    def _look(self, job: Job) -> Table:
+        """See what has become of the table's files; the table itself, or what says why nobody knows."""
+        if self._hangs(job):
+            return Surrogate(job.name, b"%b: a look at its files still hangs" % job.name)
+        table: Table = job.table
+        job.status = table.changed
+        return table
+
+    def _hangs(self, job: Job) -> bool:
+        return key_of(job.name, job.flags, self.writes) in list(self._hanging.values())
+
     def _open(self, job: Job) -> Table:
         key = key_of(job.name, job.flags, self.writes)
-        if key in list(self._hanging.values()):
+        if self._hangs(job):
             return Surrogate(job.name, b"%b: the attempt to open it still hangs" % job.name)
         if job.flags & UTF8_REQUEST:
             _fold.load()
@@ -132,7 +144,8 @@ class Openers:
         return bool(self.crew.running or self.crew.queue.held)
 
     def _give_up(self, job: Job) -> None:
-        text = f"{os.fsdecode(job.name)}: not open within {self.limit_ms // 1000} s"
+        what = "not looked at" if job.kind == JOB_LOOK else "not open"
+        text = f"{os.fsdecode(job.name)}: {what} within {self.limit_ms // 1000} s"
         self.log.warning(text)
         old = shared_table(key_of(job.name, job.flags, self.writes))
         if old is not None:

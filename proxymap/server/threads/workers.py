@@ -98,10 +98,10 @@ class Workers:
     def _watch_over(self) -> None:
         """Answer RETRY to what takes too long; idle while nothing runs."""
         while not self.stopping:
-            self._busy.wait(REST_OF_SERVERS if self._servers else REST)
-            time.sleep(LOOK)
-            self._busy.clear()
             try:
+                self._busy.wait(REST_OF_SERVERS if self._servers else REST)
+                time.sleep(LOOK)
+                self._busy.clear()
                 if self._expire():
                     self._busy.set()
             except BaseException as error:  # whatever it is: nothing has a time limit without this thread
