@@ -1,11 +1,11 @@
-"""bench_databases - lookups in MariaDB and PostgreSQL: ours beside stock's server, in alternating rounds
+"""bench_databases - lookups in MariaDB, PostgreSQL and OpenLDAP: ours beside stock's, in alternating rounds
 
 A private server of each, a million rows, over its UNIX socket; all keys are there,
 and nothing is cached on our side. Stock gets a process for each client, up to its
 100 (load.c, -H): clients that connect while its processes are idle all land on
 one. `delay`: what a lookup takes within the database server besides.
 
-usage: bench_databases.py [--types mysql pgsql] [--clients N ...] [--rounds N] [--json FILE] [--quick]
+usage: bench_databases.py [--types mysql pgsql ldap] [--clients N ...] [--rounds N] [--json FILE] [--quick]
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--types", nargs="+", default=["mysql", "pgsql"], choices=["mysql", "pgsql"])
+    parser.add_argument("--types", nargs="+", default=["mysql", "pgsql"], choices=["mysql", "pgsql", "ldap"])
     parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="only cases of so many")
     parser.add_argument("--delays", nargs="+", type=int, metavar="MS", help="only cases of such a delay")
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -87,26 +87,18 @@ class Run:
             for delay, clients in CASES
             if (not options.clients or clients in options.clients)
             and (not options.delays or delay in options.delays)
+            and (not delay or maptype in ADD_USER)  # slapd has nothing that sleeps
         ]
 
     def all(self) -> list[dict[str, Any]]:
         """Each case with the figures of each round."""
-        import fix_database
-        import fix_mariadb
-        import fix_pgsql
-        import fix_sql
-
         known = [
             {"maptype": self.maptype, "delay_ms": delay, "clients": clients, "ours": [], "stock": []}
             for delay, clients in self.cases
         ]
         with ExitStack() as stack:
-            kind = fix_mariadb.MariaDB if self.maptype == "mysql" else fix_pgsql.PostgreSQL
-            many = "--max-connections=1000" if self.maptype == "mysql" else "--max_connections=1000"
-            self.database = stack.enter_context(kind(many))
-            self.database.execute(ADD_USER[self.maptype].format(fix_database.PASSWORD))
             log(f"{self.maptype}: {self.options.rows:,} rows")
-            fix_sql.fill_many(self.database, self.options.rows)
+            self.database = stack.enter_context(self.filled())
             self.keys = self.database.dir / "keys"
             write_keys(self.keys, self.options.rows)
             self.start(stack)
@@ -117,6 +109,33 @@ class Run:
                     for server in order:
                         case[server].append(self.measure(server, case["delay_ms"], case["clients"]))
         return known
+
+    def filled(self) -> Any:
+        """The database server, with the rows."""
+        import fix_database
+        import fix_mariadb
+        import fix_pgsql
+        import fix_slapd
+        import fix_sql
+
+        if self.maptype == "ldap":
+            directory = fix_slapd.Slapd()
+            directory.fill_many(self.options.rows)
+            return directory
+        kind = fix_mariadb.MariaDB if self.maptype == "mysql" else fix_pgsql.PostgreSQL
+        many = "--max-connections=1000" if self.maptype == "mysql" else "--max_connections=1000"
+        database = kind(many).start()
+        database.execute(ADD_USER[self.maptype].format(fix_database.PASSWORD))
+        fix_sql.fill_many(database, self.options.rows)
+        return database
+
+    def slow(self, stack: ExitStack, seconds: float) -> str:
+        """Where a directory answers so late."""
+        from fix_relay import Relay
+
+        relay = stack.enter_context(Relay(("127.0.0.1", self.database.port)))
+        relay.delay = seconds / 2  # once for the bind, once for the search
+        return f"ldap://127.0.0.1:{relay.port}"
 
     def start(self, stack: ExitStack) -> None:
         """Stock's server, and ours."""
@@ -131,6 +150,8 @@ class Run:
         queries = {name: self.query(delay) for delay, name in self.names.items()}
         queries |= {name: self.query(HOLD[n] * 1000, some=True) for n, name in self.holds.items()}
         self.write(queries, STOCK)
+        for clients, name in self.holds.items() if self.maptype == "ldap" else ():
+            self.database.write_cf(Path(name.partition(":")[2]), hosts=self.slow(stack, HOLD[clients]))
         postfix.set(proxy_read_maps=servers.proxied(queries))
         postfix.start()
         self.stock = servers.served_by(postfix)
@@ -148,7 +169,8 @@ class Run:
 
     def write(self, queries: dict[str, str], user: str) -> None:
         for name, query in queries.items():
-            self.database.write_cf(Path(name.partition(":")[2]), query=query, user=user)
+            others = {} if self.maptype == "ldap" else {"query": query, "user": user}
+            self.database.write_cf(Path(name.partition(":")[2]), **others)
 
     def query(self, delay: float, some: bool = False) -> str:
         """some: of one row, whatever the key."""
