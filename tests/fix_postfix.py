@@ -82,6 +82,12 @@ def dialect() -> str:
     return "3.11" if release() >= (3, 11) else "3.6"
 
 
+def complaints(said: bytes) -> list[bytes]:
+    """The lines that a tool wrote to standard error, without Debian's 3.11 on hash and btree as such."""
+    deprecation = (b"hash/btree support is deprecated", b"NON_BERKELEYDB_README")
+    return [line for line in said.splitlines() if not any(part in line for part in deprecation)]
+
+
 def copy_dynamicmaps(folder: Path) -> None:
     """Let a configuration in this folder find the table types that are files of their own."""
     if os.path.exists("/etc/postfix/dynamicmaps.cf"):  # from 3.11 on Debian has it in meta_directory

@@ -104,7 +104,7 @@ class Namespace(ServerProcess):
         return ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
 
     def inside(self, script: str) -> None:
-        command = ["nsenter", "-t", str(self.pid), "-m", "sh", "-ec", script]
+        command = ["nsenter", "-t", str(self.pid), "-m", "-r", "sh", "-ec", script]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
@@ -219,6 +219,8 @@ def test_explain_says_that_the_server_sees_another_file(apart: Namespace) -> Non
             command, capture_output=True, text=True, timeout=60, check=True, env=environment()
         )
 
+    if os.readlink(f"/proc/{apart.pid}/root") != "/":
+        pytest.skip("seen from a chroot, a process with mounts of its own looks like one in another chroot")
     assert "sees" not in said().stderr
     apart.inside(f"mount --bind {new} {old}")
     line = next(line for line in said().stderr.splitlines() if "sees" in line)
