@@ -117,6 +117,18 @@ class Mail(fix_postfix.StockPostfix):
             "server_cpu_seconds": sum(used - cpu.get(pid, 0.0) for pid, used in after.items()),
         }
 
+    def send_one(self, recipient: str) -> None:
+        """One message to one recipient, until it is gone from the queue."""
+        source = shutil.which("smtp-source", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        before = self._removed()
+        command = [str(source), "-m", "1", "-f", "someone@outside.test", "-t", recipient]
+        subprocess.run([*command, f"unix:{self.queue_dir}/public/smtp-in"], check=True, timeout=LIMIT)
+        until = time.monotonic() + LIMIT
+        while self._removed() == before:
+            if time.monotonic() > until:
+                raise SystemExit(f"mail is not delivered; the log:\n{self.log()[-2000:]}")
+            time.sleep(0.02)
+
     def _removed(self) -> int:
         return self.log().count(": removed\n")
 

@@ -11,6 +11,7 @@ with "no" kept for an hour, must not grow memory beyond cache_size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -89,7 +90,17 @@ def trouble(rng: random.Random, relay: Relay, database: PrivateDatabase) -> None
     else:
         (database.kill if what == "kill" else database.stop)()
         time.sleep(seconds)
-        database.start()
+        start(database)
+
+
+def start(database: PrivateDatabase) -> None:
+    """Processes of one that was killed may be there for a moment."""
+    for _ in range(20):
+        with contextlib.suppress(RuntimeError):
+            database.start()
+            return
+        time.sleep(0.5)
+    database.start()
 
 
 def figures_of(service: Service, clients: Clients, part: int) -> dict[str, float]:
