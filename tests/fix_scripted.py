@@ -183,7 +183,10 @@ class Scripted:
                 found = b"" if value is None else b"VALUE %b 0 %d\r\n%b\r\n" % (rest[0], len(value), value)
                 yield rest[0], found + b"END\r\n"
             elif word == b"delete":
-                yield rest[0], b"NOT_FOUND\r\n" if self.records.pop(rest[0], None) is None else b"DELETED\r\n"
+                known = rest[0] in self.records
+                if self.manner == "answer":
+                    self.records.pop(rest[0], None)
+                yield rest[0], b"DELETED\r\n" if known else b"NOT_FOUND\r\n"
             else:
                 value = stream.read(int(rest[3]) + 2)[:-2]
                 stored = word == b"set" or rest[0] not in self.records

@@ -235,6 +235,9 @@ cdef class Table:
         """For how many seconds past its life a value may stand in; 0: not at all."""
         return self.t.keeps.stale_ttl_ms / 1000 if self.t.cached else 0
 
+    def equipped(self):
+        """It has workers now; it may have others asked before them."""
+
     # Doors for tests and for `--direct` queries: what the loop does, under the GIL.
 
     @property

@@ -70,6 +70,7 @@ TABLE_TYPES = {
     "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
     "ldap": TableType("databases.openldap.ldap"),
     "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
+    "memcache": TableType("network.memcache", writable=True),
     "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pgsql": TableType("databases.pgsql"),

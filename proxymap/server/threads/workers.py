@@ -170,6 +170,7 @@ class Workers:
                 return
             self._crews.update(crews)
             attach(table, asks.queue if asks else None, changes.queue if changes else None, self)
+            table.equipped()
         for crew in crews:
             weakref.finalize(table, crew.queue.close).atexit = False
 

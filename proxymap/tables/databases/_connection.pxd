@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
 from proxymap.tables._jobs cimport job
-from proxymap.tables.databases._template cimport quote_function
+from proxymap.tables._template cimport quote_function
 from proxymap.tables.databases.database cimport question
 
 

@@ -24,7 +24,7 @@ from proxymap.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from proxymap.tables.databases.tablecf import TableCf
+    from proxymap.tables.tablecf import TableCf
 
 HOSTS_MAX = 64  # the driver has a bit for each
 

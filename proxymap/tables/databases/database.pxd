@@ -3,8 +3,8 @@
 from proxymap.base._buf cimport buf, view
 from proxymap.tables._jobs cimport Queue, queue
 from proxymap.tables._table cimport Table, table
-from proxymap.tables.databases._domains cimport Domains, domain_list
-from proxymap.tables.databases._template cimport PARTS, Program, program, quote_function
+from proxymap.tables._domains cimport Domains, domain_list
+from proxymap.tables._template cimport PARTS, Program, program, quote_function
 
 
 cdef enum:  # why the database is not asked for a key

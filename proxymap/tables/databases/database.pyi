@@ -1,10 +1,10 @@
 from typing import Any
 
 from proxymap.tables._table import Table
+from proxymap.tables._template import Program
 from proxymap.tables.base import Opening
-from proxymap.tables.databases._template import Program
-from proxymap.tables.databases.domains import DomainList
-from proxymap.tables.databases.tablecf import TableCf
+from proxymap.tables.domains import DomainList
+from proxymap.tables.tablecf import TableCf
 
 class DatabaseTable(Table):
     query: Program

@@ -20,16 +20,16 @@ from proxymap.tables._jobs cimport LEVEL_WARNING, Queue, log_line, queue
 from proxymap.tables._table cimport (
     CHANGED_NOT, CHANGED_SPOILED, SLOW_LOOKUP, STAT_LATER, Table, origins_changed, table,
 )
-from proxymap.tables.databases._domains cimport domain_find
-from proxymap.tables.databases._template cimport (
+from proxymap.tables._domains cimport domain_find
+from proxymap.tables._template cimport (
     PART_DOMAIN, PART_KEY, PART_LABEL, PART_USER, PART_VALUE_DOMAIN, PART_VALUE_USER, WANTS_LABELS,
     parts_of_key, parts_of_value, program_fill, quote_doubling, quote_nothing,
 )
 from proxymap._words cimport *
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import QuestionRefused, TableRetry
-from proxymap.tables.databases.domains import DomainList
-from proxymap.tables.databases.template import compile_result
+from proxymap.tables.domains import DomainList
+from proxymap.tables.template import compile_result
 
 WHY = {
     NO_ADDRESS: "it is no user@domain, and parameter domain is set",

@@ -10,9 +10,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl
 
-from proxymap.tables.databases._template import NO_PART, Program
-from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import parts_outside_quotes
+from proxymap.tables._template import NO_PART, Program
+from proxymap.tables.tablecf import TableCf
+from proxymap.tables.template import parts_outside_quotes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

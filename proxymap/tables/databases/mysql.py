@@ -18,8 +18,8 @@ from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address, read_hosts
 from proxymap.tables.databases.doubts import Doubt, of_files
 from proxymap.tables.databases.served import ServedTable
-from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import query_of
+from proxymap.tables.tablecf import TableCf
+from proxymap.tables.template import query_of
 
 PORT = 3306
 FILES = ("option_file", "tls_key_file", "tls_cert_file", "tls_CAfile", "tls_CApath")

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from proxymap.errors import TableRetry
+from proxymap.tables._template import Program
 from proxymap.tables.base import Opening
-from proxymap.tables.databases._template import Program
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import Doubt, NoParameters, explaining, of_query
 from proxymap.tables.databases.pool import Server, server_for
-from proxymap.tables.databases.tablecf import TableCf
+from proxymap.tables.tablecf import TableCf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

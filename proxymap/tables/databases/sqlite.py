@@ -24,8 +24,8 @@ from proxymap.errors import ConfigError, QuestionRefused, TableRetry
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import Doubt, explaining, of_query
-from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import query_of
+from proxymap.tables.tablecf import TableCf
+from proxymap.tables.template import query_of
 
 BUSY_WAIT = 1.0  # seconds to wait for a database that somebody else has locked
 TIME_LIMIT = 10.0  # seconds; a query that takes longer is ended

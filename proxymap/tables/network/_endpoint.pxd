@@ -16,6 +16,7 @@ cdef enum:
     ADDRESSES_MAX = 8   # of one name
 
 cdef struct answer:
+    bint at_end         # given: no more bytes will come
     int status          # STAT_*
     view value          # within the bytes read
     size_t used         # how many of those it takes
@@ -34,11 +35,11 @@ cdef struct asker:
 
 
 cdef struct protocol:
-    # Append the question of a job. STAT_OK; STAT_RETRY: no memory.
-    int (*write)(const asker *a, const job *j, buf *out) noexcept nogil
+    # Append the question of a job. STAT_OK; else it is not asked: STAT_NOKEY, STAT_RETRY.
+    int (*write)(const asker *a, job *j, buf *out) noexcept nogil
     # Read its answer; returns MORE, ANSWERED, NONSENSE.
     int (*read)(const asker *a, const job *j, view got, answer *found) noexcept nogil
-    # Is this the workers', now that it has that status? May mark the job. NULL: never; not of Python callers.
+    # Is this the workers', now that it has that status? May mark the job.
     bint (*hands_over)(const asker *a, job *j, int status) noexcept nogil
     # Is this the workers' from the first?
     bint (*is_handed)(const asker *a, const job *j) noexcept nogil
@@ -73,6 +74,9 @@ cdef struct endpoint:
     connection *all
     connection *idle      # the latest first
     int open              # all of them
+    int busy              # those that are asking
+    uint64_t spent_ms     # by all answers
+    uint64_t answers, retries, late  # answers so far; questions asked once more; without answer
     int ready             # those that are connected
     bint down             # all that comes is answered RETRY at once,
     uint64_t down_since_ms

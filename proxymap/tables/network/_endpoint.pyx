@@ -166,6 +166,7 @@ cdef int connection_send(connection *c, int epoll) noexcept nogil:
 
 cdef void connection_rest(connection *c, uint64_t now) noexcept nogil:
     """Let it wait for the next question."""
+    c.to.busy -= c.state == BUSY
     c.job = NULL
     c.state, c.since_ms = IDLE, now
     c.next_idle = c.to.idle
@@ -186,6 +187,7 @@ cdef void connection_end(connection *c) noexcept nogil:
         link = &link[0].next
     link[0] = c.next
     e.open -= 1
+    e.busy -= c.state == BUSY
     if c.state != CONNECTING:
         e.ready -= 1
     if c.fd >= 0:

@@ -23,7 +23,6 @@ cdef struct exchange:
     uint64_t swept_ms
     uint64_t now_ms    # of this turn
     bint busy          # is anything under way?
-    bint stopping
     # With the lock held:
     pthread_mutex_t lock
     endpoint *arrived

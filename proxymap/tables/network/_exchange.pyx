@@ -4,16 +4,13 @@ One thread for all servers of the network types: it connects, sends, receives, a
 never waits but in epoll_wait, without the GIL. A connection has one question at a
 time. Names are looked up by the keeper (keeper.py), which also logs.
 
-    job -> endpoint -> idle connection -> write -> send ... recv -> read -> answer
-
 A question has one deadline, from when it was asked until it is answered. If a
 connection that had answered before breaks before a byte of the answer has come, the
 question is asked once more on a new one, for the server may have closed the old one
 long ago. A connection that has anything unread is closed. Whatever is unclear is
 RETRY.
 
-A server to which no connection can be made is down: what is asked is RETRY at once,
-until an attempt in the background succeeds.
+Where no connection can be made, all is RETRY at once, until an attempt in the background succeeds.
 
 Source: epoll(7), connect(2), tcp(7), unix(7); network-tables.md 1 and 6.
 """
@@ -63,7 +60,7 @@ cdef void run_exchange(exchange *x) noexcept nogil:
     cdef uint64_t ticks
     cdef int i, n
     x.now_ms = now_ms()
-    while not x.stopping:
+    while True:
         n = epoll_wait(x.epoll, events, EVENTS, time_to_wait(x))
         x.now_ms = now_ms()
         for i in range(n):
@@ -95,7 +92,7 @@ cdef void end_turn(exchange *x) noexcept nogil:
     cdef bint note = False
     if x.woken != NULL:
         queue_wake(x.woken)
-        x.woken = NULL
+    x.woken = NULL
     while x.ended != NULL:
         c = x.ended
         x.ended = c.next
@@ -110,7 +107,6 @@ cdef void end_turn(exchange *x) noexcept nogil:
 
 
 cdef int tell_keeper(exchange *x, int kind, endpoint *e) noexcept nogil:
-    """-1 without memory."""
     cdef job *note = job_new(kind)
     if note == NULL:
         return -1
@@ -207,10 +203,12 @@ cdef void ask(exchange *x, connection *c, job *j) noexcept nogil:
     buf_clear(&c.got)
     status = e.speaks.write(asker_of(j), j, &c.out)
     if status != STAT_OK:
-        answer_job(j, status, &x.woken)
+        j.of_key = True
+        done(x, j, status, b"the key is too long, or there is no memory")
         return
     e.idle = c.next_idle
     c.state, c.job, c.since_ms = BUSY, j, x.now_ms
+    e.busy += 1
     x.busy = True
     flush(x, c)
 
@@ -298,8 +296,7 @@ cdef void trust_no_more(exchange *x, endpoint *e) noexcept nogil:
 
 cdef void end(exchange *x, connection *c) noexcept nogil:
     connection_end(c)
-    c.next = x.ended
-    x.ended = c
+    c.next, x.ended = x.ended, c
 
 
 cdef void not_connected(exchange *x, connection *c, const char *why) noexcept nogil:
@@ -332,9 +329,8 @@ cdef void is_down(exchange *x, endpoint *e, const char *why) noexcept nogil:
 
 
 cdef void is_up(exchange *x, endpoint *e) noexcept nogil:
-    e.silences = 0
     if e.down:
-        e.down = False
+        e.silences = e.down = 0
         tell_up(x.log, e, x.now_ms)
 
 
@@ -350,9 +346,9 @@ cdef void receive(exchange *x, connection *c) noexcept nogil:
         room = c.got.cap - c.got.end
         n = recv(c.fd, c.got.data + c.got.end, room, MSG_DONTWAIT)
         if n <= 0:
-            if n == 0:
+            if n == 0 and not read_answer(x, c, True):
                 broke(x, c, 0)
-            elif errno != EAGAIN and errno != EINTR:
+            elif n < 0 and errno != EAGAIN and errno != EINTR:
                 broke(x, c, errno)
             return
         c.got.end += n
@@ -360,23 +356,28 @@ cdef void receive(exchange *x, connection *c) noexcept nogil:
             is_up(x, c.to)
             end(x, c)  # whatever else it says
         else:
-            read_answer(x, c)
+            read_answer(x, c, False)
         if <size_t> n < room:
             return
 
 
-cdef void read_answer(exchange *x, connection *c) noexcept nogil:
+cdef bint read_answer(exchange *x, connection *c, bint at_end) noexcept nogil:
+    """See whether the answer is here; was it? at_end: no more will come."""
     cdef answer found
     cdef endpoint *e = c.to
     cdef job *j = c.job
     cdef int seen
+    if c.state != BUSY:
+        return False
     found.status, found.ends, found.words = STAT_RETRY, False, NULL
-    found.used = 0
+    found.used, found.at_end = 0, at_end
     found.value = found.text = view_of(NULL, 0)
     seen = e.speaks.read(asker_of(j), j, buf_view(&c.got), &found)
     if seen == MORE:
-        return
+        return False
     c.answers += 1
+    e.answers += 1
+    e.spent_ms += x.now_ms - c.since_ms
     e.silences = 0
     if seen == NONSENSE:
         found.status, found.ends = STAT_RETRY, True
@@ -390,7 +391,7 @@ cdef void read_answer(exchange *x, connection *c) noexcept nogil:
         tell_trouble(x.log, asker_of(j), x.now_ms, found.words, found.text)
     done(x, j, found.status, found.words)
     c.job = NULL
-    if found.ends or found.used != buf_len(&c.got) or x.now_ms < e.fresh_until_ms:
+    if found.ends or at_end or found.used != buf_len(&c.got) or x.now_ms < e.fresh_until_ms:
         if seen == ANSWERED and found.used < buf_len(&c.got) and not e.speaks.tells_apart:
             trust_no_more(x, e)
         end(x, c)
@@ -399,6 +400,7 @@ cdef void read_answer(exchange *x, connection *c) noexcept nogil:
     else:
         connection_rest(c, x.now_ms)
     pump(x, e)
+    return True
 
 
 cdef void broke(exchange *x, connection *c, int why) noexcept nogil:
@@ -416,6 +418,7 @@ cdef void broke(exchange *x, connection *c, int why) noexcept nogil:
         return
     if old and j.tries == 0:
         j.tries += 1
+        e.retries += 1
         while e.idle != NULL:  # they are likely to have the same fate
             end(x, e.idle)
         wait_again(e, j)
@@ -491,6 +494,7 @@ cdef void sweep_connection(exchange *x, endpoint *e, connection *c, uint64_t age
         if x.now_ms - j.since_ms >= e.time_limit_ms:
             end(x, c)
             e.silences += 1
+            e.late += 1
             fail(x, j, b"time limit exceeded")
             if e.speaks.hello != NULL and e.silences >= SILENCES_MAX and not e.down:
                 is_down(x, e, b"server is silent")

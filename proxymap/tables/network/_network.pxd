@@ -24,8 +24,10 @@ cdef class Exchange:
 cdef class Endpoint:
     cdef endpoint *e
     cdef readonly Exchange exchange
-    cdef readonly object keeper
+    cdef object __weakref__
+    cdef readonly str maptype
     cdef readonly str shown
+    cdef readonly object tables
     cdef bytes text
 
 

@@ -1,6 +1,5 @@
 from proxymap.tables._jobs import Job, Queue
 from proxymap.tables._table import Table
-from proxymap.tables.network.keeper import Keeper
 
 class Protocol: ...
 
@@ -18,10 +17,11 @@ class Endpoint:
     shown: str
     number: int
     figures: dict[str, int]
+    down: bool
     def __init__(
         self,
         exchange: Exchange,
-        keeper: Keeper,
+        maptype: str,
         speaks: Protocol,
         shown: str,
         addresses: list[bytes],
@@ -31,4 +31,4 @@ class Endpoint:
 
 class NetworkTable(Table):
     endpoint: Endpoint
-    server: Keeper
+    server: Endpoint

@@ -4,7 +4,7 @@ The thread itself is `_exchange`. Everything here may be called by any thread.
 """
 
 import os
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
@@ -14,6 +14,7 @@ from posix.unistd cimport close as close_fd
 
 from proxymap._words cimport *
 from proxymap.base._buf cimport buf, buf_append, view, view_of
+from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock,
@@ -98,14 +99,15 @@ cdef class Endpoint:
     """A server. addresses: packed; if there are none, `shown` is a name to look up."""
 
     def __init__(
-        self, Exchange exchange not None, keeper, Protocol speaks not None, str shown not None,
+        self, Exchange exchange not None, str maptype not None, Protocol speaks not None, str shown not None,
         list addresses not None, *, int connection_limit, double time_limit, double connect_time_limit,
         double idle_limit, double age_limit, double probe_interval, double longest_gap
     ):
         cdef endpoint *e = <endpoint *> calloc(1, sizeof(endpoint))  # stays: see keeper.py
         if e == NULL:
             raise MemoryError
-        self.exchange, self.keeper, self.shown, self.e = exchange, keeper, shown, e
+        self.exchange, self.maptype, self.shown, self.e = exchange, maptype, shown, e
+        self.tables = WeakSet()
         self.text = os.fsencode(shown)
         e.speaks = speaks.p
         e.shown = view_of(self.text, len(self.text))
@@ -128,9 +130,33 @@ cdef class Endpoint:
         pthread_mutex_unlock(&exchange.x.lock)
         exchange.wake()
 
+    # What the workers' watchdog and `servers` see
+
+    def describe(self) -> dict:
+        """What is known of it, for the administrator; see databases/reports."""
+        state = "down" if self.e.down else "up"
+        seconds = (now_ms() - self.e.down_since_ms) // 1000 if self.e.down else None
+        host = {"host": self.shown, "state": state, "seconds": seconds, "last_error": None}
+        return {
+            "server": f"{self.maptype} {self.shown}", "state": state, "hosts": [host],
+            "tables": sorted(os.fsdecode(table.type_name) for table in list(self.tables)),
+            **self.figures,
+        }
+
+    def give_up_late(self, limit_ms) -> list:
+        """The exchange waits for nobody, so it is never late itself."""
+        return []
+
+    def close(self, until):
+        """There is no goodbye in these protocols."""
+
     @property
     def number(self) -> int:
         return <uint64_t> self.e
+
+    @property
+    def down(self) -> bool:
+        return self.e.down
 
     def count(self, int change):
         """So many more tables use it; probes of a server that is down are for them."""
@@ -140,8 +166,9 @@ cdef class Endpoint:
     def figures(self) -> dict:
         """For the administrator, and for tests."""
         return {
-            "open": self.e.open, "ready": self.e.ready, "waiting": self.e.waiting, "down": bool(self.e.down),
-            "limit": self.e.limit, "tables": self.e.used,
+            "open": self.e.open, "opening": self.e.open - self.e.ready, "waiting": self.e.waiting,
+            "busy": self.e.busy, "limit": self.e.limit, "answers": self.e.answers, "retries": self.e.retries,
+            "late": self.e.late, "shed": 0, "mean_ms": self.e.spent_ms / (self.e.answers or 1),
         }
 
 
@@ -159,12 +186,13 @@ cdef class NetworkTable(Table):
     cdef serve(self, asker *a, Endpoint to):
         """Have the loop's lookups asked there. a: the first thing in what t.self is to point to."""
         self.a = a
-        self.endpoint, self.server = to, to.keeper
+        self.endpoint = self.server = to
         a.to = to.e
         a.name = view_of(self.type_name, len(self.type_name))
         self.t.self = a
         self.t.asks = &to.exchange.asks.q
-        self.crews = (to.keeper,)
+        self.crews = (to,)
+        to.tables.add(self)
         to.count(1)
         finalize(self, to.count, -1).atexit = False
 

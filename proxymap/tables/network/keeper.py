@@ -20,7 +20,6 @@ from proxymap.tables.network._network import Endpoint, Exchange
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.tables._jobs import Job
-    from proxymap.tables._table import Table
     from proxymap.tables.base import Host
     from proxymap.tables.network._network import Protocol
     from proxymap.tables.network.addresses import Place
@@ -31,7 +30,7 @@ LONGEST_GAP = 10  # seconds between two attempts to connect to a server that is 
 
 
 class Keeper:
-    """Has the exchange run; also what workers see of it (as of a server of databases)."""
+    """Has the exchange run."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.exchange = host, Exchange()
@@ -45,7 +44,7 @@ class Keeper:
         made = self.endpoints.get(key)
         if made is None:
             made = self.endpoints[key] = Endpoint(
-                self.exchange, self, speaks, place.shown, place.packed(), **limits
+                self.exchange, maptype, speaks, place.shown, place.packed(), **limits
             )
             self._places[made.number] = made, place
         return made
@@ -76,13 +75,6 @@ class Keeper:
         except (OSError, UnicodeError):
             found = []
         self.exchange.resolved(endpoint, found)
-
-    def give_up_late(self, limit_ms: int) -> list[Table]:
-        """The exchange waits for nobody, so it is never late itself."""
-        return []
-
-    def close(self, until: float) -> None:
-        """There is no goodbye in these protocols."""
 
 
 _keepers: list[Keeper] = []

@@ -44,7 +44,7 @@ cdef struct socketmap:
     bint told           # of a key that is too long
 
 
-cdef int write_query(const asker *a, const job *j, buf *out) noexcept nogil:
+cdef int write_query(const asker *a, job *j, buf *out) noexcept nogil:
     cdef const socketmap *s = <const socketmap *> a
     cdef view key = buf_view(&j.key)
     cdef char length[DIGITS_MAX + 2]

@@ -26,7 +26,7 @@ cdef enum:
 cdef const char *HEX = b"0123456789ABCDEF"
 
 
-cdef int write_query(const asker *a, const job *j, buf *out) noexcept nogil:
+cdef int write_query(const asker *a, job *j, buf *out) noexcept nogil:
     cdef view key = buf_view(&j.key)
     cdef unsigned char c
     cdef size_t i

@@ -9,7 +9,7 @@ import pytest
 from proxymap.errors import ConfigError
 from proxymap.tables.base import Host
 from proxymap.tables.databases.addresses import Address, read_hosts
-from proxymap.tables.databases.tablecf import TableCf
+from proxymap.tables.tablecf import TableCf
 
 URIS = ("postgresql", "postgres")
 

@@ -270,6 +270,15 @@ def test_slow_server_gets_more_connections_up_to_the_limit(server: Scripted) -> 
     assert server.connections == 4
 
 
+def test_what_is_known_of_a_server(server: Scripted) -> None:
+    table = opened(server.table())
+    table.answer(b"a", 0)
+    told = table.endpoint.describe()
+    assert told["state"] == "up"
+    assert told["tables"] == [server.table().decode()]
+    assert (told["open"], told["busy"], told["answers"]) == (1, 0, 1)
+
+
 # socketmap alone
 
 LIMIT = 100000

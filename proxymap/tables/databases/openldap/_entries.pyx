@@ -13,7 +13,7 @@ from libc.string cimport memchr, memcpy, strlen
 from proxymap._words cimport STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport buf, buf_len, buf_reserve, view
 from proxymap.base._dl cimport Library
-from proxymap.tables.databases._template cimport PART_KEY
+from proxymap.tables._template cimport PART_KEY
 from proxymap.tables.databases.database cimport DatabaseTable
 
 cdef extern from "<strings.h>" nogil:

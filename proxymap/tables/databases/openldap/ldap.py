@@ -18,15 +18,15 @@ from typing import NamedTuple
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.config.source import split_list
 from proxymap.errors import ConfigError
+from proxymap.tables._template import NO_PART, Program
 from proxymap.tables.base import Opening
-from proxymap.tables.databases._template import NO_PART, Program
 from proxymap.tables.databases.addresses import Address, port_number, split_port
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files
 from proxymap.tables.databases.openldap._entries import Form
 from proxymap.tables.databases.served import ServedTable
-from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import compile_query
+from proxymap.tables.tablecf import TableCf
+from proxymap.tables.template import compile_query
 
 Warn = Callable[[str], None]
 

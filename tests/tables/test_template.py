@@ -11,9 +11,9 @@ import pytest
 from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables.base import Host, Opening
 from proxymap.tables.databases.database import DatabaseTable
-from proxymap.tables.databases.tablecf import TableCf
-from proxymap.tables.databases.template import IN_RESULT, compile_query, compile_text, parts_outside_quotes
 from proxymap.tables.opening import open_table
+from proxymap.tables.tablecf import TableCf
+from proxymap.tables.template import IN_RESULT, compile_query, compile_text, parts_outside_quotes
 
 NAME = b"sqlite:t"
 

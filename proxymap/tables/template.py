@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping
 
 from proxymap.config.maincf import ERRORS, TEXT
-from proxymap.tables.databases._template import (
+from proxymap.tables._template import (
     NO_PART,
     PART_DOMAIN,
     PART_KEY,
@@ -37,7 +37,7 @@ from proxymap.tables.databases._template import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from proxymap.tables.databases.tablecf import TableCf
+    from proxymap.tables.tablecf import TableCf
 
 OF_KEY = {"S": PART_KEY, "U": PART_USER, "D": PART_DOMAIN}
 LABELS = {str(n): PART_LABEL + n - 1 for n in range(1, 10)}

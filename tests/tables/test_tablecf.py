@@ -8,7 +8,7 @@ import pytest
 
 from proxymap.errors import ConfigError
 from proxymap.tables.base import Host
-from proxymap.tables.databases.tablecf import TableCf
+from proxymap.tables.tablecf import TableCf
 
 
 def table_cf(place: Path, text: str, warn: list[str] | None = None) -> TableCf:

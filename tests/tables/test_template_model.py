@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxymap.errors import TableRetry
 from proxymap.tables.base import Host, Opening
-from proxymap.tables.databases.domains import DomainList
+from proxymap.tables.domains import DomainList
 from proxymap.tables.opening import open_table
 
 NOKEY = 1

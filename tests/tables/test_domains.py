@@ -9,7 +9,7 @@ from fix_server import write_cdb
 
 from proxymap.errors import ConfigError, TableRetry
 from proxymap.tables.base import Host, Opening, SlowTable
-from proxymap.tables.databases.domains import DomainList
+from proxymap.tables.domains import DomainList
 from proxymap.tables.opening import open_table
 
 

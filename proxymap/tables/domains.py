@@ -13,14 +13,14 @@ from proxymap.base._fold import fold, is_utf8
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.config.source import logical_lines, split_list
 from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, TableRetry
+from proxymap.tables._domains import Domains, answers_on_loop
 from proxymap.tables.base import Opening
-from proxymap.tables.databases._domains import Domains, answers_on_loop
 from proxymap.tables.flags import FIXED, TRY0NULL, TRY1NULL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.tables._table import Table
-    from proxymap.tables.databases.tablecf import TableCf
+    from proxymap.tables.tablecf import TableCf
 
 
 class DomainList:
