@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -29,6 +30,7 @@ from oracle import reply
 from proxymap.base import _watch
 from proxymap.base.files import stamp_of
 from proxymap.server.log import Log
+from proxymap.server.threads import crew as crew_module
 from proxymap.server.threads.crew import Crew
 from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Job, Queue
@@ -408,6 +410,28 @@ def test_job_that_was_answered_is_not_looked_at_again() -> None:
     crew = Crew("asker", 1, lambda crew, job: None)
     crew.running = Moment({job: job.since_ms})
     assert crew.take_late(0) == []
+
+
+def test_threads_that_were_needed_for_a_moment_leave_though_nothing_more_is_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew_module, "IDLE", 0.05)
+    gate = threading.Event()
+
+    def work(crew: Crew, job: Job) -> None:
+        assert gate.wait(LIMIT)
+
+    crew = Crew("opener", 100, work, keep=1)
+    crew.start()
+    for _ in range(20):
+        crew.queue.log(6, b"a job of any kind")
+    wait_until(lambda: crew.here > 20, "a thread for each job, and one more")
+    gate.set()
+    wait_until(lambda: crew.here == 1, "all but one to leave")
+    crew.queue.log(6, b"another")
+    wait_until(lambda: not crew.queue.held, "the one that stayed")
+    crew.stop(time.monotonic() + LIMIT)
+    assert not crew.here
 
 
 def test_crews_come_while_others_are_minded() -> None:

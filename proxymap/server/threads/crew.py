@@ -17,6 +17,7 @@ from proxymap.tables._jobs import JOB_CLOSE, Job, Queue, clock_ms
 
 ARRIVAL = 2.0  # seconds in which a thread has to come
 PAUSE = 0.05  # seconds to wait when there is no memory to go on
+IDLE = 5.0  # seconds without a job, after which a thread that is one too many leaves
 
 
 def start_thread(run: Callable[[], object]) -> bool:
@@ -51,6 +52,7 @@ class Crew:
         self.running: dict[Job, int] = {}  # what others may claim, with its since_ms
         self.here = 0  # threads
         self._idle = 0
+        self._leaving = 0  # of the idle
         self._state = threading.Condition()
 
     def start(self) -> None:
@@ -75,24 +77,33 @@ class Crew:
                 return
             self.here += 1
             self._idle += 1
+        leaving = False
         try:
-            while self._take_one():
-                pass
+            while not leaving and self._take_one():
+                leaving = self._is_one_too_many()
         finally:
             with self._state:
                 self.here -= 1
                 self._idle -= 1
+                self._leaving -= leaving
                 self._state.notify_all()
 
+    def _is_one_too_many(self) -> bool:
+        with self._state:
+            if self._idle - self._leaving <= self.keep:
+                return False
+            self._leaving += 1
+            return True
+
     def _take_one(self) -> bool:
-        """Wait for a job and do it; False if this thread is to end."""
+        """Wait for a job, or for a while, and do it; False if there will be none."""
         try:
-            job = self.queue.take()
+            job = self.queue.take() if self.keep >= self.limit else self.queue.take(IDLE)
         except MemoryError:
             time.sleep(PAUSE)
             return True
         if job is None:
-            return False
+            return not self.queue.closed
         with self._state:
             self._idle -= 1
             alone = not self._idle and self.here < self.limit
@@ -104,7 +115,7 @@ class Crew:
             del job
             with self._state:
                 self._idle += 1
-        return self._idle <= self.keep
+        return True
 
     def claim(self, job: Job) -> bool:
         """May the caller answer this job? True for the first caller; all others must not look at it."""
