@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from fix_postfix import StockPostfix, dialect, unavailable
+from fix_postfix import StockPostfix, dialect, release, unavailable
 from fix_server import DIALECTS, Peer, ServerProcess
 from oracle import Attributes, encode
 
@@ -108,6 +108,12 @@ def replay(server: ServerProcess, dialect: str, service: str, *, bdb: bool) -> i
 
 # The server that is installed
 
+# What opening a table that cannot be opened gets; the recorded server is of 3.12. Clients obey neither bit.
+UNOPENED: dict[tuple[int, int], Attributes] = {
+    (3, 11): [(b"status", b"0"), (b"flags", b"97")],
+    (3, 12): [(b"status", b"0"), (b"flags", b"4194400")],
+}
+
 
 def live(
     stock: StockPostfix, service: str, conversation: Iterable[Attributes]
@@ -148,7 +154,8 @@ def test_installed_server_answers_as_recorded() -> None:
             for (question, expected), reply in zip(
                 asked, live(stock, service, [question for question, _ in asked]), strict=True
             ):
-                assert reply == expected or expected is None, (question, reply)
+                wanted = UNOPENED.get(release(), expected) if expected == UNOPENED[3, 12] else expected
+                assert reply == wanted or expected is None, (question, reply)
                 compared[type_in(question)] += 1
     finally:
         stock.remove()
