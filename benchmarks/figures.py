@@ -34,6 +34,7 @@ class Figures:
     """bench.json, and micro.json if it is there."""
 
     def __init__(self, folder: Path = RESULTS) -> None:
+        self.folder = folder
         self.bench: dict[str, Any] = json.loads((folder / "bench.json").read_text())
         self.load: dict[Case, Columns] = {
             Case(*(entry[name] for name in Case._fields)): entry["servers"]

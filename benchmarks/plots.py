@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from databases import database_plot
 from figures import MILLION, Case, Figures, short
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
@@ -42,7 +43,8 @@ def draw(figures: Figures, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, picture in (
-        ("throughput", throughput), ("latency", latency), ("cpu", cpu), ("size", size)
+        ("throughput", throughput), ("latency", latency), ("cpu", cpu), ("size", size),
+        ("databases", databases),
     ):  # fmt: skip
         figure = picture(figures)
         if figure is not None:
@@ -159,6 +161,10 @@ def cpu(figures: Figures) -> Any:
     axes.legend(ncols=2)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
     return figure
+
+
+def databases(figures: Figures) -> Any:
+    return database_plot(figures.folder, pyplot, COLOURS)
 
 
 def duration(microseconds: float) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
+from databases import database_words
 from figures import MILLION, NAMES, RESULTS, SERVERS, Case, Figures, ratios, short, table
 from verdicts import Verdict, judge
 
@@ -90,6 +91,7 @@ def blocks(figures: Figures, verdicts: list[Verdict]) -> dict[str, object]:
         "by_size": by_size(figures),
         "real_clients": client_table(figures),
         "start": start_table(figures),
+        "databases": database_words(figures.folder),
         "memory": memory_table(figures),
         "per_client": per_client_table(figures),
         "cache": cache_words(figures),

@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import databases
 import fix_mariadb
 import fix_pgsql
 import fix_postfix
@@ -306,6 +307,27 @@ def test_compare_fails_on_a_regression_beyond_noise(tmp_path: Path, now: list[fl
     words = json.loads(run("compare.py", base, new, "--json", status=status))
     assert words["same"]["is"] == "same"
     assert (words["parse"]["is"] == "slower") == bool(status)
+
+
+def test_report_says_what_holds_of_databases(tmp_path: Path) -> None:
+    def case(maptype: str, clients: int, rate: float, cpu: float) -> dict[str, Any]:
+        stock = {"per_second": 1000.0, "cpu_us": 40.0, "p50_us": 1.0, "connections": 9}
+        ours = stock | {"per_second": 1000 * rate, "cpu_us": 40 * cpu}
+        one = {"maptype": maptype, "delay_ms": 0, "clients": clients}
+        return one | {"ours": [ours] * 3, "stock": [stock] * 3}
+
+    cases = [case("mysql", 32, 0.9, 0.5), case("pgsql", 32, 0.9, 0.6), case("pgsql", 1, 0.7, 2.0)]
+    (tmp_path / "databases.json").write_text(json.dumps({"rows": 1000, "seconds": 1, "cases": cases}))
+    lines = databases.database_words(tmp_path).splitlines()
+    held = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in lines if "stock's |" in line}
+    held.pop("table, time in the server, clients")
+    assert held == {
+        "mysql, 0 ms, 32 clients: CPU": "yes",
+        "mysql, 0 ms, 32 clients: lookups/s": "yes",
+        "pgsql, 0 ms, 32 clients: CPU": "**no**",
+        "pgsql, 0 ms, 32 clients: lookups/s": "**no**",
+        "pgsql, 0 ms, 1 client: time": "**no**",
+    }
 
 
 @pytest.mark.parametrize("maptype", ["mysql", "pgsql"])

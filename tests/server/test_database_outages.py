@@ -50,6 +50,7 @@ def test_outages_under_load(service: Service, how: str) -> None:
             begin()
             took.append(clients.until_right())
             clients.until("right", 200)
+    print(f"{how}: first right answer after {' '.join(f'{s:.2f}' for s in took)} s; {dict(clients.counts)}")
     assert clients.wrong == []
     assert statistics.median(took) <= BACK, took
     assert clients.slowest <= LIMIT + SLACK
