@@ -29,7 +29,7 @@ from proxymap.base._buf cimport (
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait,
-    pthread_mutex_lock, pthread_mutex_unlock, recv, sched_yield,
+    pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_put, queue_sleep, queue_wake,
@@ -59,7 +59,6 @@ cdef enum:
     SHED_MS = 20           # between two looks for jobs that come while others wait
     IDLE_MS = 1000         # the same while nothing is under way
     TRIES = 3              # times that a job is asked, at most
-    CROWD = 3              # questions under way that make it worth to let answers come together
     PROOF = 10             # answers after which twice as many connections are allowed
 
 
@@ -71,8 +70,6 @@ cdef void drive(driver *d) noexcept nogil:
     cdef uint64_t ticks
     cdef int i, n
     while not d.stopping:
-        if d.busy >= CROWD:
-            sched_yield()
         n = epoll_wait(d.epoll, events, EVENTS, time_to_wait(d))
         d.turn += 1
         d.heard_all = 0 <= n < EVENTS
