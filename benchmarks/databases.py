@@ -44,7 +44,9 @@ def database_words(results: Path) -> str:
     rounds = min(len(case["ours"]) for case in known["cases"])
     words = f"{known['rows']:,} rows, {rounds} rounds of {known['seconds']:g} s; medians.\n"
     limits = table(["", "wanted", "is", "held"], wanted(known["cases"]))
-    return f"{words}\n{table(head, rows)}\n{limits}"
+    note = f"{known['note']}\n" if "note" in known else ""
+    picture = "![Lookups in databases](performance/databases.svg)\n"
+    return f"{words}{note}\n{table(head, rows)}\n{limits}\n{picture}"
 
 
 def row(case: Case) -> list[str]:
