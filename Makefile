@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
+.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-quick  requests per second, latency and CPU of a few cases; two minutes"
 	@echo "make bench-micro  the parts (codec, cache, tables, rules) by pyperf, into build/micro.json"
 	@echo "make bench-databases  mysql and pgsql tables beside Postfix's own server, over private servers; 20 minutes"
+	@echo "make bench-memcache  memcache tables beside Postfix's own server, over a private memcached; 3 minutes"
 	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec and reader tests under AddressSanitizer"
@@ -87,6 +88,10 @@ bench-micro: build
 bench-databases: build build/load
 	sh contrib/install-postfix
 	$(BIN) $(PY) benchmarks/bench_databases.py --json benchmarks/results/databases.json $(BENCH_ARGS)
+
+bench-memcache: build build/load
+	sh contrib/install-postfix
+	$(BIN) $(PY) benchmarks/bench_memcache.py --json benchmarks/results/memcache.json $(BENCH_ARGS)
 
 bench-compare:
 	$(PY) benchmarks/compare.py $(or $(BASE),benchmarks/results/micro.json) build/micro.json
