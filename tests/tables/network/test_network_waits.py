@@ -88,3 +88,17 @@ def test_two_slow_servers_do_not_delay_each_other() -> None:
             for _ in range(10):
                 assert peer.ask(lookup(slow.table(), b"k")) == [(b"status", b"0"), (b"value", b"1")]
         assert not any(answered(peer) for peer in stuck)
+
+
+@pytest.mark.parametrize("maptype", ["socketmap", "tcp"])
+@pytest.mark.parametrize(("own", "asked"), [({}, 3), ({"{}_cache_ttl": "1h"}, 1)])
+def test_answers_are_kept_where_that_is_wanted_only(maptype: str, own: dict[str, str], asked: int) -> None:
+    """The server may count."""
+    parameters = {name.format(maptype): value for name, value in own.items()}
+    with Scripted(maptype, {b"k": GOOD[maptype]}) as good, ServerProcess(own=parameters) as server:
+        server.approve(good.table())
+        server.start()
+        with server.connect() as peer:
+            for _ in range(3):
+                assert peer.ask(lookup(good.table(), b"k")) == [(b"status", b"0"), (b"value", b"1")]
+        assert len(good.questions) == asked
