@@ -270,7 +270,7 @@ class Daemon:
             os.write(self.signal_fd, b"\0")
 
     def _take_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nothing to read, or it is read in the next turn
             os.read(self.wake_fd, 4096)
         while self._calls:
             self._calls.popleft()()

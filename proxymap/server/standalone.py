@@ -26,6 +26,7 @@ from proxymap.tables.types import load_types
 Load = Callable[[], tuple[Settings, MainCf]]
 
 PIPE_SIZE = 4096  # bytes; what a pipe holds at least
+PAUSE = 0.1  # seconds, when the reloader's pipe cannot be read
 
 
 def run(
@@ -116,8 +117,13 @@ def start_reloader(server: Daemon) -> int:
     fcntl.fcntl(wake, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
     def run() -> None:
-        while os.read(told, PIPE_SIZE):
-            _reload(server)
+        while True:
+            try:
+                if not os.read(told, PIPE_SIZE):
+                    return
+                _reload(server)
+            except OSError:  # whatever it is: the thread must live
+                time.sleep(PAUSE)
 
     threading.Thread(target=run, name="reloader", daemon=True).start()
     return wake
@@ -129,7 +135,7 @@ def _reload(server: Daemon) -> None:
         server.reload()
     except ConfigError:
         pass  # which is in the log
-    except Exception as error:  # whatever it is: the thread must live
+    except Exception as error:
         server.log.exception("reload failed; going on with the previous configuration", error=error)
     finally:
         notify("READY=1")

@@ -300,7 +300,8 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     try:
         made = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
-        reason = f"open database {error.filename}: {error.strerror}"
+        file = error.filename or os.fsdecode(mapname)  # where a read failed it has none
+        reason = f"open database {file}: {error.strerror}"
         if error.errno in PASSING:
             kind = Passing
     except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:

@@ -528,24 +528,26 @@ def test_reload_finds_a_relative_config_directory_again(server: ServerProcess, p
 
 
 def test_storm_of_sighups_is_one_reload_and_one_more(server: ServerProcess, proxymapctl: Ctl) -> None:
-    """main.cf is a pipe, so that a reload lasts as long as nobody writes to it."""
+    """A reload asks postconf for defaults, which lasts as long as nobody writes to a pipe."""
     table = server.cdb("t", TABLE)
+    server.beside_postfix("3.7.11")
+    hold = server.dir / "hold"
+    (server.dir / "postconf").write_text(
+        f"#!/bin/sh\ntest -p {hold} && cat {hold}\ncat {server.dir}/defaults\n"
+    )
     server.start()
-    main_cf = server.dir / "main.cf"
     with server.connect() as peer:
         assert peer.ask(lookup(table, b"k")) == found(b"v")
         before = server.threads()
-        text = main_cf.read_text()
-        main_cf.unlink()
-        os.mkfifo(main_cf)
+        os.mkfifo(hold)
         for _ in range(40):
             os.kill(server.pid, signal.SIGHUP)
             assert peer.ask(lookup(table, b"k")) == found(b"v")
         assert server.threads() == before
-        main_cf.write_text(text)  # the reload that has begun
+        hold.write_text("")  # the reload that has begun
         server.wait_log("configuration read anew")
-        main_cf.write_text(text)  # and one for all the others
-        main_cf.unlink()
+        hold.write_text("")  # and one for all the others
+        hold.unlink()
         server.approve("cdb:/nowhere")
         reload(server, proxymapctl, "proxymapctl")
         assert peer.ask(lookup(b"cdb:/nowhere", b"k"))[0] == (b"status", b"2")
