@@ -27,7 +27,6 @@ from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Queue
 from proxymap.tables._table import Table
 from proxymap.tables.base import Host
-from proxymap.tables.migration import redirection
 from proxymap.tables.opening import distrust
 
 TYPE_CHECKING = False
@@ -181,7 +180,11 @@ class Daemon:
         )  # fmt: skip
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
         host.inform = self.log.info
-        host.redirect = self._redirect = redirection(settings, host)
+        if settings.non_bdb_migration_level != "disable":
+            from proxymap.tables.migration import redirection
+
+            host.redirect = redirection(settings, host)
+        self._redirect = host.redirect
         host.server_limits = lambda type_name: {
             **settings.tables.group("server_", type_name), "time_limit": settings.lookup_time_limit,
             "retry_budget": settings.tables.of(type_name)["retry_budget_percent"],
