@@ -28,6 +28,7 @@ from typing import ClassVar, Self
 
 from fix_tls import Certificates
 
+OWN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of make asan
 START_LIMIT = 60.0  # seconds; for a machine that is very busy
 STOP_LIMIT = 60.0
 DATABASE, USER, PASSWORD = "mail", "pm", "kept secret 7"
@@ -101,7 +102,7 @@ class PrivateDatabase:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir,
-                start_new_session=True, **self._identity(),
+                start_new_session=True, env=OWN, **self._identity(),
             )  # fmt: skip
         deadline = time.monotonic() + START_LIMIT
         while not self.answers():
@@ -116,7 +117,7 @@ class PrivateDatabase:
         return self
 
     def answers(self) -> bool:
-        done = subprocess.run(self._client(""), input=b"SELECT 1;", capture_output=True)
+        done = subprocess.run(self._client(""), input=b"SELECT 1;", capture_output=True, env=OWN)
         return done.returncode == 0
 
     def stop(self) -> None:
@@ -172,7 +173,7 @@ class PrivateDatabase:
 
     def execute(self, sql: str, database: str = DATABASE) -> list[list[str]]:
         """Run SQL as the administrator; the rows, as text."""
-        done = subprocess.run(self._client(database), input=sql.encode(), capture_output=True)
+        done = subprocess.run(self._client(database), input=sql.encode(), capture_output=True, env=OWN)
         if done.returncode:
             raise RuntimeError(f"{sql:.1000}\n{done.stderr.decode()}")
         return [line.split("\t") for line in done.stdout.decode(errors="surrogateescape").splitlines()]
@@ -211,7 +212,7 @@ class PrivateDatabase:
                 shutil.chown(path, self.owner, pwd.getpwnam(self.owner).pw_gid)
 
     def _run(self, *command: str) -> None:
-        done = subprocess.run(command, capture_output=True, cwd=self.dir, **self._identity())  # type: ignore[call-overload]
+        done = subprocess.run(command, capture_output=True, cwd=self.dir, env=OWN, **self._identity())  # type: ignore[call-overload]
         if done.returncode:
             raise RuntimeError(f"{command}\n{done.stdout.decode()}{done.stderr.decode()}")
 
