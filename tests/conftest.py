@@ -7,6 +7,8 @@ says where it was when it crashed.
 import os
 import signal
 
+import fix_leftovers
+import pytest
 from fix_gate import gate
 from fix_mariadb import mariadb
 from fix_pgsql import postgresql
@@ -31,3 +33,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # A shell that starts the tests in the background ignores SIGINT, and so would every process of theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A plugin of its own, since the hooks of this file do not see fixtures of the whole run."""
+    config.pluginmanager.register(fix_leftovers)

@@ -1,7 +1,8 @@
 """fix_leftovers - a test that leaves a thread, a process or an open file behind fails
 
-conftest.py has it around every test. While a fixture of a module has something started,
-its tests share that and what it starts later; the fixture is checked at its end instead.
+conftest.py has it around every test of the folders in IN_FORCE; those that follow are to be
+added there. While a fixture of a module has something started, its tests share that and what
+it starts later; the fixture is checked at its end instead.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ GRACE = 10.0  # seconds for what was told to end
 KEPT = ("/dev/urandom", "/dev/null", "anon_inode:[io_uring]")
 # Fixtures of a module that start servers when a test first asks for them.
 LAZY = ("both", "mysql", "pgsql")
+IN_FORCE = (
+    *("base", "config", "tables/composite", "tables/memory", "tables/rules"),
+    *("tables/indexed/test_cdb", "tables/indexed/test_lmdb"),
+    "test_it.py",  # of test_leftovers
+)
 OTHERS = ("_pytest", "pytest", "hypothesis", "_hypothesis")  # whose fixtures are not looked at
 
 
@@ -134,8 +140,22 @@ def end_verifiers() -> None:
         verifier._idle.pop().end()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In these folders warnings are errors, too."""
+    for item in items:
+        if is_in_force(item.path):
+            item.add_marker(pytest.mark.filterwarnings("error"))
+
+
+def is_in_force(path: Path) -> bool:
+    return any(f"/{part}" in str(path) for part in IN_FORCE)
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not is_in_force(request.node.path):
+        yield
+        return
     before = now()
     yield
     if not any(one.grows for one in living.values()):
