@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from databases.template_model import Model, TooMany
-from databases.test_template import Recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from template_model import Model, TooMany
+from test_template import Recipe
 
 from proxymap.errors import TableRetry
 from proxymap.tables.base import Host, Opening
