@@ -269,7 +269,7 @@ class Daemon:
                 os._exit(1)
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+        with contextlib.suppress(OSError):  # full of wake-ups already
             os.write(self.signal_fd, b"\0")
 
     def _take_wake(self) -> None:

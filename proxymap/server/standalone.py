@@ -91,7 +91,7 @@ def obey_signals(server: Daemon) -> Iterator[None]:
         server.stop()
 
     def reload(*_: object) -> None:
-        with contextlib.suppress(BlockingIOError):  # one is pending, which will see what is new as well
+        with contextlib.suppress(OSError):  # full: one is pending, which will see what is new as well
             os.write(wake_reloader, b"\0")
 
     actions = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
