@@ -71,6 +71,7 @@ TABLE_TYPES = {
     "ldap": TableType("databases.openldap.ldap"),
     "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
     "memcache": TableType("network.memcache", writable=True),
+    "mongodb": TableType("databases.mongo.mongodb"),
     "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pgsql": TableType("databases.pgsql"),
