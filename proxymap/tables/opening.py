@@ -302,8 +302,7 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     except OSError as error:
         file = error.filename or os.fsdecode(mapname)  # where a read failed it has none
         reason = f"open database {file}: {error.strerror}"
-        if error.errno in PASSING:
-            kind = Passing
+        kind = Passing if error.errno in PASSING else Surrogate
     except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         reason = str(error)
     else:
