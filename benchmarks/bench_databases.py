@@ -119,7 +119,7 @@ class Run:
         import fix_sql
 
         if self.maptype == "ldap":
-            directory = fix_slapd.Slapd()
+            directory = fix_slapd.Slapd().start()
             directory.fill_many(self.options.rows)
             return directory
         kind = fix_mariadb.MariaDB if self.maptype == "mysql" else fix_pgsql.PostgreSQL
