@@ -130,7 +130,11 @@ def strace(pid: int, *options: str) -> Iterator[Path]:
         yield output
     finally:
         tracer.send_signal(signal.SIGINT)
-        tracer.wait(60)
+        try:
+            tracer.wait(10)
+        except subprocess.TimeoutExpired:  # strace 6.1 waits now and then for a thread that has ended
+            tracer.kill()
+            tracer.wait()
         wait_until(lambda: not is_traced(pid), "strace to detach")
 
 
