@@ -50,13 +50,6 @@ WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose ta
 INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
 COMPOSITE = {name for name, maptype in TABLE_TYPES.items() if maptype.module.startswith("composite.")}
 
-# The types of Postfix 3.12. Those that are not in TABLE_TYPES are not served yet.
-POSTFIX_TYPES = (
-    *("btree", "cdb", "cidr", "debug", "environ", "fail", "hash", "inline", "internal", "ldap", "lmdb"),
-    *("memcache", "mongodb", "mysql", "pcre", "pgsql", "pipemap", "randmap", "regexp", "socketmap"),
-    *("sqlite", "static", "tcp", "texthash", "unionmap", "unix"),
-)
-
 # The delivery agents open these tables themselves, whatever stands before the name, and user ids,
 # commands and the like must not come from proxymap: nobody else has a use for them.
 SENSITIVE = {
@@ -426,9 +419,6 @@ def _of_type(where: str, table: str) -> Fault:
     maptype = table.partition(":")[0]
     if maptype in GONE:
         return Fault(where, f"{table}: Postfix has no type {maptype} any more", f"use {GONE[maptype]}")
-    if maptype in POSTFIX_TYPES:
-        what = f"{table}: type {maptype} is not served yet: the clients will get RETRY, and mail is deferred"
-        return Fault(where, what, 'take "proxy:" away, use cdb or lmdb, or keep Postfix\'s own server')
     return Fault(
         where, f"{table}: unknown table type {maptype}", f"use one of {' '.join(sorted(TABLE_TYPES))}"
     )

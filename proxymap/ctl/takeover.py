@@ -144,7 +144,7 @@ def _can_run(instance: Instance, command: str) -> bool:
 def _warnings(instance: Instance, entry: Entry) -> Iterator[str]:
     for table in instance.approved(entry):
         if type_of(table) is None:
-            yield f"warning: {entry.service}: {table} is not served yet: clients get RETRY, mail is deferred"
+            yield f"warning: {entry.service}: {table} is of no type that is served: mail is deferred (RETRY)"
 
 
 Changes = list[tuple[Entry, str]]

@@ -174,9 +174,9 @@ def test_arguments_are_kept_and_count(prefix: Prefix) -> None:
 
 
 def test_unserved_types_are_told(host: Host) -> None:
-    host.set(proxy_read_maps="proxy:cdb:$tables/v proxy:ldap:/etc/x.cf")
+    host.set(proxy_read_maps="proxy:cdb:$tables/v proxy:nis:x")
     done = host.ctl("enable", "--dry-run")
-    assert "warning: proxymap: ldap:/etc/x.cf is not served yet" in done.stdout
+    assert "warning: proxymap: nis:x is of no type that is served" in done.stdout
 
 
 def test_main_cf_without_proxy_read_maps(prefix: Prefix) -> None:
