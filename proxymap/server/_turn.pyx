@@ -325,7 +325,7 @@ cdef void client_rest(clients *all, client *c) noexcept nogil:
 
 cdef bint unpark(clients *all, client *c) noexcept nogil:
     """c need not wait any longer; is it still there?"""
-    c.parked = c.quiet = False
+    c.parked = c.quiet = c.session.lent = False
     c.session.waits_for = NULL
     if c.source.fd < 0:
         if c.session.fd >= 0:
@@ -363,6 +363,8 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
         ready = c.waiter
         if unpark(all, c):
             client_resume(all, c)
+    if i.state == AT_REST:
+        i.looked = began  # whatever else comes in this turn may have been sent after that look
     while i.waiters != NULL and i.state == AT_REST and not opening_start(all.service, i, LOOKING, False):
         c = <client *> i.waiters  # without memory for a look: with what there is
         forget_waiter(c)
