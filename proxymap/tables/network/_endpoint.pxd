@@ -39,8 +39,8 @@ cdef struct protocol:
     int (*write)(const asker *a, job *j, buf *out) noexcept nogil
     # Read its answer; returns MORE, ANSWERED, NONSENSE.
     int (*read)(const asker *a, const job *j, view got, answer *found) noexcept nogil
-    # Is this the workers', now that it has that status? May mark the job.
-    bint (*hands_over)(const asker *a, job *j, int status) noexcept nogil
+    # Is this the workers', now that it has that status? May mark the job. -1: it is, but there is no memory.
+    int (*hands_over)(const asker *a, job *j, int status) noexcept nogil
     # Is this the workers' from the first?
     bint (*is_handed)(const asker *a, const job *j) noexcept nogil
     bint tells_apart     # is it seen whether an answer belongs to the question?
@@ -102,6 +102,7 @@ cdef enum:  # states of a connection
 cdef struct connection:
     endpoint *to
     int fd
+    int at             # number of its address, as endpoint.at was
     int state
     job *job
     buf out          # to be sent

@@ -102,7 +102,7 @@ cdef connection *connection_begin(endpoint *e, int epoll, uint64_t now, int *fai
     cdef int one = 1
     if c == NULL:
         return NULL
-    c.to, c.state = e, CONNECTING
+    c.to, c.at, c.state = e, e.at, CONNECTING
     c.born_ms = c.since_ms = now
     c.next = e.all
     e.all = c

@@ -9,7 +9,6 @@ connection that had answered before breaks before a byte of the answer has come,
 question is asked once more on a new one, for the server may have closed the old one
 long ago. A connection that has anything unread is closed. Whatever is unclear is
 RETRY.
-
 Where no connection can be made, all is RETRY at once, until an attempt in the background succeeds.
 
 Source: epoll(7), connect(2), tcp(7), unix(7); network-tables.md 1 and 6.
@@ -29,9 +28,7 @@ from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
-from proxymap.tables._jobs cimport (
-    job, job_new, queue_put, queue_sleep, queue_take, queue_wake,
-)
+from proxymap.tables._jobs cimport job, job_new, queue_put, queue_sleep, queue_take, queue_wake
 from proxymap.tables.network._endpoint cimport (
     ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, address, answer, answer_job, asker,
     asker_of, connection, connection_begin, connection_end, connection_free, connection_outcome,
@@ -70,6 +67,7 @@ cdef void run_exchange(exchange *x) noexcept nogil:
                 is_ready(x, <connection *> events[i].data.ptr, events[i].events)
         take_arrivals(x)
         take_jobs(x)
+        x.now_ms = now_ms()  # not before any of these was put into the queue
         sweep(x)
         end_turn(x)
 
@@ -303,8 +301,9 @@ cdef void not_connected(exchange *x, connection *c, const char *why) noexcept no
     """Try the next address; if that was the last, and there is no other connection, the server is down."""
     cdef endpoint *e = c.to
     end(x, c)
-    e.at += 1
-    e.tried += 1
+    if c.at != e.at:
+        return  # another has failed there before: the next address is being tried, or it is down
+    e.at, e.tried = e.at + 1, e.tried + 1
     if e.tried < e.count and not e.down:
         open_one(x, e)
         return
@@ -379,6 +378,7 @@ cdef bint read_answer(exchange *x, connection *c, bint at_end) noexcept nogil:
     e.answers += 1
     e.spent_ms += x.now_ms - c.since_ms
     e.silences = 0
+    is_up(x, e)
     if seen == NONSENSE:
         found.status, found.ends = STAT_RETRY, True
     buf_clear(&j.value)
@@ -409,9 +409,7 @@ cdef void broke(exchange *x, connection *c, int why) noexcept nogil:
     cdef job *j = c.job
     cdef bint old = c.state == BUSY and c.answers > 0 and buf_len(&c.got) == 0
     cdef bint greeted = c.state == GREETING
-    cdef const char *words = b"unexpected disconnect"
-    if why:
-        words = strerror(why)
+    cdef const char *words = strerror(why) if why else <const char *> b"unexpected disconnect"
     end(x, c)
     if greeted:
         is_down(x, e, b"unexpected disconnect")
@@ -437,9 +435,11 @@ cdef void fail(exchange *x, job *j, const char *why) noexcept nogil:
 cdef void done(exchange *x, job *j, int status, const char *why) noexcept nogil:
     """Answer the job, or hand it to the workers. why: of RETRY, for a caller who wants to know."""
     cdef asker *a = asker_of(j)
-    if a.handed != NULL and a.to.speaks.hands_over(a, j, status):
+    cdef int given = a.to.speaks.hands_over(a, j, status) if a.handed != NULL else 0
+    if given > 0:
         queue_put(a.handed, j)
         return
+    status = STAT_RETRY if given < 0 else status
     if status == STAT_RETRY and why != NULL:
         buf_clear(&j.name)
         buf_append_view(&j.name, view_str(why))

@@ -26,7 +26,10 @@ from proxymap.tables._jobs cimport (
     JOB_DELETE, JOB_EXPLAIN, JOB_LOOKUP, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, Queue, job, log_line,
     queue,
 )
-from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, Table, cursor, table
+from proxymap.tables._table cimport (
+    CHANGED_NOT, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, Table, cursor, origins_changed,
+    table,
+)
 from proxymap.tables._template cimport (
     PART_DOMAIN, PART_KEY, PART_LABEL, PART_USER, PARTS, Program, parts_of_key, program_fill, quote_nothing,
 )
@@ -199,13 +202,13 @@ cdef bint take_length(view rest, size_t limit, size_t *length) noexcept nogil:
 
 # What is for the workers
 
-cdef bint hands_over(const asker *a, job *j, int status) noexcept nogil:
+cdef int hands_over(const asker *a, job *j, int status) noexcept nogil:
     if j.kind != JOB_LOOKUP or status == STAT_OK:
-        return False
+        return 0
     if buf_append(&j.key, b"\0\0", 2) < 0:
-        return False
+        return -1  # "no" is not for memcached to say
     mark(j.key.data + j.key.start, buf_len(&j.key), c"m" if status == STAT_NOKEY else c"f")
-    return True
+    return 1
 
 
 cdef void mark(char *key, size_t len, char what) noexcept nogil:
@@ -251,6 +254,18 @@ cdef int memcache_lookup(table *t, view key, int *flags, buf *scratch, view *val
     return STAT_LATER
 
 
+cdef int memcache_changed(table *t) noexcept nogil:
+    """As database_changed: a list of domains whose tables have changed is not to be trusted."""
+    cdef const memcache *m = <const memcache *> t.self
+    cdef table *one
+    cdef int i
+    for i in range(m.domains.members_count if m.domains != NULL else 0):
+        one = m.domains.rules[m.domains.members[i]].t
+        if one.changed != NULL and one.changed(one) != CHANGED_NOT:
+            return CHANGED_SPOILED
+    return origins_changed(t)
+
+
 cdef int no_sequence(
     table *t, cursor *c, int function, buf *scratch, view *key, view *value
 ) noexcept nogil:
@@ -289,10 +304,11 @@ cdef class MemcacheTable(NetworkTable):
         if domains is not None and domains.quick is not None:
             self.domain_program = domains.quick
             self.m.domains = &(<Domains> domains.quick).l
+            self.t.incomplete = domains.incomplete
         self.on_exchange = not in_python and (domains is None or domains.quick is not None)
         self.walks = {}
         self.t.flags, self.t.fold_bit = DICT_FLAG_FIXED | DICT_FLAG_MULTI_WRITER, DICT_FLAG_FOLD_FIX
-        self.t.lookup = memcache_lookup
+        self.t.lookup, self.t.changed = memcache_lookup, memcache_changed
         self.t.sequence = no_sequence
         if writes:
             self.t.slow |= SLOW_WRITE

@@ -18,7 +18,6 @@ cdef class Exchange:
     cdef readonly Queue asks
     cdef readonly Queue notes
     cdef readonly Queue log
-    cdef list lost  # what jobs name that were never answered
 
 
 cdef class Endpoint:

@@ -6,6 +6,7 @@ The thread itself is `_exchange`. Everything here may be called by any thread.
 import os
 from weakref import WeakSet, finalize
 
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc
@@ -50,7 +51,6 @@ cdef class Exchange:
         self.asks, self.notes, self.log = Queue(wakes_loop=True), Queue(), Queue(limit=LINES_MAX)
         self.x.asks, self.x.notes, self.x.log = &self.asks.q, &self.notes.q, &self.log.q
         self.asks.q.sleepy = True
-        self.lost = []
         pthread_mutex_init(&self.x.lock, NULL)
         self.x.epoll = epoll_create1(EPOLL_CLOEXEC)
 
@@ -205,6 +205,8 @@ cdef class NetworkTable(Table):
             job_free(j)
             raise MemoryError
         j.t, j.replies = &self.t, &replies.q
+        Py_INCREF(replies)  # the job names both until `wait` has it back, whatever the caller does
+        Py_INCREF(self)
         queue_put(&self.endpoint.exchange.asks.q, j)
         return j
 
@@ -212,8 +214,9 @@ cdef class NetworkTable(Table):
         """(status, value, why) of the next answer."""
         cdef Job answered = replies.take((self.endpoint.e.time_limit_ms + GRACE_MS) / 1000.0)
         if answered is None:
-            self.endpoint.exchange.lost.append((replies, self))  # the job names them
-            return STAT_RETRY, b"", "no answer in time"
+            return STAT_RETRY, b"", "no answer in time"  # the job keeps what it names
+        Py_DECREF(replies)
+        Py_DECREF(self)
         value = b""
         if answered.j.status == STAT_OK:
             value = answered.j.value.data[:answered.j.value.end] if answered.j.value.end else b""

@@ -65,14 +65,14 @@ class Keeper:
             endpoint, place = self._places[self.exchange.wanted(note)]
             try:
                 threading.Thread(target=self._resolve, args=(endpoint, place), daemon=True).start()
-            except RuntimeError:  # the system allows no more threads
+            except (RuntimeError, MemoryError):  # the system allows no more threads
                 self.exchange.resolved(endpoint, [])
 
     def _resolve(self, endpoint: Endpoint, place: Place) -> None:
         """What a thread of its own does."""
         try:
             found = place.resolved()
-        except (OSError, UnicodeError):
+        except Exception:  # whatever it is, such as no memory: nobody asks again before there is an outcome
             found = []
         self.exchange.resolved(endpoint, found)
 

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ConfigError, ProxymapError, TableRetry
@@ -162,6 +163,11 @@ class Order:
             self._state.notify_all()
 
 
+# Of the tables that are open, by name: one that is opened anew goes on with what was known.
+_doubts: WeakValueDictionary[bytes, Doubts] = WeakValueDictionary()
+_orders: WeakValueDictionary[bytes, Order] = WeakValueDictionary()
+
+
 class Memcache(MemcacheTable):
     """One .cf file."""
 
@@ -170,7 +176,8 @@ class Memcache(MemcacheTable):
         self.warn, self.name = opening.host.warn, type_name.decode(TEXT, ERRORS)
         self.digest = _digest(cf)
         self.domains = DomainList.of(cf, opening)
-        self.doubtful, self.order = Doubts(self.own.ttl), Order()
+        self.doubtful = _doubts.setdefault(type_name, Doubts(self.own.ttl))
+        self.order = _orders.setdefault(type_name, Order())
         self._sweeping, self._swept = threading.Lock(), 0.0
         self.backup_flags = 0
         self._member, self._try_backup = opening.member, 0.0
@@ -188,6 +195,7 @@ class Memcache(MemcacheTable):
             ttl=self.own.ttl, flags=self.own.flags, writes=opening.writes,
             in_python=self.digest is not None,
         )  # fmt: skip
+        self.doubts_count = len(self.doubtful)
 
     def _endpoint(self, cf: TableCf, opening: Opening) -> Endpoint:
         try:

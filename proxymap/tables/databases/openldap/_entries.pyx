@@ -51,10 +51,13 @@ cdef int take_entry(const form *f, void *ld, void *message, item *named, items *
     cdef int result = 0
     new.first = new.last = NULL
     if ldap_get_dn_ber(ld, message, &ber, &dn) != 0:
-        return 0
+        return -1  # no memory, or no entry: it is not known what it has
     while True:
         values = NULL
-        if ldap_get_attribute_ber(ld, message, ber, &name, &values) != 0 or name.ptr == NULL:
+        if ldap_get_attribute_ber(ld, message, ber, &name, &values) != 0:
+            result = -1
+            break
+        if name.ptr == NULL:
             break
         attribute = attribute_number(f, name)
         if values != NULL and values[0].ptr != NULL and attribute >= 0:

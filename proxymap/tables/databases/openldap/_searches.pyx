@@ -12,6 +12,7 @@ Source: ldap_table(5); ldap_result(3), ldap_search_ext(3) of OpenLDAP 2.5; RFC 4
 """
 
 from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strlen
 
@@ -161,6 +162,11 @@ cdef int ask(
 
 
 cdef int broke(connection *c, int error) noexcept nogil:
+    cdef session *s = session_of(c)
+    cdef connection *other = s.first if s.error and s.answers else NULL
+    while other != NULL:  # each is as old as the session: what is asked on it is asked once more
+        other.answers = max(other.answers, <uint64_t> 1)
+        other = search_on(other).next
     connection_say(c, ldap_err2string(error))
     return BROKEN
 
