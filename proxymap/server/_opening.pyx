@@ -60,7 +60,7 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
     """
     cdef job *j = job_new(JOB_LOOK if state == LOOKING else JOB_OPEN)
     if j == NULL:
-        return False
+        return put_off(i, state)
     if state == LOOKING:
         j.t = i.t
     j.flags = i.given_flags
@@ -68,13 +68,21 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
     j.settle = settle
     if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
         job_free(j)
-        return False
+        return put_off(i, state)
     if state == LOOKING:
         i.t.jobs += 1
         i.looked = s.turn
     i.state = state
     i.began_ms = now_ms()
     return True
+
+
+cdef bint put_off(instance *i, int state) noexcept nogil:
+    """There is no memory to have it done now: what was to be opened again is, soon. False."""
+    if state != LOOKING and i.t != NULL:
+        i.doubtful = True
+        i.retry_ms = now_ms() + OPEN_RETRY_MS
+    return False
 
 
 cdef instance *opening_done(service *s, job *j) noexcept nogil:

@@ -11,7 +11,7 @@ from proxymap.base._buf cimport view, view_of
 from proxymap.base._clock cimport now_ms
 from proxymap.server._cache cimport cache_find, cache_forget, cache_forget_all, entry
 from proxymap.server._catalog cimport LOOKING, OPENING, catalog_next, instance
-from proxymap.server._flight cimport flight_find, flight_forget
+from proxymap.server._flight cimport flight, flight_close, flight_find, flight_forget
 from proxymap.server._service cimport service
 from proxymap.tables._table cimport SLOW_LOOKUP, Table
 from proxymap._words cimport STAT_NOKEY, STAT_OK
@@ -137,7 +137,19 @@ cdef size_t forget_table(service *s, instance *i, bint negative) except? -1:
     cdef size_t forgotten = 0
     if s.results != NULL:
         forgotten = cache_forget_all(s.results, i.cache_id, negative)
-    if not negative:
+    if negative:
+        forget_flights(s, i)
+    else:
         s.tables.last_id += 1
         i.cache_id = s.tables.last_id  # so that questions under way find nobody to keep their answers
     return forgotten
+
+
+cdef void forget_flights(service *s, const instance *i) noexcept:
+    """No answer that is under way is kept: it may be a "no" from before."""
+    cdef flight *f = s.flights.first
+    while f != NULL:
+        if f.owner >> 2 == i.cache_id:
+            flight_close(&s.flights, f)
+            f.keeps = False
+        f = f.next

@@ -81,11 +81,12 @@ def open_table(
     if not _take_turn(turn, threading.get_ident()):
         return Surrogate(type_name, b"%b refers to itself" % type_name)  # through another table
     try:
-        table = _open.get(key)
+        table = shared_table(key)
         if table is not None and _is_current(table):
             return table
         if (same := _same_content(key)) is not None:
-            _open[key] = same
+            with _lock:  # others may walk through it
+                _open[key] = same
             return same
         made = _open_or_keep(key, flags, host or Host(), settle, table)
         _distrusted.discard(made)
@@ -142,7 +143,8 @@ def _waits_for(thread: int | None, me: int) -> bool:
 
 def shared_table(key: Key) -> Table | None:
     """The table of that key, if it is open."""
-    return _open.get(key)
+    with _lock:  # this, too, may take out what is gone, while others walk through it
+        return _open.get(key)
 
 
 def key_of(type_name: bytes, flags: int, writes: bool) -> Key:

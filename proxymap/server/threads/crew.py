@@ -35,6 +35,15 @@ def start_thread(run: Callable[[], object]) -> bool:
     return here.wait(ARRIVAL)
 
 
+def given_up(job: Job) -> Job:
+    """An answer of RETRY in place of the job's own. Nobody else gives one: wait for memory, if need be."""
+    while True:
+        try:
+            return job.given_up()
+        except MemoryError:
+            time.sleep(PAUSE)
+
+
 class Crew:
     """Up to `limit` threads that take jobs from `queue`; those that are idle leave, but for `keep`.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from proxymap.base import _fold
 from proxymap.server.launch import Installation
 from proxymap.server.log import Log
-from proxymap.server.threads.crew import Crew
+from proxymap.server.threads.crew import Crew, given_up
 from proxymap.tables._jobs import JOB_CLOSE, JOB_LOOK, JOB_OPEN, Job, Queue
 from proxymap.tables._table import SLOW_LOOKUP, Surrogate, Table
 from proxymap.tables.base import Host
@@ -144,12 +144,13 @@ class Openers:
         return bool(self.crew.running or self.crew.queue.held)
 
     def _give_up(self, job: Job) -> None:
-        what = "not looked at" if job.kind == JOB_LOOK else "not open"
-        text = f"{os.fsdecode(job.name)}: {what} within {self.limit_ms // 1000} s"
-        self.log.warning(text)
-        old = shared_table(key_of(job.name, job.flags, self.writes))
-        if old is not None:
-            old.trouble = f"{text}; going on with the previous content"
-        answer = job.given_up()
-        answer.opened(Surrogate(job.name, os.fsencode(text)))
+        answer = given_up(job)
+        with contextlib.suppress(MemoryError):  # then the loop is told just that
+            what = "not looked at" if job.kind == JOB_LOOK else "not open"
+            text = f"{os.fsdecode(job.name)}: {what} within {self.limit_ms // 1000} s"
+            self.log.warning(text)
+            old = shared_table(key_of(job.name, job.flags, self.writes))
+            if old is not None:
+                old.trouble = f"{text}; going on with the previous content"
+            answer.opened(Surrogate(job.name, os.fsencode(text)))
         self.done.put(answer)

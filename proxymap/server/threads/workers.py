@@ -19,7 +19,7 @@ from proxymap.base._watch import Watch
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused
 from proxymap.server import _lent
 from proxymap.server.log import Log
-from proxymap.server.threads.crew import Crew, start_thread
+from proxymap.server.threads.crew import Crew, given_up, start_thread
 from proxymap.server.threads.openers import Openers
 from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
 from proxymap.tables._table import SLOW_WRITE, Table
@@ -122,8 +122,9 @@ class Workers:
                 continue
             busy = busy or bool(crew.running or crew.queue.held)
             for job in crew.take_late(self.limit_ms) + crew.take_waiting(self.limit_ms):
-                self._tell_late(job.table)
-                self.done.put(job.given_up())
+                with contextlib.suppress(MemoryError):
+                    self._tell_late(job.table)
+                self.done.put(given_up(job))
         for server in self.servers():  # a driver that does not hang was quicker
             for table in server.give_up_late(self.limit_ms + round(LOOK * 1000)):
                 self._tell_late(table)
@@ -176,7 +177,11 @@ class Workers:
 
     def _start_crew(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Crew:
         crew = Crew(name, limit, work)
-        crew.start()
+        try:
+            crew.start()
+        except RuntimeError:
+            crew.queue.close()  # its thread may come after all
+            raise
         return crew
 
     # Asking

@@ -89,6 +89,7 @@ cdef void drive(driver *d) noexcept nogil:
         match(d)
         sweep(d)
         end_turn(d)
+    take_orders(d)  # connections that have just arrived end, too
     leave_hosts(d, <uint64_t> -1)
     end_turn(d)
 
@@ -122,14 +123,15 @@ cdef int time_to_wait(driver *d) noexcept nogil:
 cdef void end_turn(driver *d) noexcept nogil:
     """Wake the threads that wait for the answers of this turn, and have lines logged."""
     cdef bint note = False
-    cdef connection *c
+    cdef connection *next
     if d.woken != NULL:
         queue_wake(d.woken)
         d.woken = NULL
     while d.ended != NULL:
-        c = d.ended
-        d.ended = c.next
-        driver_tell(d, NOTE_ENDED, c)
+        next = d.ended.next
+        if driver_tell(d, NOTE_ENDED, d.ended) < 0:
+            break  # without memory; in the next turn
+        d.ended = next
     if d.log.held:
         pthread_mutex_lock(&d.lock)
         note = not d.lines_noted

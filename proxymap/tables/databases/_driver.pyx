@@ -22,7 +22,7 @@ from proxymap.tables._jobs cimport (
 )
 from proxymap.tables._table cimport Table
 from proxymap.tables.databases._budget cimport budget_set
-from proxymap.tables.databases._connection cimport Connection, connection
+from proxymap.tables.databases._connection cimport Connection, connection, connection_free
 from proxymap.tables.databases._drive cimport drive
 from proxymap.tables.databases._lanes cimport lanes_take, lanes_take_old
 from proxymap.tables.databases._waiting cimport HOSTS_MAX, NOTE_NUDGE
@@ -58,6 +58,12 @@ cdef class Driver:
 
     def __dealloc__(self):
         cdef job *j
+        cdef connection *c
+        while self.d.arrived != NULL:  # after the driver's end
+            c = self.d.arrived
+            self.d.arrived = c.next
+            c.calls.close(c, False)
+            connection_free(c)
         while self.d.waiting.count:
             j = lanes_take(&self.d.waiting)
             job_free(j)
@@ -197,21 +203,25 @@ cdef class Driver:
             j = self.take_old(now, limit_ms)
             if j == NULL:
                 break
-            tables.append(<object> j.t.owner)
+            table = <object> j.t.owner
             j.status = STAT_RETRY
             queue_put(j.replies, j)
+            tables.append(table)
         pthread_mutex_lock(&self.d.lock)
-        c = self.d.all
-        while c != NULL:
-            if c.busy and not c.given_up and c.job != NULL and now - c.job.since_ms >= limit_ms:
-                j = answer_for(c.job)
-                if j != NULL:
-                    c.given_up = True
-                    tables.append(<object> j.t.owner)
-                    Py_INCREF(<object> j.t.owner)  # until NOTE_DROP
-                    queue_put(j.replies, j)
-            c = c.next
-        pthread_mutex_unlock(&self.d.lock)
+        try:
+            c = self.d.all
+            while c != NULL:
+                if c.busy and not c.given_up and c.job != NULL and c.job.since_ms + limit_ms <= now:
+                    j = answer_for(c.job)
+                    if j != NULL:
+                        c.given_up = True
+                        table = <object> j.t.owner
+                        Py_INCREF(table)  # until NOTE_DROP
+                        queue_put(j.replies, j)
+                        tables.append(table)
+                c = c.next
+        finally:  # there may be no memory for `tables`
+            pthread_mutex_unlock(&self.d.lock)
         return tables
 
     cdef job *take_old(self, uint64_t now, uint64_t limit_ms):

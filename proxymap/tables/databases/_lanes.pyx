@@ -72,7 +72,7 @@ cdef job *lanes_take_old(lanes *l, uint64_t now, uint64_t age_ms) noexcept nogil
     cdef job *j
     while link[0] != NULL:
         j = link[0]
-        if now - j.since_ms >= age_ms:
+        if j.since_ms + age_ms <= now:  # it may have come after `now`
             l.count -= 1
             link[0] = j.lane
             if j.next != NULL:

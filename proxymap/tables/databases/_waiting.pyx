@@ -16,7 +16,7 @@ from proxymap._words cimport STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport buf_append_view, buf_clear, buf_view, view_str
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport pthread_mutex_lock, pthread_mutex_unlock
-from proxymap.tables._jobs cimport job, job_new, queue_link, queue_put, queue_take, queue_wake
+from proxymap.tables._jobs cimport job, job_new, queue, queue_link, queue_put, queue_take, queue_wake
 from proxymap.tables.databases._connection cimport connection
 from proxymap.tables.databases._lanes cimport (
     lanes_before, lanes_oldest_ms, lanes_put, lanes_return, lanes_take, lanes_take_old,
@@ -46,11 +46,13 @@ cdef void waiting_collect(driver *d) noexcept nogil:
 
 
 cdef job *waiting_next(driver *d) noexcept nogil:
-    """The job to be asked now; NULL if that was answered here instead. There is one."""
+    """The job to be asked now; NULL if that was answered here instead, or by the minder."""
     cdef job *j
     pthread_mutex_lock(&d.lock)
     j = lanes_take(&d.waiting)
     pthread_mutex_unlock(&d.lock)
+    if j == NULL:
+        return NULL
     if d.refusing:
         refuse(d, j, b"no server can be reached")
     elif left_us(d, j) < least_us(d):
@@ -96,15 +98,18 @@ cdef inline uint64_t left_us(const driver *d, const job *j) noexcept nogil:
     return (d.time_limit_ms - min(age, d.time_limit_ms)) * 1000
 
 
-cdef bint is_hopeless(const driver *d, const job *j) noexcept nogil:
+cdef bint is_hopeless(driver *d, const job *j) noexcept nogil:
     """Will j be too late when its turn comes? Of a refresh: would it delay anybody?"""
-    cdef uint64_t oldest_ms = lanes_oldest_ms(&d.waiting)
+    cdef uint64_t oldest_ms
     cdef size_t before
+    pthread_mutex_lock(&d.lock)  # the minder may take what waits, and whom it answers frees it
+    oldest_ms = lanes_oldest_ms(&d.waiting)
+    before = lanes_before(&d.waiting, j.t)
+    pthread_mutex_unlock(&d.lock)
     if j.refresh:
         return oldest_ms != 0 or d.idle == NULL
     if oldest_ms == 0 or now_ms() - oldest_ms < d.time_limit_ms // BURST:
         return False
-    before = lanes_before(&d.waiting, j.t)
     return before * d.mean_us // <uint64_t> max(1, min(d.limit, d.allowed)) + least_us(d) > left_us(d, j)
 
 
@@ -129,18 +134,19 @@ cdef void refuse(driver *d, job *j, const char *why) noexcept nogil:
 
 cdef void driver_answer(driver *d, job *j, int status, const char *why) noexcept nogil:
     """Hand the job back. why: of RETRY, for a caller who wants to know."""
+    cdef queue *to = j.replies  # once j is there, it is its taker's, who frees it
     if status != STAT_OK:
         buf_clear(&j.value)
     if status == STAT_RETRY:
         buf_clear(&j.name)
         buf_append_view(&j.name, view_str(why))
     j.status = status
-    if d.woken != NULL and d.woken != j.replies:
+    if d.woken != NULL and d.woken != to:
         queue_wake(d.woken)
-    d.woken = j.replies
-    queue_link(j.replies, j)
-    if j.replies.eventfd < 0:
-        queue_wake(j.replies)  # each job counts
+    d.woken = to
+    queue_link(to, j)
+    if to.eventfd < 0:
+        queue_wake(to)  # each job counts
         d.woken = NULL
 
 

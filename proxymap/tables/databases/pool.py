@@ -165,7 +165,7 @@ class Pool:
         """cancels: the server is to know, which may take long."""
         if cancels and len(self._cancelled) < STUCK_MAX:
             self._cancelled.add(connection)
-            with contextlib.suppress(RuntimeError):  # the system allows no more threads
+            with contextlib.suppress(RuntimeError, MemoryError):  # the system allows no more threads
                 threading.Thread(
                     target=self._cancel, args=(connection,), name="cancelling", daemon=True
                 ).start()
@@ -221,7 +221,7 @@ class Pool:
             if sum(each.abandoned for each in self._trials) >= STUCK_MAX:
                 raise TimeoutError
             threading.Thread(target=self._connect, args=(trial,), name="connecting", daemon=True).start()
-        except (RuntimeError, TimeoutError) as error:  # the system allows no more threads
+        except (RuntimeError, MemoryError, TimeoutError) as error:  # the system allows no more threads
             self._did_not_connect(trial, error)
         else:
             self._trials.add(trial)
