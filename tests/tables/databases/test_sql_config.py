@@ -19,7 +19,7 @@ class Server:
     """What stands for pool.Server: remembers what it was asked for, answers from `answers`."""
 
     def __init__(self, *asked_for: Any) -> None:
-        self.maptype, self.addresses, self.login, _, self.type_name, self.retry, self.idle = asked_for
+        self.maptype, self.addresses, self.login, _, self.type_name, self.retry, self.idle, _ = asked_for
         self.tables: list[Any] = []
         self.answers: dict[bytes, tuple[int, bytes]] = {}
 
