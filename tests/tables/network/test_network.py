@@ -273,6 +273,7 @@ def test_slow_server_gets_more_connections_up_to_the_limit(server: Scripted) -> 
 def test_what_is_known_of_a_server(server: Scripted) -> None:
     table = opened(server.table())
     table.answer(b"a", 0)
+    wait_until(lambda: not table.endpoint.describe()["busy"], "the connection at rest")
     told = table.endpoint.describe()
     assert told["state"] == "up"
     assert told["tables"] == [server.table().decode()]
