@@ -57,9 +57,10 @@ def enter_queue_directory(settings: Settings) -> None:
 def load_what_is_needed_later(approved: Iterable[bytes], *, writes: bool, all_types: bool) -> None:
     """Import it now: after chroot nothing can be, and mail_owner may not be allowed to.
 
-    The types of the tables that are approved, and of their members; or all types.
+    The types of the tables that are approved, and of their members; or all types that are not heavy, too.
     """
-    load_types(TABLE_TYPES if all_types else approved, writes=writes)
+    light = [name for name, maptype in TABLE_TYPES.items() if all_types and not maptype.heavy]
+    load_types([*approved, *light], writes=writes)
     if all_types or not open_to_all(os.__file__):
         for name in USED_LATER:
             import_module(name)

@@ -37,7 +37,7 @@ class TableType:
     module: the file, below this folder. suffix: what follows a table's name in the name of its
     file; None if it has no single one. writable: can it be opened for updates?
     flags: dictionary flags that make another table of it when they are given at open.
-    writer: another module that updates need.
+    writer: another module that updates need. heavy: does it bring megabytes of libraries?
     """
 
     def __init__(
@@ -48,9 +48,10 @@ class TableType:
         writable: bool = False,
         flags: int = 0,
         writer: str | None = None,
+        heavy: bool = False,
     ) -> None:
         self.module, self.suffix, self.writable, self.flags = module, suffix, writable, flags
-        self.writer = writer
+        self.writer, self.heavy = writer, heavy
 
 
 TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
@@ -68,10 +69,10 @@ TABLE_TYPES = {
     "hash": TableType("indexed.bdb", suffix=b".db", writable=True),
     "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
-    "ldap": TableType("databases.openldap.ldap"),
+    "ldap": TableType("databases.openldap.ldap", heavy=True),
     "lmdb": TableType("indexed.lmdb", suffix=b".lmdb", writable=True, writer="indexed.lmdb_writer"),
-    "memcache": TableType("network.memcache", writable=True),
-    "mongodb": TableType("databases.mongo.mongodb"),
+    "memcache": TableType("network.memcache", writable=True, heavy=True),
+    "mongodb": TableType("databases.mongo.mongodb", heavy=True),
     "mysql": TableType("databases.mysql"),
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pgsql": TableType("databases.pgsql"),
