@@ -34,8 +34,6 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy as Strategy
 from oracle import Attributes
 
-from proxymap.tables.types import TABLE_TYPES
-
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 QUESTIONS = int(os.environ.get("PROXYMAP_QUESTIONS", "400"))  # of each type
@@ -56,8 +54,6 @@ SOURCES = ("texthash", "cidr", "regexp", "pcre")
 @pytest.fixture
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     maptype, service = request.param
-    if maptype not in TABLE_TYPES:
-        pytest.skip(f"{maptype} is not there yet")
     if maptype in BDB:
         pytest.importorskip("berkeleydb")
     with Pair(maptype, service, *([1] if maptype in SOURCES else [])) as made:

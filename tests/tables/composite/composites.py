@@ -45,7 +45,6 @@ from proxymap.errors import ProxymapError, TableConfig, TableRetry
 from proxymap.tables._table import SLOW_LOOKUP, Table
 from proxymap.tables.base import Host
 from proxymap.tables.opening import open_table
-from proxymap.tables.types import TABLE_TYPES
 
 LATER = 100  # the loop leaves it to a worker
 FIXED, PATTERN = 1 << 4, 1 << 5
@@ -68,7 +67,7 @@ FILES = {
         b"": b"b",
     },
 }  # each lmdb has the empty key: Postfix dies of asking one that has not
-LITERALS = [  # members without a file; those of types that are not there yet are left out
+LITERALS = [  # members without a file
     *("static:a", "static:{}", "static:{B, C}", "fail:x", "inline:{a=b, c=A, A=x}", "inline:{ {b = d e} }"),
     *("cidr:{ {0.0.0.0/0 x} }", "regexp:{ {/^(.)$/ <$1>} }", "pcre:{ {/^(.)$/ ($1)} }", "nosuch:x"),
 ]
@@ -83,8 +82,7 @@ def make_files(place: Path) -> list[str]:
     for path in place.iterdir():
         path.chmod(0o644)
     files = [f"{maptype}:{place}/{name}" for name in FILES for maptype in ("cdb", "lmdb")]
-    served = [name for name in LITERALS if name.partition(":")[0] in {*TABLE_TYPES, "nosuch"}]
-    return [*files, *served, f"cdb:{place}/missing"]
+    return [*files, *LITERALS, f"cdb:{place}/missing"]
 
 
 def composites(members: list[str], maptype: str, count: int, seed: int) -> Iterator[str]:

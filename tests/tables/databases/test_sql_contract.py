@@ -17,8 +17,6 @@ from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
 from fix_server import NOT_FOUND, Peer, ServerProcess, found, lookup, peers, wait_until
 from oracle import Attributes
 
-from proxymap.tables.types import TABLE_TYPES
-
 RETRY: Attributes = [(b"status", b"2"), (b"value", b"")]
 FAIL_FAST = {"lookup_time_limit": "3s", "server_connect_time_limit": "1s", "cache_ttl": "0s"}
 ANY_UTF8 = [chr(c) for c in range(1, 128)] + ["\u00e9", "\u4e2d", "\U0001f600", "x" * 1000]
@@ -116,16 +114,12 @@ class Place(ServerProcess):
 
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    if KINDS[request.param] not in TABLE_TYPES:
-        pytest.skip(f"{KINDS[request.param]} is not there yet")
     with backend_of(request.param, request) as backend, Place(backend) as made:
         yield made
 
 
 @pytest.fixture(params=["fake mysql", "fake pgsql"])
 def pretended(request: pytest.FixtureRequest) -> Iterator[tuple[Place, FakeServer]]:
-    if KINDS[request.param] not in TABLE_TYPES:
-        pytest.skip(f"{KINDS[request.param]} is not there yet")
     with backend_of(request.param, request) as backend, Place(backend) as made:
         yield made, backend.server
 
@@ -316,8 +310,6 @@ def test_each_lookup_is_one_question(pretended: tuple[Place, FakeServer]) -> Non
 @pytest.mark.parametrize("prepared", ["no", "forgetful"])
 def test_pooler_without_prepared_statements(prepared: str) -> None:
     """As pgbouncer may be: the same answers, as text."""
-    if "pgsql" not in TABLE_TYPES:
-        pytest.skip("pgsql is not there yet")
     with FakePostgreSQL(RECORDS, prepared) as server, Place(Fake(server)) as place:  # type: ignore[arg-type]
         table, peer = started(place)
         for _ in range(5):
