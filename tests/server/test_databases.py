@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -166,7 +167,7 @@ def test_host_that_hangs_is_left_for_the_next(service: Service) -> None:
             start = time.monotonic()
             assert service.ask(table, key_of(n)) == found(b"box%d" % n)
             took.append(time.monotonic() - start)
-        assert min(took) < CONNECT_LIMIT
+        assert statistics.median(took) < CONNECT_LIMIT
 
 
 def test_host_that_goes_silent_is_left_for_the_next(service: Service) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fix_gate import NOKEY, OK, RETRY, WORKERS, Gate, InProcess, gated_server
-from fix_server import DIALECTS, Peer, found, lookup, wait_until
+from fix_gate import NOKEY, RETRY, WORKERS, Gate, InProcess, gated_server
+from fix_server import DIALECTS, LIMIT, Peer, found, lookup, wait_until
 from oracle import reply
 
 from proxymap.tables._jobs import clock_ms
@@ -261,4 +261,9 @@ def test_server_stops_while_clients_wait(gate: Gate) -> None:
         for peer in peers:
             peer.send(slow(b"wait"))
         wait_until(lambda: tables(server)["joined"] == WORKERS - 1, "all wait")
-        assert OK == 0
+        server.server.stop()
+        server.thread.join(LIMIT)
+        assert not server.thread.is_alive()
+        assert gate.asked == [b"wait"]
+        for peer in peers:
+            peer.close()
