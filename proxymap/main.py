@@ -223,7 +223,7 @@ def serve(options: Options, log: Log) -> None:
     else:
         from proxymap.server import standalone
 
-        standalone.become_unprivileged(settings, options.user)
+        standalone.become_unprivileged(settings, main_cf, options.user, writes=writes)
         standalone.run(settings, main_cf, log, listen=options.listen, writes=writes, load=read)
 
 

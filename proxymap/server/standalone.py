@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from proxymap.config.approval import approve
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
@@ -59,7 +60,7 @@ def run(
             server.run(ready)
 
 
-def become_unprivileged(settings: Settings, user: str) -> None:
+def become_unprivileged(settings: Settings, main_cf: MainCf, user: str, *, writes: bool) -> None:
     """Started as root: be `user`, or mail_owner, for good, before anything is served or written.
 
     Raises ConfigError if that cannot be, or if another user wants to be `user`.
@@ -70,7 +71,8 @@ def become_unprivileged(settings: Settings, user: str) -> None:
             raise ConfigError(f"--user {user}: only root can become another user")
         return
     owner = account_to_run_as(user or settings.mail_owner, where)
-    load_what_is_needed_later((), writes=True, all_types=True)
+    approved = approve(settings, main_cf, writes, lambda warning: None)  # the Daemon says it
+    load_what_is_needed_later(approved, writes=True, all_types=True)
     os.setgid(owner.pw_gid)
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fix_memcached import write_cf
+from fix_scripted import Scripted
 from fix_server import (
     LIMIT,
     LOCK,
@@ -371,6 +373,18 @@ def test_types_that_main_cf_names_are_loaded_at_the_start(server: ServerProcess,
     for module in installed.glob("tables/indexed/cdb*"):
         module.unlink()
     assert_serves(server)
+
+
+def test_type_with_a_large_library_is_loaded_while_root_can_do_so(
+    server: ServerProcess, installed: Path
+) -> None:
+    """The server's user may not read the package; only types that main.cf names are worth the memory."""
+    with Scripted("memcache", {b"k": b"v"}) as memcached:
+        table = write_cf(server.dir / "t.cf", memcache=memcached.endpoint)
+        server.approve(table)
+        installed.chmod(0o700)
+        with server.start(cwd=installed.parent).connect() as peer:
+            assert peer.ask(lookup(table, b"k")) == found(b"v")
 
 
 def test_changed_installation_is_told_once(server: ServerProcess, installed: Path) -> None:
