@@ -55,9 +55,14 @@ def read_hosts(cf: TableCf, port: int, uris: tuple[str, ...] = ()) -> tuple[Addr
             found.append(_address(item, port, uris))
         except ValueError as trouble:
             raise ConfigError(f'{cf.where("hosts")} has "{mask_secrets(item)}"; expected {trouble}') from None
+    return each_once(cf, "hosts", found)
+
+
+def each_once(cf: TableCf, name: str, found: list[Address]) -> tuple[Address, ...]:
+    """each_once - what a parameter has, without repetition; raises ConfigError if there are too many"""
     addresses = tuple(dict.fromkeys(found))
     if len(addresses) > HOSTS_MAX:
-        raise ConfigError(f"{cf.where('hosts')} has {len(addresses)} hosts; expected {HOSTS_MAX} at most")
+        raise ConfigError(f"{cf.where(name)} has {len(addresses)} hosts; expected {HOSTS_MAX} at most")
     return addresses
 
 

@@ -25,6 +25,7 @@ from fix_slapd import unavailable as slapd_unavailable
 from fix_sql import Clients, Service, served
 from ldap_cases import fill
 
+from proxymap.errors import ConfigError
 from proxymap.tables.databases._connection import Attempt
 from proxymap.tables.databases.hosts import ConnectFailed
 
@@ -300,6 +301,21 @@ def connector(server: Slapd, path: Path, **parameters: str) -> tuple[object, obj
     cf = LdapCf(os.fsencode(server.write_cf(path, **parameters)), Host())
     addresses = read_servers(cf)
     return OpenLDAP(read_login(cf, addresses, print)), addresses[0]
+
+
+def test_more_hosts_than_a_server_may_have_are_refused(tmp_path: Path) -> None:
+    from proxymap.tables.base import Host
+    from proxymap.tables.databases.openldap.ldap import LdapCf, read_servers
+
+    path = tmp_path / "t.cf"
+    for count in (64, 65):
+        path.write_text("server_host = " + " ".join(f"h{n}" for n in range(count)))
+        cf = LdapCf(os.fsencode(path), Host())
+        if count == 64:
+            assert len(read_servers(cf)) == count
+        else:
+            with pytest.raises(ConfigError, match="server_host has 65 hosts; expected 64 at most"):
+                read_servers(cf)
 
 
 def test_failed_start_tls_leaks_nothing(directory: Slapd, tmp_path: Path) -> None:

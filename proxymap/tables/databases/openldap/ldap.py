@@ -20,7 +20,7 @@ from proxymap.config.source import split_list
 from proxymap.errors import ConfigError
 from proxymap.tables._template import NO_PART, Program
 from proxymap.tables.base import Opening
-from proxymap.tables.databases.addresses import Address, port_number, split_port
+from proxymap.tables.databases.addresses import Address, each_once, port_number, split_port
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files
 from proxymap.tables.databases.openldap._entries import Form
@@ -116,7 +116,7 @@ def read_servers(cf: TableCf) -> tuple[Address, ...]:
             raise ConfigError(f'{cf.where("server_host")} has "{item}"; expected {trouble}') from None
     if not found:
         raise cf.wrong("server_host", "a host, or the URL of one")
-    return tuple(dict.fromkeys(found))
+    return each_once(cf, "server_host", found)
 
 
 def _address(item: str, port: int) -> Address:
