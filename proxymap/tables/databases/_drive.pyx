@@ -13,7 +13,7 @@ more on another, since the server may have closed it long before. Whatever is
 unclear is RETRY, never NOKEY.
 
 Jobs that are under way belong to the driver, but the minder may answer them
-(take_late) if it hangs: so what is under way changes hands under the lock.
+(Driver.give_up_late) if it hangs: so what is under way changes hands under the lock.
 
 Source: epoll(7), eventfd(2).
 """

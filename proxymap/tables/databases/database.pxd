@@ -51,7 +51,6 @@ cdef int question_refusal(question *q, const database *d, view key, buf *scratch
 cdef int question_text(question *q, quote_function quote, void *context, buf *out) noexcept nogil
 cdef void question_row(question *q) noexcept nogil
 cdef int question_value(question *q, view value, buf *out, queue *log) noexcept nogil
-cdef void question_restart(question *q, buf *out) noexcept nogil
 cdef int question_end(const question *q, queue *log) noexcept nogil
 
 

@@ -13,7 +13,7 @@ Source: mysql_table(5), pgsql_table(5), sqlite_table(5); tables.md 9.
 """
 
 from proxymap.base._buf cimport (
-    buf, buf_append, buf_clear, buf_free, buf_init, buf_len, view, view_of, view_str, view_until_nul,
+    buf, buf_append, buf_free, buf_init, buf_len, view, view_of, view_str, view_until_nul,
 )
 from proxymap.base._fold cimport utf8_valid
 from proxymap.tables._jobs cimport LEVEL_WARNING, Queue, log_line, queue
@@ -128,13 +128,6 @@ cdef int question_value(question *q, view value, buf *out, queue *log) noexcept 
         return STAT_RETRY
     q.values += 1
     return program_fill(q.of.result, q.parts, quote_nothing, NULL, out)
-
-
-cdef void question_restart(question *q, buf *out) noexcept nogil:
-    """Another result follows, and those before it do not count."""
-    buf_clear(out)
-    q.rows = q.values = 0
-    q.over = False
 
 
 cdef int question_end(const question *q, queue *log) noexcept nogil:
