@@ -24,6 +24,7 @@ cdef struct domain_list:
 
 
 cdef int domain_find(const domain_list *l, view domain, buf *scratch, table **trouble) noexcept nogil
+cdef int domains_changed(const domain_list *l, table *t) noexcept nogil
 
 
 cdef class Domains:

@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from proxymap.base._buf cimport buf, buf_free, buf_init, view, view_equal, view_of
 from proxymap.base._fold cimport fold_ascii, fold_utf8, utf8_valid
 from proxymap.base._hash cimport hash_view
-from proxymap.tables._table cimport Table, table
+from proxymap.tables._table cimport CHANGED_NOT, CHANGED_SPOILED, Table, origins_changed, table
 from proxymap._words cimport *
 
 
@@ -57,6 +57,17 @@ cdef int ask_member(table *t, view domain, view folded) noexcept nogil:
         status = STAT_RETRY
     buf_free(&scratch)
     return status
+
+
+cdef int domains_changed(const domain_list *l, table *t) noexcept nogil:
+    """Of t, whose list it is, or NULL: one that has changed is not to be trusted; files stay good."""
+    cdef table *one
+    cdef int i
+    for i in range(l.members_count if l != NULL else 0):
+        one = l.rules[l.members[i]].t
+        if one.changed != NULL and one.changed(one) != CHANGED_NOT:
+            return CHANGED_SPOILED
+    return origins_changed(t)
 
 
 cdef class Domains:

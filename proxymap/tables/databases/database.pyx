@@ -17,10 +17,8 @@ from proxymap.base._buf cimport (
 )
 from proxymap.base._fold cimport utf8_valid
 from proxymap.tables._jobs cimport LEVEL_WARNING, Queue, log_line, queue
-from proxymap.tables._table cimport (
-    CHANGED_NOT, CHANGED_SPOILED, SLOW_LOOKUP, STAT_LATER, Table, origins_changed, table,
-)
-from proxymap.tables._domains cimport domain_find
+from proxymap.tables._table cimport SLOW_LOOKUP, STAT_LATER, Table, table
+from proxymap.tables._domains cimport domain_find, domains_changed
 from proxymap.tables._template cimport (
     PART_DOMAIN, PART_KEY, PART_LABEL, PART_USER, PART_VALUE_DOMAIN, PART_VALUE_USER, WANTS_LABELS,
     parts_of_key, parts_of_value, program_fill, quote_doubling, quote_nothing,
@@ -160,15 +158,7 @@ cdef int database_lookup(table *t, view key, int *flags, buf *scratch, view *val
 
 
 cdef int database_changed(table *t) noexcept nogil:
-    """A list of domains that has changed is not to be trusted; files of parameters are as good as ever."""
-    cdef const database *d = <const database *> t.self
-    cdef table *one
-    cdef int i
-    for i in range(d.domains.members_count if d.domains != NULL else 0):
-        one = d.domains.rules[d.domains.members[i]].t
-        if one.changed != NULL and one.changed(one) != CHANGED_NOT:
-            return CHANGED_SPOILED
-    return origins_changed(t)
+    return domains_changed((<const database *> t.self).domains, t)
 
 
 cdef class DatabaseTable(Table):

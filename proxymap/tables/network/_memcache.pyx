@@ -21,15 +21,12 @@ from proxymap.base._buf cimport (
     buf, buf_append, buf_append_view, buf_clear, buf_free, buf_init, buf_len, buf_view, view, view_equal,
     view_is, view_of, view_str,
 )
-from proxymap.tables._domains cimport Domains, domain_find
+from proxymap.tables._domains cimport Domains, domain_find, domains_changed
 from proxymap.tables._jobs cimport (
     JOB_DELETE, JOB_EXPLAIN, JOB_LOOKUP, JOB_SEQUENCE, JOB_UPDATE, LEVEL_WARNING, Queue, job, log_line,
     queue,
 )
-from proxymap.tables._table cimport (
-    CHANGED_NOT, CHANGED_SPOILED, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, Table, cursor, origins_changed,
-    table,
-)
+from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, Table, cursor, table
 from proxymap.tables._template cimport (
     PART_DOMAIN, PART_KEY, PART_LABEL, PART_USER, PARTS, Program, parts_of_key, program_fill, quote_nothing,
 )
@@ -255,15 +252,7 @@ cdef int memcache_lookup(table *t, view key, int *flags, buf *scratch, view *val
 
 
 cdef int memcache_changed(table *t) noexcept nogil:
-    """As database_changed: a list of domains whose tables have changed is not to be trusted."""
-    cdef const memcache *m = <const memcache *> t.self
-    cdef table *one
-    cdef int i
-    for i in range(m.domains.members_count if m.domains != NULL else 0):
-        one = m.domains.rules[m.domains.members[i]].t
-        if one.changed != NULL and one.changed(one) != CHANGED_NOT:
-            return CHANGED_SPOILED
-    return origins_changed(t)
+    return domains_changed((<const memcache *> t.self).domains, t)
 
 
 cdef int no_sequence(
