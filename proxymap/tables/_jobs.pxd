@@ -122,4 +122,6 @@ cdef bint queue_sleep(queue *q) noexcept nogil
 cdef job *queue_take_old(queue *q, uint64_t age_ms) noexcept nogil
 cdef void queue_wake(queue *q) noexcept nogil
 cdef job *queue_take(queue *q, double wait) noexcept nogil
+cdef void job_answer(job *j, int status, const char *why, queue **woken) noexcept nogil
+cdef int note_put(queue *notes, int kind, void *about) noexcept nogil
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil

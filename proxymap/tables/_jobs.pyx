@@ -17,7 +17,7 @@ from posix.unistd cimport close, write
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from proxymap.base._buf cimport buf_append, buf_append_view, buf_clear, buf_free, view, view_of
+from proxymap.base._buf cimport buf_append, buf_append_view, buf_clear, buf_free, view, view_of, view_str
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._eager cimport has_looked, is_time_to_look
 from proxymap.base._os cimport (
@@ -25,7 +25,7 @@ from proxymap.base._os cimport (
     timespec,
 )
 from proxymap.tables._table cimport Table
-from proxymap._words cimport STAT_RETRY
+from proxymap._words cimport STAT_OK, STAT_RETRY
 
 import os
 
@@ -193,6 +193,37 @@ cdef inline job *unlink_first(queue *q) noexcept nogil:
         q.last = &q.first
     q.held -= 1
     return j
+
+
+cdef void job_answer(job *j, int status, const char *why, queue **woken) noexcept nogil:
+    """Hand the job back. why: of RETRY, for a caller who wants to know; NULL: it is not said.
+
+    woken: the queue whose taker is still to be woken, by the caller before it goes to sleep.
+    """
+    cdef queue *to = j.replies  # once j is there, it is its taker's, who frees it
+    if status != STAT_OK:
+        buf_clear(&j.value)
+    if status == STAT_RETRY and why != NULL:
+        buf_clear(&j.name)
+        buf_append_view(&j.name, view_str(why))
+    j.status = status
+    if woken[0] != NULL and woken[0] != to:
+        queue_wake(woken[0])
+    woken[0] = to
+    queue_link(to, j)
+    if to.eventfd < 0:
+        queue_wake(to)  # each job counts
+        woken[0] = NULL
+
+
+cdef int note_put(queue *notes, int kind, void *about) noexcept nogil:
+    """Have a thread that may wait see to something; -1 without memory."""
+    cdef job *note = job_new(kind)
+    if note == NULL:
+        return -1
+    note.asker = about
+    queue_put(notes, note)
+    return 0
 
 
 cdef void log_line(queue *q, int level, const view *parts, int count) noexcept nogil:

@@ -32,7 +32,8 @@ from proxymap.base._os cimport (
     pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
 from proxymap.tables._jobs cimport (
-    JOB_EXPLAIN, LEVEL_WARNING, job, job_new, log_line, queue_put, queue_sleep, queue_wake,
+    JOB_EXPLAIN, LEVEL_WARNING, job, job_answer, job_new, log_line, note_put, queue_put, queue_sleep,
+    queue_wake,
 )
 from proxymap.tables.databases._budget cimport budget_earn, budget_spend
 from proxymap.tables.databases._connection cimport (
@@ -40,8 +41,8 @@ from proxymap.tables.databases._connection cimport (
     WANT_READ, WANT_WRITE, connection, connection_say, connection_watch,
 )
 from proxymap.tables.databases._waiting cimport (
-    NOTE_DROP, NOTE_ENDED, NOTE_GROW, NOTE_LINES, NOTE_SUSPECT, driver, driver_answer, driver_tell,
-    waiting_collect, waiting_late, waiting_learn, waiting_next, waiting_return,
+    NOTE_DROP, NOTE_ENDED, NOTE_GROW, NOTE_LINES, NOTE_SUSPECT, driver, waiting_collect, waiting_late,
+    waiting_learn, waiting_next, waiting_return,
 )
 from proxymap.tables.databases.database cimport (
     database, question_begin, question_end, question_row, question_text, question_value,
@@ -129,7 +130,7 @@ cdef void end_turn(driver *d) noexcept nogil:
         d.woken = NULL
     while d.ended != NULL:
         next = d.ended.next
-        if driver_tell(d, NOTE_ENDED, d.ended) < 0:
+        if note_put(d.notes, NOTE_ENDED, d.ended) < 0:
             break  # without memory; in the next turn
         d.ended = next
     if d.log.held:
@@ -137,7 +138,7 @@ cdef void end_turn(driver *d) noexcept nogil:
         note = not d.lines_noted
         d.lines_noted = True
         pthread_mutex_unlock(&d.lock)
-    if note and driver_tell(d, NOTE_LINES, NULL) < 0:
+    if note and note_put(d.notes, NOTE_LINES, NULL) < 0:
         d.lines_noted = False
 
 
@@ -212,7 +213,7 @@ cdef void grow(driver *d) noexcept nogil:
     if may:
         d.opening += 1
     pthread_mutex_unlock(&d.lock)
-    if may and driver_tell(d, NOTE_GROW, NULL) < 0:
+    if may and note_put(d.notes, NOTE_GROW, NULL) < 0:
         pthread_mutex_lock(&d.lock)
         d.opening -= 1
         pthread_mutex_unlock(&d.lock)
@@ -242,7 +243,7 @@ cdef void ask(driver *d, connection *c, job *j) noexcept nogil:
         if status == STAT_OK and buf_append(&c.sql, b"\0", 1) < 0:
             status = STAT_RETRY
     if status != STAT_OK:
-        driver_answer(d, j, status, b"no memory")
+        job_answer(j, status, b"no memory", &d.woken)
         return
     d.idle = c.next_idle
     c.result_required = table.result_set_required
@@ -364,7 +365,7 @@ cdef void answer_of(driver *d, connection *c, int status, const char *why) noexc
     """Answer the job of c."""
     cdef job *j = take_away(d, c)
     if j != NULL:
-        driver_answer(d, j, status, why)
+        job_answer(j, status, why, &d.woken)
 
 
 cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
@@ -372,7 +373,7 @@ cdef void refused(driver *d, connection *c, const char *why) noexcept nogil:
     cdef job *j = take_away(d, c)
     if j != NULL:
         j.of_key = True
-        driver_answer(d, j, STAT_RETRY, why)
+        job_answer(j, STAT_RETRY, why, &d.woken)
 
 
 # Connections
@@ -402,8 +403,9 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
             d.retries += 1
             waiting_return(d, j)
         else:
-            driver_answer(
-                d, j, STAT_RETRY, b"no answer in time" if why == ENDED_LATE else b"the connection broke")
+            job_answer(
+                j, STAT_RETRY, b"no answer in time" if why == ENDED_LATE else b"the connection broke",
+                &d.woken)
     if why == ENDED_BROKEN and reused:
         distrust(d, c.host)
 

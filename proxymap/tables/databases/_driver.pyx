@@ -18,7 +18,7 @@ from proxymap.base._os cimport (
     pthread_mutex_lock, pthread_mutex_unlock,
 )
 from proxymap.tables._jobs cimport (
-    JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_free, job_new, queue_put, queue_take_old,
+    JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_free, job_new, note_put, queue_put, queue_take_old,
 )
 from proxymap.tables._table cimport Table
 from proxymap.tables.databases._budget cimport budget_set
@@ -99,10 +99,8 @@ cdef class Driver:
 
     def nudge(self):
         """Have the pool take a turn, as with a note."""
-        cdef job *note = job_new(NOTE_NUDGE)
-        if note == NULL:
+        if note_put(&self.notes.q, NOTE_NUDGE, NULL) < 0:
             raise MemoryError
-        queue_put(&self.notes.q, note)
 
     def wake(self):
         os.eventfd_write(self.asks.eventfd, 1)

@@ -71,5 +71,3 @@ cdef job *waiting_next(driver *d) noexcept nogil
 cdef void waiting_return(driver *d, job *j) noexcept nogil
 cdef void waiting_late(driver *d, uint64_t now) noexcept nogil
 cdef void waiting_learn(driver *d, const connection *c) noexcept nogil
-cdef void driver_answer(driver *d, job *j, int status, const char *why) noexcept nogil
-cdef int driver_tell(driver *d, int kind, connection *c) noexcept nogil

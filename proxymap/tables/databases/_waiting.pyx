@@ -13,10 +13,10 @@ One thread, the driver's; what waits is changed under its lock, see the minder. 
 from libc.stdint cimport uint64_t
 
 from proxymap._words cimport STAT_OK, STAT_RETRY
-from proxymap.base._buf cimport buf_append_view, buf_clear, buf_view, view_str
+from proxymap.base._buf cimport buf_view
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport pthread_mutex_lock, pthread_mutex_unlock
-from proxymap.tables._jobs cimport job, job_new, queue, queue_link, queue_put, queue_take, queue_wake
+from proxymap.tables._jobs cimport job, job_answer, note_put, queue_take
 from proxymap.tables.databases._connection cimport connection
 from proxymap.tables.databases._lanes cimport (
     lanes_before, lanes_oldest_ms, lanes_put, lanes_return, lanes_take, lanes_take_old,
@@ -79,7 +79,7 @@ cdef void waiting_late(driver *d, uint64_t now) noexcept nogil:
         if j == NULL:
             return
         d.late += 1
-        driver_answer(d, j, STAT_RETRY, b"no connection in time")
+        job_answer(j, STAT_RETRY, b"no connection in time", &d.woken)
 
 
 cdef void waiting_learn(driver *d, const connection *c) noexcept nogil:
@@ -120,7 +120,7 @@ cdef void shed(driver *d, job *j) noexcept nogil:
     if not j.refresh:
         d.shed += 1
         if not d.shedding:
-            d.shedding = driver_tell(d, NOTE_SHED, NULL) == 0
+            d.shedding = note_put(d.notes, NOTE_SHED, NULL) == 0
     refuse(d, j, b"there would be no answer in time")
 
 
@@ -129,32 +129,4 @@ cdef void refuse(driver *d, job *j, const char *why) noexcept nogil:
     cdef question q
     cdef int status = question_begin(
         &q, <const database *> j.t.self, buf_view(&j.key), &d.scratch, d.log)
-    driver_answer(d, j, STAT_RETRY if status == STAT_OK else status, why)
-
-
-cdef void driver_answer(driver *d, job *j, int status, const char *why) noexcept nogil:
-    """Hand the job back. why: of RETRY, for a caller who wants to know."""
-    cdef queue *to = j.replies  # once j is there, it is its taker's, who frees it
-    if status != STAT_OK:
-        buf_clear(&j.value)
-    if status == STAT_RETRY:
-        buf_clear(&j.name)
-        buf_append_view(&j.name, view_str(why))
-    j.status = status
-    if d.woken != NULL and d.woken != to:
-        queue_wake(d.woken)
-    d.woken = to
-    queue_link(to, j)
-    if to.eventfd < 0:
-        queue_wake(to)  # each job counts
-        d.woken = NULL
-
-
-cdef int driver_tell(driver *d, int kind, connection *c) noexcept nogil:
-    """Put a note for the pool; -1 without memory."""
-    cdef job *note = job_new(kind)
-    if note == NULL:
-        return -1
-    note.asker = c
-    queue_put(d.notes, note)
-    return 0
+    job_answer(j, STAT_RETRY if status == STAT_OK else status, why, &d.woken)

@@ -119,7 +119,6 @@ cdef asker *asker_of(const job *j) noexcept nogil
 cdef job *take_waiting(endpoint *e) noexcept nogil
 cdef void wait_for_connection(endpoint *e, job *j) noexcept nogil
 cdef void wait_again(endpoint *e, job *j) noexcept nogil
-cdef void answer_job(job *j, int status, queue **woken) noexcept nogil
 cdef connection *connection_begin(endpoint *e, int epoll, uint64_t now, int *failed) noexcept nogil
 cdef int connection_outcome(const connection *c) noexcept nogil
 cdef bint has_unread(const connection *c, bint *closed) noexcept nogil

@@ -11,13 +11,12 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close
 
-from proxymap._words cimport STAT_OK
-from proxymap.base._buf cimport buf_clear, buf_consume, buf_free, buf_len, view, view_of, view_str
+from proxymap.base._buf cimport buf_consume, buf_free, buf_len, view, view_of, view_str
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC,
     SOCK_NONBLOCK, epoll_ctl, epoll_event, recv, send,
 )
-from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, job, log_line, queue, queue_link, queue_wake
+from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, job, log_line, queue
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
@@ -73,20 +72,6 @@ cdef void wait_again(endpoint *e, job *j) noexcept nogil:
         e.last = &j.next
     e.first = j
     e.waiting += 1
-
-
-cdef void answer_job(job *j, int status, queue **woken) noexcept nogil:
-    """Hand the job back. woken: the queue whose taker is still to be woken."""
-    if status != STAT_OK:
-        buf_clear(&j.value)
-    j.status = status
-    if woken[0] != NULL and woken[0] != j.replies:
-        queue_wake(woken[0])
-    woken[0] = j.replies
-    queue_link(woken[0], j)
-    if woken[0].eventfd < 0:
-        queue_wake(woken[0])  # each job counts
-        woken[0] = NULL
 
 
 # Connections

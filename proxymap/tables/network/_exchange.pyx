@@ -28,10 +28,10 @@ from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
-from proxymap.tables._jobs cimport job, job_new, queue_put, queue_sleep, queue_take, queue_wake
+from proxymap.tables._jobs cimport job, job_answer, note_put, queue_put, queue_sleep, queue_take, queue_wake
 from proxymap.tables.network._endpoint cimport (
-    ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, address, answer, answer_job, asker,
-    asker_of, connection, connection_begin, connection_end, connection_free, connection_outcome,
+    ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, address, answer, asker, asker_of,
+    connection, connection_begin, connection_end, connection_free, connection_outcome,
     connection_rest, connection_send, connection_watch, endpoint, has_unread, take_waiting, tell_down,
     tell_trouble, tell_untrusted, tell_up, wait_again, wait_for_connection,
 )
@@ -100,17 +100,8 @@ cdef void end_turn(exchange *x) noexcept nogil:
         note = not x.lines_noted
         x.lines_noted = True
         pthread_mutex_unlock(&x.lock)
-    if note and tell_keeper(x, NOTE_LINES, NULL) < 0:
+    if note and note_put(x.notes, NOTE_LINES, NULL) < 0:
         x.lines_noted = False
-
-
-cdef int tell_keeper(exchange *x, int kind, endpoint *e) noexcept nogil:
-    cdef job *note = job_new(kind)
-    if note == NULL:
-        return -1
-    note.asker = e
-    queue_put(x.notes, note)
-    return 0
 
 
 cdef void take_arrivals(exchange *x) noexcept nogil:
@@ -225,7 +216,7 @@ cdef bint open_one(exchange *x, endpoint *e) noexcept nogil:
     cdef connection *c
     cdef int failed
     if e.named and not e.resolving and (e.count == 0 or x.now_ms - e.resolved_ms >= NAME_MS):
-        e.resolving = tell_keeper(x, NOTE_RESOLVE, e) == 0
+        e.resolving = note_put(x.notes, NOTE_RESOLVE, e) == 0
     if e.count == 0:
         return False
     c = connection_begin(e, x.epoll, x.now_ms, &failed)
@@ -439,11 +430,7 @@ cdef void done(exchange *x, job *j, int status, const char *why) noexcept nogil:
     if given > 0:
         queue_put(a.handed, j)
         return
-    status = STAT_RETRY if given < 0 else status
-    if status == STAT_RETRY and why != NULL:
-        buf_clear(&j.name)
-        buf_append_view(&j.name, view_str(why))
-    answer_job(j, status, &x.woken)
+    job_answer(j, STAT_RETRY if given < 0 else status, why, &x.woken)
 
 
 # What is late, and what is old
