@@ -11,6 +11,5 @@ cdef class Driver:
     cdef readonly Queue asks
     cdef readonly Queue notes
     cdef readonly Queue log
-    cdef list lost  # what jobs name that were never answered
 
     cdef job *take_old(self, uint64_t now, uint64_t limit_ms)

@@ -5,7 +5,7 @@ The thread itself is `_drive`. Everything here may be called by any thread.
 
 import os
 
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport close as close_fd
@@ -41,7 +41,6 @@ cdef class Driver:
         self.asks, self.notes, self.log = Queue(wakes_loop=True), Queue(), Queue(limit=LINES_MAX)
         self.d.asks, self.d.notes, self.d.log = &self.asks.q, &self.notes.q, &self.log.q
         self.asks.q.sleepy = True
-        self.lost = []
         pthread_mutex_init(&self.d.lock, NULL)
         self.d.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.d.epoll < 0:
@@ -236,14 +235,20 @@ cdef class Driver:
         cdef Queue replies = Queue()
         cdef job *j = job_new(JOB_EXPLAIN if explain else JOB_LOOKUP)
         cdef Job answered
-        if j == NULL or buf_append(&j.key, key, len(key)) < 0:
+        if j == NULL:
+            raise MemoryError
+        if buf_append(&j.key, key, len(key)) < 0:
+            job_free(j)
             raise MemoryError
         j.t, j.replies = &table.t, &replies.q
+        Py_INCREF(replies)  # the job names both until its answer is here, whatever happens meanwhile
+        Py_INCREF(table)
         queue_put(&self.asks.q, j)
         answered = replies.take(self.d.time_limit_ms / 1000.0 + 1)
         if answered is None:
-            self.lost.append((replies, table))  # the job names them
             raise TableRetry("the driver of the database does not answer")
+        Py_DECREF(replies)
+        Py_DECREF(table)
         if answered.status == STAT_RETRY:
             raise TableRetry(os.fsdecode(answered.name))
         told = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,16 @@ def test_tables_with_the_same_login_share_connections_and_threads(place: Place) 
     assert first.server is second.server
     assert place.server.log_ins == 1
     assert len(place.threads()) == 2
+
+
+def test_lookups_leave_no_references(place: Place) -> None:
+    table = place.table()
+    table.ask(b"a", 0)
+    before = sys.getrefcount(table)
+    for _ in range(5):
+        table.ask(b"a", 0)
+        table.explain(b"a")
+    assert sys.getrefcount(table) == before
 
 
 @pytest.mark.parametrize(
