@@ -108,12 +108,17 @@ class Namespace(ServerProcess):
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
+def trouble_with(mounts: str) -> str:
+    """What is said when they are made in a namespace of its own; "": nothing."""
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-ec", mounts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stderr or f"status {done.returncode}") if done.returncode else ""
+
+
 @pytest.fixture
 def apart() -> Iterator[Namespace]:
-    allowed = "mount -t tmpfs none /mnt"
-    try_it = ["unshare", "-m", "--propagation", "private", "sh", "-c", allowed]
-    if subprocess.run(try_it, capture_output=True, check=False).returncode:
-        pytest.skip("mounts in a namespace of one's own are not allowed here")
+    if reason := trouble_with("mount -t tmpfs none /mnt"):
+        pytest.skip(f"mounts in a namespace of one's own are not allowed here: {reason}")
     with Namespace() as server:
         yield server
 
@@ -155,10 +160,9 @@ def test_lmdb_from_an_image_layer_is_followed(apart: Namespace) -> None:
     layers = f"lowerdir={lower},upperdir={top}/upper,workdir={top}/work"
     overlay = f"mount -t overlay none -o {layers} {merged}"
     apart.mounts = f"mount -t tmpfs none {top}; mkdir {top}/upper {top}/work; {overlay}"
-    try:
-        apart.start()
-    except AssertionError:
-        pytest.skip(f"no overlay file system is to be had here: {apart.log().strip()}")
+    if reason := trouble_with(apart.mounts):
+        pytest.skip(f"no overlay file system is to be had here: {reason}")
+    apart.start()
     with apart.connect() as peer:
         question = lookup(table.encode(), KEY)
         assert peer.ask(question) == found(b"1")
