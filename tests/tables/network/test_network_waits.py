@@ -8,13 +8,12 @@ meanwhile, on the same daemon, and has its answers first.
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Iterator
 
 import pytest
 from fix_scripted import NeverConnects, Scripted
-from fix_server import Peer, ServerProcess, lookup
+from fix_server import ServerProcess, lookup
 
 RETRY = [(b"status", b"2"), (b"value", b"")]
 GOOD = {"socketmap": b"OK 1", "tcp": b"200 1"}
@@ -41,10 +40,6 @@ def misbehaving(maptype: str, manner: str) -> Iterator[bytes]:
             yield server.table()
 
 
-def answered(peer: Peer) -> bool:
-    return bool(select.select([peer.socket], [], [], 0)[0])
-
-
 @pytest.mark.parametrize("maptype", ["socketmap", "tcp"])
 @pytest.mark.parametrize("manner", SILENT + AT_ONCE)
 def test_nobody_waits_but_who_asked(maptype: str, manner: str) -> None:
@@ -63,7 +58,7 @@ def test_nobody_waits_but_who_asked(maptype: str, manner: str) -> None:
             for _ in range(OTHERS):
                 assert other.ask(lookup(good.table(), b"k")) == [(b"status", b"0"), (b"value", b"1")]
             if manner in SILENT:
-                assert not answered(victim)
+                assert not victim.answered()
             assert victim.reply() == RETRY
             if manner in AT_ONCE:  # no pause of a second, ten times
                 assert time.monotonic() - began < STOCK["tcp"] / 2
@@ -87,7 +82,7 @@ def test_two_slow_servers_do_not_delay_each_other() -> None:
         with server.connect() as peer:
             for _ in range(10):
                 assert peer.ask(lookup(slow.table(), b"k")) == [(b"status", b"0"), (b"value", b"1")]
-        assert not any(answered(peer) for peer in stuck)
+        assert not any(peer.answered() for peer in stuck)
 
 
 @pytest.mark.parametrize("maptype", ["socketmap", "tcp"])
