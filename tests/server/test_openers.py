@@ -109,16 +109,6 @@ def test_more_requests_than_may_wait_for_a_table_are_retry(server: ServerProcess
         assert answered.reply() == RETRY
 
 
-def test_value_over_the_limit_is_retry_and_logged(server: ServerProcess) -> None:
-    known = server.cdb("known", {b"k": b"v", b"long": b"v" * 2000})
-    server.own["value_size_limit"] = "1024"
-    server.start()
-    with server.connect() as peer:
-        assert peer.ask(lookup(known, b"long")) == RETRY
-        assert peer.ask(lookup(known, b"k")) == found(b"v")
-    server.wait_log("value over value_size_limit")
-
-
 # stat(2) of what has "dead" in its name does not return while there is a file called "hang" beside it.
 DEAD_SERVER = r"""
 #define _GNU_SOURCE

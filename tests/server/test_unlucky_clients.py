@@ -140,11 +140,12 @@ def test_value_over_the_limit_is_retry_where_a_worker_found_it(server: ServerPro
 
 
 def test_value_over_the_limit_is_no_damage(server: ServerProcess) -> None:
-    name = server.cdb("t", {b"long": b"v" * 2000})
+    name = server.cdb("t", {b"k": b"v", b"long": b"v" * 2000})
     server.own["value_size_limit"] = "1024"
     server.start()
     with server.connect() as peer:
         assert peer.ask(lookup(name, b"long")) == RETRY
+        assert peer.ask(lookup(name, b"k")) == found(b"v")
     server.wait_log("value over value_size_limit")
     assert "damaged" not in server.log()
 
