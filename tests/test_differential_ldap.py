@@ -1,6 +1,6 @@
 """test_differential_ldap - the same questions to stock's ldap tables and to ours, over a private slapd
 
-As test_differential_sql. What differs on purpose has a test of its own:
+As test_differential_sql. What differs on purpose has a test of its own in test_ldap:
 test_intended_difference_*.
 """
 

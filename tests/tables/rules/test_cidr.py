@@ -367,16 +367,13 @@ def test_a_thousand_times_the_rules_take_nothing_like_as_long(
     for count in (100, 100_000):
         (tmp_path / str(count)).write_text(random_rules(count, count))
         tables.append(opened(str(tmp_path / str(count)))[0])
-    fastest = [
-        float("inf"),
-        float("inf"),
-    ]  # of many short runs: others on the machine matter least
+    fastest = [1e9, 1e9]  # of many short runs: others on the machine matter least
     for _ in range(25):
         for n, table in enumerate(tables):
             start = time.process_time()
             lookup_loop(table, keys, 4)
             fastest[n] = min(fastest[n], time.process_time() - start)
-    assert fastest[1] < 30 * fastest[0], fastest  # about twice; with the caches full of other things, more
+    assert fastest[1] < 30 * fastest[0], fastest  # about twice; rule by rule, hundreds of times
 
 
 def test_deep_nesting_takes_no_more_time_or_memory_than_as_many_rules(tmp_path: Path) -> None:
