@@ -11,19 +11,18 @@ usage: bench_databases.py [--types mysql pgsql ldap] [--clients N ...] [--rounds
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import beside
 import servers
-from servers import ROOT, Measured, Server, load, log
+from beside import middle
+from servers import Measured, Server, load, log
 
-RESULTS = ROOT / "benchmarks" / "results" / "databases.json"
 CASES = [  # milliseconds in the server, clients
     *((0, clients) for clients in (1, 8, 32, 128)),
     *((delay, clients) for delay in (1, 10) for clients in (32, 128)),
@@ -53,10 +52,7 @@ def main() -> int:
     result["cases"] = [case for maptype in options.types for case in Run(maptype, options).all()]
     result["took_seconds"] = round(time.monotonic() - began)
     print_cases(result["cases"])
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-        log(f"written: {options.json}")
+    beside.write(options.json, result)
     return 0
 
 
@@ -66,15 +62,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="only cases of so many")
     parser.add_argument("--delays", nargs="+", type=int, metavar="MS", help="only cases of such a delay")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
-    parser.add_argument("--warm-up", type=float, default=0.7, metavar="S", help="before it (default: 0.7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--quick", action="store_true", help="few rows, one short round")
-    options = parser.parse_args()
-    if options.quick:
-        options.rows, options.rounds, options.seconds, options.warm_up = 10_000, 1, 0.5, 0.2
-    return options
+    beside.add_options(parser)
+    return beside.parsed(parser, "rows")
 
 
 class Run:
@@ -105,8 +94,7 @@ class Run:
             for number in range(self.options.rounds):
                 log(f"{self.maptype}: round {number + 1} of {self.options.rounds}")
                 for case in known:
-                    order = ("ours", "stock") if number % 2 == 0 else ("stock", "ours")
-                    for server in order:
+                    for server in beside.in_turn(number):
                         case[server].append(self.measure(server, case["delay_ms"], case["clients"]))
         return known
 
@@ -192,9 +180,7 @@ class Run:
             hold=hold, look=lambda: seen.append(self.database.connections(user)),
         )  # fmt: skip
         measured["connections"] = seen[0]
-        if measured["retry"] or measured["nokey"]:
-            log(f"{server}, {delay} ms, {clients} clients: {measured['retry']:.0f} deferred,"
-                f" {measured['nokey']:.0f} not found")  # fmt: skip
+        beside.warn_of_failures(f"{server}, {delay} ms, {clients} clients", measured)
         return {name: measured[name] for name in METRICS}
 
 
@@ -210,27 +196,12 @@ def write_keys(path: Path, rows: int) -> None:
     )
 
 
-def middle(figures: list[Measured], metric: str) -> float:
-    return statistics.median(one[metric] for one in figures)
-
-
-def ratio(case: dict[str, Any], metric: str) -> float:
-    """Ours to stock's: the median of the rounds' ratios."""
-    pairs = zip(case["ours"], case["stock"], strict=True)
-    return statistics.median(ours[metric] / stock[metric] for ours, stock in pairs)
-
-
 def print_cases(cases: list[dict[str, Any]]) -> None:
-    print("table  delay clients | lookups/s     ours    stock  ratio | CPU µs  ours stock  ratio |"
-          " p50 µs  ours   stock | connections ours stock | stock's processes")  # fmt: skip
+    print(f"table  delay clients | {beside.HEAD} | connections ours stock | stock's processes")
     for case in cases:
         ours, stock = case["ours"], case["stock"]
         print(
-            f"{case['maptype']:6} {case['delay_ms']:2} ms {case['clients']:7} |"
-            f" {middle(ours, 'per_second'):17,.0f} {middle(stock, 'per_second'):8,.0f}"
-            f" {ratio(case, 'per_second'):6.2f} | {middle(ours, 'cpu_us'):12.1f}"
-            f" {middle(stock, 'cpu_us'):5.1f} {ratio(case, 'cpu_us'):6.2f} |"
-            f" {middle(ours, 'p50_us'):12,.0f} {middle(stock, 'p50_us'):7,.0f} |"
+            f"{case['maptype']:6} {case['delay_ms']:2} ms {case['clients']:7} | {beside.columns(case)} |"
             f" {middle(ours, 'connections'):16.0f} {middle(stock, 'connections'):5.0f} |"
             f" {middle(stock, 'processes'):4.0f}"
         )

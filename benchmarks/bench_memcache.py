@@ -9,19 +9,17 @@ usage: bench_memcache.py [--clients N ...] [--rounds N] [--json FILE] [--quick]
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import socket
-import statistics
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import beside
 import servers
-from servers import ROOT, Measured, Server, load, log
+from servers import Measured, Server, load, log
 
-RESULTS = ROOT / "benchmarks" / "results" / "memcache.json"
 CLIENTS = [8, 32, 128]
 HOLD = {8: 1, 32: 2, 128: 8}  # seconds; for so many processes to start
 METRICS = ("per_second", "cpu_us", "p50_us", "p99_us", "processes", "retry")
@@ -34,11 +32,7 @@ def main() -> int:
     servers.many_files()
     cases = run(options)
     print_cases(cases)
-    if options.json:
-        result = {"host": servers.about_this_host(), "keys": options.keys, "cases": cases}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-        log(f"written: {options.json}")
+    beside.write(options.json, {"host": servers.about_this_host(), "keys": options.keys, "cases": cases})
     return 0
 
 
@@ -46,15 +40,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS, choices=CLIENTS)
     parser.add_argument("--keys", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
-    parser.add_argument("--warm-up", type=float, default=0.7, metavar="S", help="before it (default: 0.7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--quick", action="store_true", help="few keys, one short round")
-    options = parser.parse_args()
-    if options.quick:
-        options.keys, options.rounds, options.seconds, options.warm_up = 10_000, 1, 0.5, 0.2
-    return options
+    beside.add_options(parser)
+    return beside.parsed(parser, "keys")
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,7 +75,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(options.rounds):
             log(f"round {number + 1} of {options.rounds}")
             for case in cases:
-                for name in ("ours", "stock") if number % 2 == 0 else ("stock", "ours"):
+                for name in beside.in_turn(number):
                     hold = holds[case["clients"]] if name == "stock" else ""
                     case[name].append(measure(both[name], table, keys, case["clients"], hold, options))
     return cases
@@ -112,31 +99,14 @@ def measure(
     server: Server, table: str, keys: Path, clients: int, hold: str, options: argparse.Namespace
 ) -> Measured:
     measured = load(server, table, keys, clients, seconds=options.seconds, warm_up=options.warm_up, hold=hold)
-    if measured["retry"] or measured["nokey"]:
-        log(f"{clients} clients: {measured['retry']:.0f} deferred, {measured['nokey']:.0f} not found")
+    beside.warn_of_failures(f"{clients} clients", measured)
     return {name: measured[name] for name in METRICS}
 
 
-def middle(figures: list[Measured], metric: str) -> float:
-    return statistics.median(one[metric] for one in figures)
-
-
-def ratio(case: dict[str, Any], metric: str) -> float:
-    """Ours to stock's: the median of the rounds' ratios."""
-    pairs = zip(case["ours"], case["stock"], strict=True)
-    return statistics.median(ours[metric] / stock[metric] for ours, stock in pairs)
-
-
 def print_cases(cases: list[dict[str, Any]]) -> None:
-    print("clients | lookups/s     ours    stock  ratio | CPU µs  ours stock  ratio | p50 µs  ours   stock")
+    print(f"clients | {beside.HEAD}")
     for case in cases:
-        ours, stock = case["ours"], case["stock"]
-        print(
-            f"{case['clients']:7} | {middle(ours, 'per_second'):18,.0f} {middle(stock, 'per_second'):8,.0f}"
-            f" {ratio(case, 'per_second'):6.2f} | {middle(ours, 'cpu_us'):12.1f}"
-            f" {middle(stock, 'cpu_us'):5.1f} {ratio(case, 'cpu_us'):6.2f} |"
-            f" {middle(ours, 'p50_us'):12,.0f} {middle(stock, 'p50_us'):7,.0f}"
-        )
+        print(f"{case['clients']:7} | {beside.columns(case)}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_databases import middle, ratio
+from beside import Case, middle, ratio
 from figures import table
 
-Case = dict[str, Any]
 NAME = "databases.json"
 CPU_SHARE = 0.5  # of stock's, with 8 clients and more
 RATE_SHARE = 1.0  # of stock's, with 32 clients and more,

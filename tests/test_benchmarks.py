@@ -19,8 +19,10 @@ from typing import Any
 
 import databases
 import fix_mariadb
+import fix_memcached
 import fix_pgsql
 import fix_postfix
+import fix_slapd
 import pyperf
 import pytest
 import report
@@ -328,9 +330,9 @@ def test_report_says_what_holds_of_databases(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("maptype", ["mysql", "pgsql"])
+@pytest.mark.parametrize("maptype", ["mysql", "pgsql", "ldap"])
 def test_bench_databases_runs_from_end_to_end(maptype: str, tmp_path: Path) -> None:
-    module = {"mysql": fix_mariadb, "pgsql": fix_pgsql}[maptype]
+    module = {"mysql": fix_mariadb, "pgsql": fix_pgsql, "ldap": fix_slapd}[maptype]
     if reason := fix_postfix.unavailable() or module.unavailable():
         pytest.skip(reason)
     out = tmp_path / "databases.json"
@@ -343,8 +345,24 @@ def test_bench_databases_runs_from_end_to_end(maptype: str, tmp_path: Path) -> N
         assert figures["connections"] >= 1
 
 
+def test_bench_memcache_runs_from_end_to_end(tmp_path: Path) -> None:
+    if reason := fix_postfix.unavailable() or fix_memcached.unavailable():
+        pytest.skip(reason)
+    out = tmp_path / "memcache.json"
+    run("bench_memcache.py", "--quick", "--clients", 8, "--json", out)
+    (case,) = json.loads(out.read_text())["cases"]
+    for server in ("ours", "stock"):
+        (figures,) = case[server]
+        assert figures["retry"] == 0
+        assert figures["per_second"] > 0
+
+
 @pytest.mark.parametrize(
-    "name", ["bench.py", "report.py", "compare.py", "bench_micro.py", "bench_databases.py"]
+    "name",
+    [
+        *("bench.py", "report.py", "compare.py", "bench_micro.py", "bench_databases.py", "bench_memcache.py"),
+        *("bench_cache.py", "mail_trace.py"),
+    ],
 )
 def test_help(name: str) -> None:
     assert "usage:" in run(name, "--help")
