@@ -6,7 +6,7 @@ Recipients are Zipf distributed. There are a dictionary attack of ten minutes an
 outage of the database of five. The policy is a model of server/_sharing; --replay has
 the real server answer a minute of it, with an outage, and compares the counts.
 
-usage: mail_trace.py [--messages N] [--replay | --count] [--json FILE] [--plot FILE]
+usage: mail_trace.py [--messages N] [--replay | --count] [--json FILE]; `make report` draws it
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MAILBOXES, DOMAINS = 20_000, 300
 ATTACK = (3 * 3600.0, 600.0, 100.0)  # begins, lasts (seconds), recipients a second
 OUTAGE = (11 * 3600.0, 300.0)
 TOOK = 0.002  # seconds for one question
+STEP = 300  # seconds; questions are counted for each
 TABLES = ("domains", "alias", "mailbox")
 # What one message asks (see --count):
 # (table, what of the recipient, seconds after its arrival); only what ends in "!" is there.
@@ -98,9 +99,9 @@ def attack(rng: random.Random) -> Iterator[tuple[float, str, bool]]:
 
 
 def simulate(lookups: Iterator[Lookup], policy: Policy, outage: tuple[float, float]) -> dict[str, Any]:
-    """What becomes of each lookup; questions by minute."""
+    """What becomes of each lookup; questions by STEP."""
     counts: Counter[str] = Counter()
-    minutes: Counter[int] = Counter()
+    steps: Counter[int] = Counter()
     kept: dict[str, tuple[float, bool, float]] = {}  # fresh until, is there, known since (when it lands)
     rng = random.Random(2)
     for one in lookups:
@@ -116,11 +117,11 @@ def simulate(lookups: Iterator[Lookup], policy: Policy, outage: tuple[float, flo
             counts["stale" if old else "deferred"] += 1
         else:
             counts["questions"] += 1
-            minutes[int(one.at // 60)] += 1
+            steps[int(one.at // STEP)] += 1
             life = (policy.ttl if one.exists else policy.negative_ttl) * rng.uniform(0.9, 1.0)
             since = one.at + TOOK
             kept[one.key] = (since + life if life else 0.0, one.exists, since)
-    return {"counts": dict(counts), "minutes": [minutes[minute] for minute in range(int(DAY // 60) + 1)]}
+    return {"counts": dict(counts), "steps": [steps[number] for number in range(int(DAY // STEP))]}
 
 
 def print_results(results: dict[str, dict[str, Any]]) -> None:
@@ -130,23 +131,6 @@ def print_results(results: dict[str, dict[str, Any]]) -> None:
         counts = result["counts"]
         share = counts["questions"] / counts["lookups"]
         print(f"{name:16}" + "".join(f"{counts.get(one, 0):>12,}" for one in names) + f"{share:>12.0%}")
-
-
-def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
-    import plots
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(plots.WIDTH, 3.6))
-    for name, result in results.items():
-        rates = [sum(result["minutes"][at : at + 5]) / 300 for at in range(0, 1440, 5)]
-        axes.plot([at / 12 for at in range(288)], [max(rate, 0.01) for rate in rates], label=name, lw=1.2)
-    for at, text in ((ATTACK[0], "attack"), (OUTAGE[0], "outage")):
-        axes.annotate(text, (at / 3600, 1), xycoords=("data", "axes fraction"), ha="center", va="top")
-    axes.set(xlabel="hour", ylabel="questions a second", yscale="log", xlim=(0, 24))
-    axes.legend(ncols=2, fontsize=8, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
-    pyplot.close(figure)
 
 
 # The same by the real server
@@ -244,7 +228,6 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="have the real server answer a minute of it")
     parser.add_argument("--count", action="store_true", help="what one message asks, by real programs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw questions over the day")
     options = parser.parse_args()
     if options.replay or options.count:
         import servers  # has the tests' folder on the path
@@ -255,11 +238,7 @@ def main() -> int:
     results = {name: simulate(day(options.messages), policy, OUTAGE) for name, policy in POLICIES.items()}
     print_results(results)
     if options.json:
-        options.json.write_text(
-            json.dumps({name: one["counts"] for name, one in results.items()}, indent=1) + "\n"
-        )
-    if options.plot:
-        plot(results, options.plot)
+        options.json.write_text(json.dumps(results) + "\n")
     return 0
 
 

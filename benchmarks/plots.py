@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 from databases import database_plot
 from figures import MILLION, Case, Figures, short
+from mail_day import day_plot
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
@@ -44,7 +45,7 @@ def draw(figures: Figures, folder: Path) -> list[str]:
     drawn = []
     for name, picture in (
         ("throughput", throughput), ("latency", latency), ("cpu", cpu), ("size", size),
-        ("databases", databases),
+        ("databases", databases), ("mail_day", mail_day),
     ):  # fmt: skip
         figure = picture(figures)
         if figure is not None:
@@ -165,6 +166,10 @@ def cpu(figures: Figures) -> Any:
 
 def databases(figures: Figures) -> Any:
     return database_plot(figures.folder, pyplot, COLOURS)
+
+
+def mail_day(figures: Figures) -> Any:
+    return day_plot(figures.folder, pyplot, WIDTH)
 
 
 def duration(microseconds: float) -> str:

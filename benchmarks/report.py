@@ -16,6 +16,7 @@ from string import Template
 
 from databases import database_words
 from figures import MILLION, NAMES, RESULTS, SERVERS, Case, Figures, ratios, short, table
+from mail_day import day_words
 from verdicts import Verdict, judge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,7 @@ def blocks(figures: Figures, verdicts: list[Verdict]) -> dict[str, object]:
         "real_clients": client_table(figures),
         "start": start_table(figures),
         "databases": database_words(figures.folder),
+        "mail_day": day_words(figures.folder),
         "memory": memory_table(figures),
         "per_client": per_client_table(figures),
         "cache": cache_words(figures),
