@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -18,11 +18,11 @@ help:
 	@echo "make bench   everything measured beside the floor and Postfix's own server; an hour"
 	@echo "make bench-quick  requests per second, latency and CPU of a few cases; two minutes"
 	@echo "make bench-micro  the parts (codec, cache, tables, rules) by pyperf, into build/micro.json"
-	@echo "make bench-databases  mysql and pgsql tables beside Postfix's own server, over private servers; 20 minutes"
+	@echo "make bench-databases  mysql and pgsql (or BENCH_ARGS=\"--types ldap\") beside Postfix's own server, over private servers; 20 minutes"
 	@echo "make bench-memcache  memcache tables beside Postfix's own server, over a private memcached; 3 minutes"
 	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
-	@echo "make asan    codec and reader tests under AddressSanitizer"
+	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make inject  each system call of a running server fails, one at a time; half an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
@@ -123,7 +123,7 @@ soak-outages: build build/load
 
 differential: build
 	sh contrib/install-postfix
-	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential.py tests/test_differential_sql.py
+	PROXYMAP_QUESTIONS=$${PROXYMAP_QUESTIONS:-10000} $(PY) -m pytest -q -s tests/test_differential*.py
 	PROXYMAP_REQUESTS=$${PROXYMAP_REQUESTS:-100000} $(PY) -m pytest -q tests/server/test_proxywrite.py -k random_requests
 
 dist: $(VENV)/ready
