@@ -7,6 +7,7 @@ Source: proxymap(8); the syntax as proxymap of 3.7.11 reads it, for `/file` and
 smtpd_restriction_classes as that of 3.11 and later.
 """
 
+from proxymap.base.files import open_at_once
 from proxymap.config.maincf import ERRORS, TEXT, MainCf, Warn
 from proxymap.config.settings import Settings
 from proxymap.config.source import logical_lines, split_list, split_words, unbraced, without_proxy
@@ -115,7 +116,7 @@ class _Scan:
 
     def file(self, path: str) -> None:
         try:
-            with open(path, "rb") as lines:
+            with open(path, "rb", opener=open_at_once) as lines:
                 for number, line in logical_lines(lines, path, self.warn):
                     self.list(line, f"bad syntax in {path}, line {number}, content")
         except OSError as trouble:

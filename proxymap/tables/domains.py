@@ -10,6 +10,7 @@ Source: ldap_table(5) and its like, `domain`; match_list as postmap of 3.7.11 sh
 from __future__ import annotations
 
 from proxymap.base._fold import fold, is_utf8
+from proxymap.base.files import open_at_once
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.config.source import logical_lines, split_list
 from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, TableRetry
@@ -88,7 +89,7 @@ class DomainList:
             raise ConfigError(f"{self._place}: {path} includes itself")
         self._opening.reads(name)
         try:
-            with open(name, "rb") as lines:
+            with open(path, "rb", opener=open_at_once) as lines:
                 for _, line in logical_lines(lines, path, self._opening.host.warn):
                     self._add(line, wanted, (*files, name))
         except OSError as trouble:

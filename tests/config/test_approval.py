@@ -109,6 +109,14 @@ def test_missing_file_is_a_warning(tmp_path: Path) -> None:
     )
 
 
+def test_file_that_is_a_pipe_is_a_warning_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert approved(f"{tmp_path}/pipe proxy:a:b", True) == (
+        {"a:b"},
+        [f"open {tmp_path}/pipe: not a regular file"],
+    )
+
+
 @pytest.fixture(scope="module")
 def stock_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Configuration for the stock proxymap; old, for Postfix waits while main.cf is younger than a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_file_that_is_missing_or_includes_itself_is_refused(tmp_path: Path) -> N
     path.write_text(f"a.x !{path}\n")
     with pytest.raises(ConfigError, match=rf"^t\.cf, line 1: {path} includes itself$"):
         domain_list(str(path))
+
+
+def test_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(ConfigError, match=rf"^t\.cf, line 1: open {tmp_path}/list: not a regular file$"):
+        domain_list(f"{tmp_path}/list")
 
 
 def put(path: Path, *domains: bytes) -> None:
