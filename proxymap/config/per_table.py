@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from proxymap.config.maincf import ERRORS, TEXT, split_parameter
-from proxymap.config.source import split_list, unbraced, without_proxy
+from proxymap.config.source import split_list, split_words, unbraced, without_proxy
 from proxymap.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -22,19 +22,7 @@ if TYPE_CHECKING:
 
 # Types whose answers age: they are asked over time, and no file tells when they change.
 AGEING = (
-    *(
-        "mysql",
-        "pgsql",
-        "ldap",
-        "mongodb",
-        "sqlite",
-        "memcache",
-        "socketmap",
-        "tcp",
-        "redis",
-        "http",
-        "python",
-    ),
+    *("mysql", "pgsql", "ldap", "mongodb", "sqlite", "memcache", "socketmap", "tcp"),
     *("unix", "hash", "btree", "unionmap", "pipemap"),
 )
 # Types that are opened anew, or tell of a new generation, whenever an answer may have changed.
@@ -43,7 +31,7 @@ EXACT = ("cdb", "lmdb", "texthash", "inline", "cidr", "pcre", "regexp")
 
 def exact_types(value: str) -> tuple[str, ...]:
     """exact_types - for cache_maptypes: a list of types that the cache may stand in front of for ever"""
-    found = tuple(value.replace(",", " ").split())
+    found = tuple(split_words(value))
     for name in found:
         if name in AGEING:
             raise ValueError(f"table types without {name}, whose answers age: set {name}_cache_ttl")

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from proxymap.config.maincf import MainCf
+from proxymap.config.per_table import AGEING, EXACT
 from proxymap.config.settings import PARAMETERS, Settings, load
 from proxymap.errors import ConfigError
+from proxymap.tables.types import TABLE_TYPES
 
 PROXYMAP = "/usr/lib/postfix/sbin/proxymap"
 
@@ -289,11 +291,16 @@ def test_other_types_keep_nothing_by_default(directory: Path) -> None:
     assert for_table(directory, "sqlite_cache_ttl = 7s\n", b"sqlite:/x.cf")["cache_ttl"] == 7
 
 
+def test_parameters_are_of_types_that_are_served() -> None:
+    assert {*AGEING, *EXACT} <= TABLE_TYPES.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("mysql_cache_ttl = soon\n", "line 1: parameter cache_ttl: bad value"),
         ("cdb_cache_ttl = 5s\n", "unknown parameter cdb_cache_ttl"),
+        ("redis_cache_ttl = 5s\n", "unknown parameter redis_cache_ttl"),
         ("table_options = mysql:/a.cf, cache_ttl=5s\n", "expected { type:name, parameter=value"),
         ("table_options = { /a.cf, cache_ttl=5s }\n", "expected a table"),
         ("table_options = { mysql:/a.cf, cache_size=5 }\n", "unknown parameter cache_size"),
