@@ -302,16 +302,19 @@ def load(
     if meanwhile:
         main_cf.ask_ahead()
         meanwhile()
-    settings = {}
+    settings: dict[str, object] = {}
     for name, param in PARAMETERS.items():
         if param.file == "main.cf":
             settings[name] = _of_main_cf(main_cf, param, warn)
         else:
             settings[name] = _converted(name, values.get(name, param.default), places.get(name, ""))
-    return Settings(_per_table(values, places), **settings), main_cf
+    general = {name: settings[name] for name in EACH}
+    return Settings(_per_table(general, values, places), **settings), main_cf
 
 
-def _per_table(values: Mapping[str, str], places: Mapping[str, str]) -> PerTable:
+def _per_table(
+    general: Mapping[str, object], values: Mapping[str, str], places: Mapping[str, str]
+) -> PerTable:
     """What counts for types and tables, converted."""
     types: dict[str, dict[str, object]] = {}
     for name, param in EACH.items():
@@ -326,7 +329,6 @@ def _per_table(values: Mapping[str, str], places: Mapping[str, str]) -> PerTable
         table: {name: _converted(name, value, place) for name, value in options.items()}
         for table, options in table_options(values.get("table_options", ""), EACH, place).items()
     }
-    general = {name: _converted(name, values.get(name, EACH[name].default), "") for name in EACH}
     return PerTable(general, types, single)
 
 
