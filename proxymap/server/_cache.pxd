@@ -48,8 +48,6 @@ cdef struct cache:
     uint64_t seed
     sieve found           # STAT_OK
     sieve absent          # all else: a dictionary attack must not drive out the values
-    uint64_t hits
-    uint64_t misses
     uint64_t evicted
 
 

@@ -47,7 +47,7 @@ cdef int cache_init(cache *c, size_t bytes, int absent_percent, uint64_t seed) n
     bytes -= min(bytes, slots * sizeof(entry *))
     sieve_init(&c.absent, bytes // 100 * absent_percent)
     sieve_init(&c.found, bytes - c.absent.limit)
-    c.hits = c.misses = c.evicted = 0
+    c.evicted = 0
     return 0
 
 
@@ -107,9 +107,7 @@ cdef entry *cache_find(cache *c, uint64_t owner, uint64_t generation, view key) 
     """The answer to key for that generation, or NULL. The caller judges whether it is fresh."""
     cdef entry *e = slot_find(c, entry_hash(c, owner, key), owner, key)
     if e == NULL or e.generation != generation:
-        c.misses += 1
         return NULL
-    c.hits += 1
     e.visited = 1
     return e
 

@@ -117,7 +117,7 @@ cdef class Cache:
 
     @property
     def counters(self):
-        return {"hits": self.c.hits, "misses": self.c.misses, "evicted": self.c.evicted,
+        return {"evicted": self.c.evicted,
                 "bytes": self.c.found.bytes + self.c.absent.bytes + (self.c.mask + 1) * sizeof(entry *),
                 "found_bytes": self.c.found.bytes, "absent_bytes": self.c.absent.bytes}
 

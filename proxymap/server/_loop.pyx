@@ -459,6 +459,4 @@ cdef class Loop:
             "clients": self.l.all.count,
             "buffered_bytes": self.l.all.buffered,
             "instances": self.l.service.tables.count,
-            "cache_hits": self.l.results.hits,
-            "cache_misses": self.l.results.misses,
         }

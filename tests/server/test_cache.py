@@ -31,7 +31,6 @@ def test_stored_answer_is_found_whole() -> None:
     assert cache.find(7, 8, b"") == (OK, 0, b"")
     assert cache.find(7, 8, b"none") == (NOKEY, 4, b"")
     assert cache.find(7, 8, b"other") is None
-    assert (cache.counters["hits"], cache.counters["misses"]) == (3, 1)
 
 
 def test_owner_generation_and_every_byte_of_the_key_count() -> None:
@@ -212,7 +211,6 @@ class CacheMachine(RuleBasedStateMachine):
         self.size = size
         self.cache = Cache(size, seed)
         self.model: dict[tuple[int, bytes], tuple[int, Answer]] = {}
-        self.asked = 0
 
     @rule(
         owner=owners,
@@ -238,7 +236,6 @@ class CacheMachine(RuleBasedStateMachine):
         self.ask(owner, generation, key)
 
     def ask(self, owner: int, generation: int, key: bytes) -> Answer | None:
-        self.asked += 1
         answer: Answer | None = self.cache.find(owner, generation, key)
         if answer is not None:
             assert self.model[owner, key] == (generation, answer)
@@ -249,7 +246,6 @@ class CacheMachine(RuleBasedStateMachine):
         counters = self.cache.counters
         assert counters["bytes"] <= max(self.size, FEWEST_SLOTS)
         assert counters["absent_bytes"] <= self.size / 4
-        assert counters["hits"] + counters["misses"] == self.asked
 
 
 TestCacheMachine = CacheMachine.TestCase
