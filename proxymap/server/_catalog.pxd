@@ -32,7 +32,7 @@ cdef struct instance:
     uint64_t stale      # old answers that stood in
     uint64_t errors     # answers of RETRY and CONFIG
     uint64_t opened_ms  # when t came
-    int state           # AT_REST, OPENING or RENEWING
+    int state           # AT_REST or another of those above
     uint64_t began_ms   # when the worker was asked
     bint look_again     # something has happened to the files since the worker began
     bint doubtful       # the new content could not be opened, for no fault of its own: try again

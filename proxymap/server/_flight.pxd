@@ -36,7 +36,7 @@ cdef enum:
 
 
 cdef struct flights:
-    flight *slots[1024]
+    flight *slots[FLIGHT_SLOTS]
     flight *first
     uint64_t seed
     size_t count
