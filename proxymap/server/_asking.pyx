@@ -12,7 +12,8 @@ from proxymap.server._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap.server._catalog cimport instance
 from proxymap._codec cimport request
 from proxymap.server._service cimport (
-    answers_owner, is_shared, service, service_complain, service_warn_not_utf8, session, session_cursor,
+    answers_owner, generation_of, is_shared, service, service_complain, service_warn_not_utf8, session,
+    session_cursor,
 )
 from proxymap.tables._table cimport SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, cursor, table, table_fold
 from proxymap._words cimport *
@@ -51,7 +52,7 @@ cdef int lookup_cached(
 ) noexcept nogil:
     """The generation is read before the table: an answer is at least as new as it is marked."""
     cdef uint64_t owner = answers_owner(i, flags[0])
-    cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
+    cdef uint64_t generation = generation_of(i)
     cdef entry *e = cache_find(s.results, owner, generation, key)
     cdef int before = flags[0]
     cdef int status

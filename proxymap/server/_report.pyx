@@ -12,7 +12,7 @@ from proxymap.base._clock cimport now_ms
 from proxymap.server._cache cimport cache_find, cache_forget, cache_forget_all, entry
 from proxymap.server._catalog cimport LOOKING, OPENING, catalog_next, instance
 from proxymap.server._flight cimport flight, flight_close, flight_find, flight_forget
-from proxymap.server._service cimport service
+from proxymap.server._service cimport generation_of, service
 from proxymap.tables._table cimport SLOW_LOOKUP, Table
 from proxymap._words cimport STAT_NOKEY, STAT_OK
 
@@ -90,8 +90,7 @@ cdef list report_key(service *s, bytes name, bytes key):
 
 cdef dict known_of(service *s, const instance *i, uint64_t owner, view key):
     """Times in seconds, below 0 if they are over."""
-    cdef uint64_t generation = i.t.generation(i.t) if i.t.generation != NULL else 0
-    cdef entry *e = cache_find(s.results, owner, generation, key)
+    cdef entry *e = cache_find(s.results, owner, generation_of(i), key)
     cdef uint64_t now = now_ms()
     known = {"asking": True} if flight_find(&s.flights, owner, key) != NULL else {}
     if e != NULL:

@@ -91,3 +91,8 @@ cdef inline void count_deferred(table *t, int status) noexcept nogil:
 cdef inline uint64_t answers_owner(const instance *i, int flags) noexcept nogil:
     """Whose answers these are, in the cache and under way: of one open table, with the same try bits."""
     return i.cache_id << 2 | (flags & DICT_FLAGS_TRY) >> 2
+
+
+cdef inline uint64_t generation_of(const instance *i) noexcept nogil:
+    """Of the open table's content: an answer counts for one."""
+    return i.t.generation(i.t) if i.t.generation != NULL else 0

@@ -28,7 +28,7 @@ from proxymap.server._flight cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, answers_owner, count_deferred, is_crowded, service, service_too_long,
+    SENT, SERVED, answers_owner, count_deferred, generation_of, is_crowded, service, service_too_long,
     service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
@@ -52,7 +52,7 @@ cdef int sharing_send(
     cdef uint64_t owner = answers_owner(i, flags)
     cdef int status = ask_check(s, i, r, flags, &key)
     cdef entry *e
-    cdef flight *f
+    cdef flight *f = NULL
     who.lent = False
     who.flags = flags
     if status != STAT_LATER:
@@ -65,11 +65,12 @@ cdef int sharing_send(
     if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
         reply_old(i, e, r, flags, out)
         return SERVED
-    f = flight_find(&s.flights, owner, key) if not is_crowded(s, i) else NULL
-    if f != NULL:
-        i.joined += 1
-    elif not is_crowded(s, i):
-        f = send(s, i, owner, flags, key, False)
+    if not is_crowded(s, i):
+        f = flight_find(&s.flights, owner, key)
+        if f != NULL:
+            i.joined += 1
+        else:
+            f = send(s, i, owner, flags, key, False)
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
             reply_old(i, e, r, flags, out)
@@ -123,10 +124,6 @@ cdef int put(service *s, flight *f, table *t, bint refresh) noexcept nogil:
 cdef bint sharing_again(service *s, flight *f, const job *j) noexcept nogil:
     """Was j a refresh that was left out, but somebody has come to wait for it? It is asked after all then."""
     return j.refresh and j.shed and f.waiters != NULL and put(s, f, j.t, False) == 0
-
-
-cdef inline uint64_t generation_of(const instance *i) noexcept nogil:
-    return i.t.generation(i.t) if i.t.generation != NULL else 0
 
 
 # The answer is there
