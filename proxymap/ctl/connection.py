@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import ENOENT
 from typing import Any
 
 from proxymap.base._fold import fold
 from proxymap.client import Client
 from proxymap.ctl.options import directory_of, socket_of
-from proxymap.ctl.outcome import advice_on
+from proxymap.ctl.outcome import advice_on, printable
 from proxymap.errors import BadRequest, ConfigError, ProxymapError
 from proxymap.tables.flags import FIXED
 
@@ -77,6 +77,29 @@ def ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tup
         yield pid, reply["ok"]
     if not count:
         raise OSError(ENOENT, "no running server has a control socket there", f"{path}.*.ctl")
+
+
+def print_known(
+    arguments: argparse.Namespace,
+    do: str,
+    order: Iterable[str],
+    lines_of: Callable[[int, dict[str, Any]], list[str]],
+) -> None:
+    """print_known - what each running process knows of its tables, servers: lines of each, or JSON"""
+    import json
+
+    for pid, known in ask_processes(arguments, do=do):
+        try:
+            known.sort(key=lambda one: [one[name] for name in order])
+            lines = [
+                line
+                for one in known
+                for line in ([json.dumps({"process": pid, **one})] if arguments.json else lines_of(pid, one))
+            ]
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ConfigError(f"process {pid}: its answer is not understood") from None
+        for line in lines:
+            print(printable(line))
 
 
 def processes(arguments: argparse.Namespace) -> list[int]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from proxymap.ctl.connection import ask_processes
+from proxymap.ctl.connection import print_known
 from proxymap.ctl.options import ANSWERING, Parser
-from proxymap.ctl.outcome import EX_OK, printable
-from proxymap.errors import ConfigError
+from proxymap.ctl.outcome import EX_OK
 
 EPILOG = f"""\
 A line for each database server (hosts and login) of each process: its state, and
@@ -27,21 +25,11 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """run - some lines for each server of each process"""
-    for pid, known in ask_processes(arguments, do="servers"):
-        try:
-            known.sort(key=lambda one: (one["server"], one["tables"]))
-            lines = [
-                json.dumps({"process": pid, **server}) if arguments.json else _server_lines(pid, server)
-                for server in known
-            ]
-        except (TypeError, KeyError, ValueError, AttributeError):
-            raise ConfigError(f"process {pid}: its answer is not understood") from None
-        for line in lines:
-            print("\n".join(map(printable, line.split("\n"))))
+    print_known(arguments, "servers", ("server", "tables"), _server_lines)
     return EX_OK
 
 
-def _server_lines(pid: int, server: dict[str, Any]) -> str:
+def _server_lines(pid: int, server: dict[str, Any]) -> list[str]:
     tables = len(server["tables"])
     line = (
         f"{server['server']} (process {pid}, {tables} table{'s' if tables != 1 else ''}): {server['state']};"
@@ -49,7 +37,7 @@ def _server_lines(pid: int, server: dict[str, Any]) -> str:
         f" {server['waiting']:,} waiting, {server['mean_ms']:.1f} ms each;"
         f" {server['answers']:,} answers, {server['late']:,} late, {server['shed']:,} deferred at once"
     )
-    return "\n".join([line, *map(_host_line, server["hosts"])])
+    return [line, *map(_host_line, server["hosts"])]
 
 
 def _host_line(host: dict[str, Any]) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from proxymap.ctl.connection import ask_processes
+from proxymap.ctl.connection import print_known
 from proxymap.ctl.options import ANSWERING, Parser
-from proxymap.ctl.outcome import EX_OK, printable
-from proxymap.errors import ConfigError
+from proxymap.ctl.outcome import EX_OK
 
 EPILOG = f"""\
 A line for each table that was asked for since the process started: its state,
@@ -26,17 +24,9 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """run - one line for each table of each process"""
-    for pid, known in ask_processes(arguments, do="tables"):
-        try:
-            known.sort(key=lambda one: (one["table"], one["dialect"], one["flags"]))
-            lines = [
-                json.dumps({"process": pid, **table}) if arguments.json else _table_line(pid, table)
-                for table in known
-            ]
-        except (TypeError, KeyError, ValueError, AttributeError):
-            raise ConfigError(f"process {pid}: its answer is not understood") from None
-        for line in lines:
-            print(printable(line))
+    print_known(
+        arguments, "tables", ("table", "dialect", "flags"), lambda pid, table: [_table_line(pid, table)]
+    )
     return EX_OK
 
 
