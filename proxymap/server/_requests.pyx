@@ -74,7 +74,6 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
     """Serve the request that was read; returns SERVED, PARKED or SENT."""
     cdef request *r = &who.request
     cdef instance *i
-    s.requests += 1
     if r.fault != FAULT_NONE:
         warn_of_fault(s, r)
     if who.verdict == PARSE_SILENT:

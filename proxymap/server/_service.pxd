@@ -46,7 +46,7 @@ cdef struct service:
     bint utf8_layer      # smtputf8_enable
     buf folded           # scratch: the folded key
     buf scratch          # scratch of the tables
-    uint64_t requests
+    uint64_t requests    # answered, or sent to a worker
     table *config        # stands for the files of the configuration; NULL: unknown
     bint config_looking  # a worker looks at them, since no event tells of changes
     uint64_t config_ms   # when it may be asked again

@@ -228,6 +228,7 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
             c.session.waits_for.waiters = c
             break
         used += c.list_len
+        all.service.requests += 1
         if became == SENT:
             c.parked = True
             if c.session.lent:

@@ -247,6 +247,7 @@ def test_killed_process_is_replaced_at_once(instance: Instance) -> None:
     """It has told TAKEN and AVAIL once, and so does not cost the throttle time of 60 s."""
     with instance.client() as client:
         instance.ask(client)
+        instance.ask(client)  # in another turn of the loop than the first, whose end tells master
         os.kill(instance.pid(), signal.SIGKILL)
     with instance.client() as client:
         assert instance.ask(client) == b"value7"
@@ -391,7 +392,9 @@ class FakeMaster:
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[Callable[..., FakeMaster]]:
     folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))
-    (folder / "main.cf").write_text(f"queue_directory = {folder}\nproxy_read_maps = proxy:cdb:{folder}/t\n")
+    (folder / "main.cf").write_text(
+        f"queue_directory = {folder}\nproxy_read_maps = proxy:cdb:{folder}/t proxy:sqlite:{folder}/hangs.cf\n"
+    )
     (folder / "t").write_text("key value\n")
     subprocess.run(["postmap", "-c", folder, f"cdb:{folder}/t"], check=True)
     made: list[FakeMaster] = []
@@ -417,6 +420,24 @@ def test_first_request_is_told_as_taken_and_avail_and_no_other(fake: Callable[..
         master.status.setblocking(False)
         with pytest.raises(BlockingIOError):
             master.status.recv(12)
+
+
+def test_request_whose_table_is_being_opened_is_not_told_yet(fake: Callable[..., FakeMaster]) -> None:
+    """A process that a table kills as it is opened has to be throttled, or it is started all the time."""
+    master = fake("-t", "unix")
+    folder = Path(master.path).parent
+    os.mkfifo(folder / "fifo")  # whose open(2) waits
+    (folder / "hangs.cf").write_text(f"dbpath = {folder}/fifo\nquery = SELECT 1\n")
+    request = f"request\0lookup\0table\0sqlite:{folder}/hangs.cf\0flags\x0064\0key\0key\0\0".encode()
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(master.path)
+        waiting.sendall(request)
+        master.status.settimeout(1)
+        with pytest.raises(TimeoutError):
+            master.status.recv(12)
+        with proxymap.Client(master.path, timeout=LIMIT) as client:
+            assert client.lookup(f"cdb:{folder}/t", "key") == b"value"
+        assert [status for *_, status in master.messages(2)] == [0, 1]
 
 
 def test_overload_is_told_as_taken_and_its_end_as_avail(fake: Callable[..., FakeMaster]) -> None:

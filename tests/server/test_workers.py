@@ -298,6 +298,13 @@ def requests_served(server: InProcess, count: int) -> bool:
     return bool(server.server.loop.counters()["requests"] >= count)
 
 
+def test_request_that_waits_for_its_table_is_counted_once(server: InProcess) -> None:
+    with server.connect() as peer:
+        for cdb in server.cdbs:
+            assert peer.ask(lookup(cdb, b"k1")) == found(b"v1")
+        assert server.server.loop.counters()["requests"] == len(server.cdbs)
+
+
 def test_updates_that_wait_are_written_together_and_in_order(writer: InProcess, gate: Gate) -> None:
     gate.writes.clear()
     peers = [writer.connect() for _ in range(10)]
