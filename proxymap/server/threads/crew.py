@@ -1,9 +1,7 @@
 """crew - threads that take jobs from one queue; one more joins when all are busy
 
-Threads are started by `_thread`, not by threading.Thread: its `start` waits for
-ever if the new thread dies before it has run a line, as happens when memory is
-short. A thread counts itself when it has come; one that never comes is missed
-by `help`, which starts another.
+Nobody waits for a thread but the first (base/threads). A thread counts itself when it
+has come; one that never comes is missed by `help`, which starts another.
 """
 
 from __future__ import annotations
@@ -13,26 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from proxymap.base.threads import start_thread
 from proxymap.tables._jobs import JOB_CLOSE, Job, Queue, clock_ms
 
-ARRIVAL = 2.0  # seconds in which a thread has to come
 PAUSE = 0.05  # seconds to wait when there is no memory to go on
 IDLE = 5.0  # seconds without a job, after which a thread that is one too many leaves
-
-
-def start_thread(run: Callable[[], object]) -> bool:
-    """Start a daemon thread; False if it cannot be had, or does not come within ARRIVAL."""
-    here = threading.Event()
-
-    def arrive() -> None:
-        here.set()
-        run()
-
-    try:
-        _thread.start_new_thread(arrive, ())
-    except (RuntimeError, MemoryError):
-        return False
-    return here.wait(ARRIVAL)
 
 
 def given_up(job: Job) -> Job:
@@ -66,8 +49,7 @@ class Crew:
 
     def start(self) -> None:
         """The first thread; RuntimeError if it cannot be had."""
-        if not start_thread(self._run):
-            raise RuntimeError(f"no thread for {self.name}")
+        start_thread(self.name, self._run)
 
     def help(self) -> None:
         """Start one more thread if jobs wait and no thread is free."""

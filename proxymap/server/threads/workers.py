@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._watch import Watch
+from proxymap.base.threads import start_thread
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused
 from proxymap.server import _lent
 from proxymap.server.log import Log
-from proxymap.server.threads.crew import Crew, given_up, start_thread
+from proxymap.server.threads.crew import Crew, given_up
 from proxymap.server.threads.openers import Openers
 from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
 from proxymap.tables._table import SLOW_WRITE, Table
@@ -74,8 +75,7 @@ class Workers:
     def start(self) -> None:
         self._openers.crew.start()
         self._askers.start()
-        if not start_thread(self._watch_over):
-            raise RuntimeError("no thread for the watchdog of the workers")
+        start_thread("the watchdog of the workers", self._watch_over)
 
     def stop(self, seconds: float) -> None:
         self.stopping = True

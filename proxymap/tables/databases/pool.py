@@ -16,9 +16,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 from weakref import WeakSet, WeakValueDictionary, finalize
 
+from proxymap.base.threads import start_thread
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
 from proxymap.tables.databases._connection import ENDED_BROKEN, ENDED_LATE, Attempt, Connection
@@ -166,9 +168,7 @@ class Pool:
         if cancels and len(self._cancelled) < STUCK_MAX:
             self._cancelled.add(connection)
             with contextlib.suppress(RuntimeError, MemoryError):  # the system allows no more threads
-                threading.Thread(
-                    target=self._cancel, args=(connection,), name="cancelling", daemon=True
-                ).start()
+                start_thread("cancelling", partial(self._cancel, connection))
                 return
             self._cancelled.discard(connection)
         connection.close(politely=not connection.suspended)
@@ -220,7 +220,7 @@ class Pool:
         try:
             if sum(each.abandoned for each in self._trials) >= STUCK_MAX:
                 raise TimeoutError
-            threading.Thread(target=self._connect, args=(trial,), name="connecting", daemon=True).start()
+            start_thread("connecting", partial(self._connect, trial))
         except (RuntimeError, MemoryError, TimeoutError) as error:  # the system allows no more threads
             self._did_not_connect(trial, error)
         else:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Hashable
+from functools import partial
 
+from proxymap.base.threads import start_thread
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.tables._jobs import LEVEL_INFO
 from proxymap.tables.network._exchange import NOTE_LINES, NOTE_RESOLVE
@@ -64,7 +66,7 @@ class Keeper:
         elif note.kind == NOTE_RESOLVE:
             endpoint, place = self._places[self.exchange.wanted(note)]
             try:
-                threading.Thread(target=self._resolve, args=(endpoint, place), daemon=True).start()
+                start_thread("resolving", partial(self._resolve, endpoint, place))
             except (RuntimeError, MemoryError):  # the system allows no more threads
                 self.exchange.resolved(endpoint, [])
 

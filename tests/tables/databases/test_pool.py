@@ -5,12 +5,13 @@ Over pretended servers (fix_fake), which count, and stay silent on demand.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
 from fix_server import wait_until
 
+from proxymap.base import threads
 from proxymap.errors import STAT_NOKEY, STAT_OK, TableRetry
 from proxymap.tables.base import Host
 from proxymap.tables.databases.served import ServedTable
@@ -122,6 +124,23 @@ def test_no_more_connections_than_the_limit(place: Place) -> None:
             time.sleep(0.001)
     assert {answer.result() for answer in answers} == {(STAT_OK, 0, b"1")}
     assert 1 < most <= LIMITS["connection_limit"]
+
+
+def test_thread_that_dies_at_once_is_a_failure_like_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory is short: the pool does not wait for it, and tries again."""
+    start, asked = _thread.start_new_thread, []
+
+    def die_at_first(run: Callable[[], None], args: tuple[()]) -> None:
+        asked.append(run)
+        if len(asked) > 1:
+            start(run, args)
+
+    monkeypatch.setattr(_thread, "start_new_thread", die_at_first)
+    monkeypatch.setattr(threads, "ARRIVAL", 0.1)
+    assert place.table().ask(b"a", 0) == (STAT_OK, 0, b"1")
+    assert len(asked) == 2
 
 
 def test_slow_question_is_retry_in_time_and_the_server_is_up(place: Place) -> None:

@@ -1,0 +1,31 @@
+"""threads - starts a thread without waiting for ever
+
+threading.Thread.start does that if the new thread dies before it has run a line, as
+happens when memory is short.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+from collections.abc import Callable
+
+ARRIVAL = 2.0  # seconds in which a thread has to come
+
+
+def start_thread(name: str, run: Callable[[], object]) -> None:
+    """start_thread - a daemon thread; RuntimeError if it cannot be had in time: it never runs then"""
+    here, claim = threading.Lock(), threading.Lock()
+    here.acquire()
+
+    def arrive() -> None:
+        if claim.acquire(blocking=False):
+            here.release()
+            run()
+
+    with contextlib.suppress(RuntimeError, MemoryError):
+        _thread.start_new_thread(arrive, ())
+        here.acquire(timeout=ARRIVAL)
+    if claim.acquire(blocking=False):
+        raise RuntimeError(f"no thread for {name}")
