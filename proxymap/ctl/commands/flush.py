@@ -13,8 +13,8 @@ from proxymap.ctl.outcome import EX_NOTFOUND, EX_OK, complain
 EPILOG = f"""\
 For tables whose answers age (cache_ttl in proxymap.cf), so that a change in the
 database counts at once: flush the key as the last step of "create user". Files that
-change need no flush. Says how many answers are forgotten; tables are not opened anew.
-Status 1: no client has asked for that table yet.
+change need no flush. Says how many answers are forgotten. Without KEY and --negative,
+tables are opened anew as well. Status 1: no client has asked for that table yet.
 
   proxymapctl flush mysql:/etc/postfix/virtual.cf joe@example.com
   proxymapctl flush --negative             # only what says "no such key"
