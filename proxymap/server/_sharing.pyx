@@ -24,7 +24,7 @@ from proxymap.server._cache cimport (
 from proxymap.server._catalog cimport instance
 from proxymap._codec cimport reply_append, request
 from proxymap.server._flight cimport (
-    FLIGHT_NEVER, flight, flight_begin, flight_end, flight_find, flight_join, flight_key,
+    FLIGHT_NEVER, flight, flight_begin, flight_close, flight_end, flight_find, flight_join, flight_key,
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
@@ -32,7 +32,7 @@ from proxymap.server._service cimport (
     service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
-from proxymap.tables._table cimport STAT_LATER, policy, table
+from proxymap.tables._table cimport SLOW_WRITE, STAT_LATER, policy, table
 from proxymap._words cimport *
 
 cdef enum:
@@ -71,6 +71,8 @@ cdef int sharing_send(
             i.joined += 1
         else:
             f = send(s, i, owner, flags, key, False)
+            if f != NULL and s.writes and i.t.slow & SLOW_WRITE:
+                flight_close(&s.flights, f)  # who joined after a change might get what was before it
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
             reply_old(i, e, r, flags, out)
