@@ -7,7 +7,8 @@
 
 `records` has the payload of each key: of socketmap what stands in the netstring,
 of tcp the line, of memcache the value. `raw` has whole answers, after which the
-connection is closed. Each connection has a thread of its own.
+connection is closed. Each connection has a thread of its own. A question whose word
+is in `held` (get; of memcache also set, add, delete) is looked at when `go` is set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, Literal, Self
 from urllib.parse import unquote_to_bytes
 
@@ -40,9 +41,11 @@ ERRORS = {"socketmap": b"TEMP later", "tcp": b"400 later", "memcache": b"SERVER_
 
 
 class Scripted:
-    """On a port of 127.0.0.1, or on a socket."""
+    """On a port of 127.0.0.1 or another host, or on a socket."""
 
-    def __init__(self, maptype: str, records: Mapping[bytes, bytes], *, unix: bool = False) -> None:
+    def __init__(
+        self, maptype: str, records: Mapping[bytes, bytes], *, unix: bool = False, host: str = "127.0.0.1"
+    ) -> None:
         self.maptype, self.records = maptype, dict(records)
         self.raw: dict[bytes, bytes] = {}
         self.manner: Manner = "answer"
@@ -50,6 +53,9 @@ class Scripted:
         self.questions: list[bytes] = []
         self.connections = 0  # so far
         self.late: bytes | None = None  # an answer that is one too many, to be sent
+        self.held: Collection[bytes] = ()
+        self.go = threading.Event()
+        self.waiting = 0  # questions that were held, so far
         self._open: set[socket.socket] = set()
         self._folder = tempfile.mkdtemp(prefix="pm-", dir="/tmp")
         if unix:
@@ -61,9 +67,10 @@ class Scripted:
             self._listener.listen(128)
             self.endpoint = f"unix:{self.path}"
         else:
-            self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, 0), family=family, backlog=128)
             self.port = self._listener.getsockname()[1]
-            self.endpoint = f"inet:127.0.0.1:{self.port}"
+            self.endpoint = f"inet:[{host}]:{self.port}" if ":" in host else f"inet:{host}:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def table(self, name: str = "map") -> bytes:
@@ -84,6 +91,7 @@ class Scripted:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self.go.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # or accept() goes on in its thread
         self._listener.close()
@@ -156,6 +164,11 @@ class Scripted:
         """Each question's key, and the answer to it."""
         return getattr(self, f"_asked_{self.maptype}")(stream)  # type: ignore[no-any-return]
 
+    def _hold(self, word: bytes = b"get") -> None:
+        if word in self.held:
+            self.waiting += 1
+            self.go.wait()
+
     def _framed(self, payload: bytes) -> bytes:
         if self.maptype == "socketmap":
             return b"%d:%b," % (len(payload), payload)
@@ -165,17 +178,21 @@ class Scripted:
         while length := b"".join(iter(lambda: stream.read(1).strip(b":"), b"")):
             _, _, key = stream.read(int(length)).partition(b" ")
             assert stream.read(1) == b","
+            self._hold()
             yield key, self._framed(self.records.get(key, b"NOTFOUND "))
 
     def _asked_tcp(self, stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         for line in stream:
             assert line.startswith(b"get ")
+            self._hold()
             key = unquote_to_bytes(line[4:-1])
             yield key, self._framed(self.records.get(key, b"500 no"))
 
     def _asked_memcache(self, stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         for line in stream:
             word, *rest = line.split()
+            value = stream.read(int(rest[3]) + 2)[:-2] if word in (b"set", b"add") else None
+            self._hold(word)
             if word == b"version":
                 yield b"", b"VERSION 1\r\n"
             elif word == b"get":
@@ -188,7 +205,7 @@ class Scripted:
                     self.records.pop(rest[0], None)
                 yield rest[0], b"DELETED\r\n" if known else b"NOT_FOUND\r\n"
             else:
-                value = stream.read(int(rest[3]) + 2)[:-2]
+                assert value is not None
                 stored = word == b"set" or rest[0] not in self.records
                 if stored and self.manner == "answer":
                     self.records[rest[0]] = value

@@ -1,81 +1,79 @@
-"""test_memcache_server - memcache tables through the daemon: who waits, changes, Postfix's own clients"""
+"""test_memcache_server - backups and changes of memcache tables through the daemon: who waits, what is kept
+
+That nobody waits for a lookup but who asked is in test_network_waits.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fix_memcached import Memcached, unavailable, write_cf
-from fix_scripted import NeverConnects, Scripted
-from fix_server import MULTI_WRITER, OPEN_LOCK, ServerProcess, found, give, lookup, request
+from fix_scripted import Scripted
+from fix_server import (
+    FOLD_FIX,
+    LOCK,
+    MULTI_WRITER,
+    NOT_FOUND,
+    OPEN_LOCK,
+    ServerProcess,
+    found,
+    give,
+    lookup,
+    request,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
-RETRY = [(b"status", b"2"), (b"value", b"")]
+DONE, RETRY = [(b"status", b"0")], [(b"status", b"2")]
 OTHERS = 50
+STUCK = 4  # clients of one table, which has two workers
 REAL = 590272  # the flags of each request of verify(8) but the first
+VALUES = [b"", b"v", b"\xff\xfe", b"\xc3\xa9", b"a\r\nEND\r\n", b" x ", b"x" * 20_000]
 
 
-@contextlib.contextmanager
-def misbehaving(manner: str, folder: Path, **parameters: object) -> Iterator[bytes]:
-    """The name of a table whose memcached does that."""
-    path = folder / "bad.cf"
-    if manner in ("refuse", "unknown"):
-        where = {"refuse": "inet:127.0.0.1:1", "unknown": "inet:nosuch.invalid:1"}[manner]
-        yield write_cf(path, memcache=where, **parameters)
-    elif manner == "hang":
-        with NeverConnects() as nowhere:
-            yield write_cf(path, memcache=f"inet:127.0.0.1:{nowhere.port}", **parameters)
-    else:
-        with Scripted("memcache", {b"k": b"v" * 300}) as server:
-            server.manner = manner  # type: ignore[assignment]
-            yield write_cf(path, memcache=server.endpoint, **parameters)
+def silent_with_backup(server: Scripted, folder: Path, backup: bytes) -> bytes:
+    server.manner = "silent"
+    return write_cf(folder / "silent.cf", memcache=server.endpoint, backup=backup.decode(), timeout=2)
 
 
-@pytest.mark.parametrize(
-    ("manner", "waits"),
-    [
-        ("silent", True), ("drip", True), ("hang", True), ("refuse", False), ("unknown", False),
-        ("close", False), ("reset", False), ("half", False), ("error", False), ("garbage", False),
-    ],
-)  # fmt: skip
-def test_nobody_waits_but_who_asked(manner: str, waits: bool) -> None:
-    with ServerProcess() as server, Memcached() as memcached, misbehaving(manner, server.dir) as bad:
-        good = memcached.table(server.dir / "good.cf")
-        memcached.put(b"k", b"1")
-        server.approve(bad, good)
-        server.start()
-        with server.connect() as victim, server.connect() as other:
-            assert other.ask(lookup(good, b"k")) == found(b"1")
-            began = time.monotonic()
-            victim.send(lookup(bad, b"k"))
-            for _ in range(OTHERS):
-                assert other.ask(lookup(good, b"k")) == found(b"1")
-            if waits:
-                assert not victim.answered()
-            assert victim.reply() == RETRY
-            assert time.monotonic() - began < 30
-
-
-@pytest.mark.parametrize("manner", ["silent", "error", "refuse"])
-def test_backup_answers_for_a_memcached_that_does_not(manner: str) -> None:
-    """Stock takes 10 s where it is silent: 5 for the get, 5 for the set."""
-    with ServerProcess() as server:
+def test_backup_of_a_silent_memcached_delays_nobody_else() -> None:
+    """Stock takes 10 s, in which it serves nobody: 5 for the get, 5 for the set."""
+    with ServerProcess(own={"worker_count": "2"}) as server, Scripted("memcache", {}) as scripted:
         backup = server.cdb("b", {b"k": b"from backup"})
-        with misbehaving(manner, server.dir, backup=backup.decode()) as bad:
-            server.approve(bad)
-            server.start()
-            with server.connect() as peer:
-                assert peer.ask(lookup(bad, b"k")) == found(b"from backup")
-                assert peer.ask(lookup(bad, b"no")) == [(b"status", b"1"), (b"value", b"")]
+        table = silent_with_backup(scripted, server.dir, backup)
+        server.approve(table)
+        server.start()
+        victims = [server.connect() for _ in range(STUCK)]
+        with server.connect() as other:
+            assert other.ask(lookup(backup, b"k")) == found(b"from backup")
+            for victim in victims:
+                victim.send(lookup(table, b"k"))
+            for _ in range(OTHERS):
+                assert other.ask(lookup(backup, b"k")) == found(b"from backup")
+            assert not any(victim.answered() for victim in victims)
+            assert [victim.reply() for victim in victims] == [found(b"from backup")] * STUCK
+
+
+@pytest.mark.parametrize("manner", ["error", "refuse"])
+def test_backup_answers_for_a_memcached_that_does_not(manner: str) -> None:
+    with ServerProcess() as server, Scripted("memcache", {}) as scripted:
+        backup = server.cdb("b", {b"k": b"from backup"})
+        scripted.manner = "error"
+        where = scripted.endpoint if manner == "error" else "inet:127.0.0.1:1"
+        table = write_cf(server.dir / "t.cf", memcache=where, backup=backup.decode())
+        server.approve(table)
+        server.start()
+        with server.connect() as peer:
+            assert peer.ask(lookup(table, b"k")) == found(b"from backup")
+            assert peer.ask(lookup(table, b"no")) == NOT_FOUND
 
 
 @pytest.fixture
 def proxywrite() -> Iterator[ServerProcess]:
-    with ServerProcess() as server:
+    with ServerProcess(own={"worker_count": "2"}) as server:
         (server.dir / "data").mkdir(mode=0o700)
         give(server.dir / "data")
         yield server
@@ -104,48 +102,73 @@ def test_flags_of_real_clients_and_updates_that_replace(proxywrite: ServerProces
             assert int(opening[1][1]) & MULTI_WRITER
             for n in range(100):
                 value = b"v%d" % n
-                assert peer.ask(request("update", table, flags=REAL, key=b"k", value=value)) == [
-                    (b"status", b"0")
-                ]
+                assert peer.ask(request("update", table, flags=REAL, key=b"k", value=value)) == DONE
                 assert peer.ask(lookup(table, b"k", flags=REAL)) == found(value)
-            assert peer.ask(request("delete", table, flags=REAL, key=b"k")) == [(b"status", b"0")]
-            assert peer.ask(lookup(table, b"k", flags=REAL)) == [(b"status", b"1"), (b"value", b"")]
+            assert peer.ask(request("delete", table, flags=REAL, key=b"k")) == DONE
+            assert peer.ask(lookup(table, b"k", flags=REAL)) == NOT_FOUND
 
 
-def test_silent_memcached_delays_an_update_but_no_other_client(proxywrite: ServerProcess) -> None:
+@pytest.mark.parametrize("maptype", ["lmdb", "btree"])
+def test_backup_has_folded_keys_and_any_value(proxywrite: ServerProcess, maptype: str) -> None:
+    """What memcached had, and what the backup has when memcached has lost it, is the same, byte for byte."""
     with Memcached() as memcached:
-        table = memcached.table(proxywrite.dir / "t.cf", backup=f"lmdb:{proxywrite.dir}/data/b")
-        other_table = f"lmdb:{proxywrite.dir}/data/other".encode()
-        proxywrite.approve(table, other_table)
+        name = f"{maptype}:{proxywrite.dir}/data/b".encode()
+        table = memcached.table(proxywrite.dir / "t.cf", backup=name.decode())
+        proxywrite.approve(table, name)
         proxywrite.start("-n", "proxywrite")
-        with proxywrite.connect() as victim, proxywrite.connect() as other:
-            update = request("update", table, key=b"k", value=b"v")
-            assert victim.ask(update) == [(b"status", b"0")]
-            memcached.pause()
-            victim.send(update)
+        flags = LOCK | FOLD_FIX
+        with proxywrite.connect() as peer:
+            for value in VALUES:
+                assert peer.ask(request("update", table, flags=flags, key=b"KeY", value=value)) == DONE
+                assert peer.ask(lookup(table, b"kEy", flags=flags)) == found(value)
+                assert peer.ask(lookup(name, b"key", flags=LOCK)) == found(value)
+                assert peer.ask(lookup(name, b"KeY", flags=LOCK)) == NOT_FOUND
+                memcached.ask(b"delete key")
+                for _ in range(2):  # from the backup; then from memcached, unless it is too long for that
+                    assert peer.ask(lookup(table, b"KEY", flags=flags)) == found(value)
+            assert peer.ask(request("delete", table, flags=flags, key=b"KEY")) == DONE
+            assert peer.ask(lookup(name, b"key", flags=LOCK)) == NOT_FOUND
+
+
+def test_lookup_after_a_change_does_not_join_one_from_before(proxywrite: ServerProcess) -> None:
+    with Scripted("memcache", {b"k": b"old"}) as scripted:
+        table = write_cf(proxywrite.dir / "t.cf", memcache=scripted.endpoint, timeout=60)
+        proxywrite.approve(table)
+        proxywrite.start("-n", "proxywrite")
+        scripted.held = [b"get"]
+        with proxywrite.connect() as before, proxywrite.connect() as writer, proxywrite.connect() as after:
+            before.send(lookup(table, b"k"))
+            wait_until(lambda: scripted.waiting == 1, "the first question")
+            assert writer.ask(request("update", table, key=b"k", value=b"new")) == DONE
+            after.send(lookup(table, b"k"))
+            wait_until(lambda: scripted.waiting == 2, "a question of its own")
+            scripted.go.set()
+            assert after.reply() == found(b"new")
+
+
+@pytest.mark.parametrize("kind", ["update", "delete"])
+@pytest.mark.parametrize("backed", [True, False])
+def test_silent_memcached_delays_changes_of_no_other_table(
+    proxywrite: ServerProcess, kind: str, backed: bool
+) -> None:
+    with Memcached() as memcached, Scripted("memcache", {b"k": b"old"}) as scripted:
+        backup = {"backup": f"lmdb:{proxywrite.dir}/data/b"} if backed else {}
+        slow = write_cf(proxywrite.dir / "slow.cf", memcache=scripted.endpoint, timeout=2, **backup)
+        other_backup = f"lmdb:{proxywrite.dir}/data/other"
+        quick = memcached.table(proxywrite.dir / "quick.cf", backup=other_backup)
+        proxywrite.approve(slow, quick, other_backup)
+        proxywrite.start("-n", "proxywrite")
+        victims = [proxywrite.connect() for _ in range(STUCK)]
+        with proxywrite.connect() as other:
+            for n, victim in enumerate(victims):
+                assert victim.ask(request("update", slow, key=b"k%d" % n, value=b"v")) == DONE
+            scripted.held = [b"set", b"delete"]
+            for n, victim in enumerate(victims):
+                victim.send(request(kind, slow, key=b"k%d" % n, value=b"v"))
+            wait_until(lambda: scripted.waiting, "a change under way")
             for _ in range(OTHERS):
-                assert other.ask(request("update", other_table, key=b"k", value=b"v")) == [(b"status", b"0")]
-            assert victim.reply() == [(b"status", b"0")]  # the backup has it
-            memcached.resume()
-
-
-def test_two_slow_servers_do_not_delay_each_other() -> None:
-    with (
-        ServerProcess(own={"server_connection_limit": "2"}) as server,
-        Scripted("memcache", {b"k": b"v"}) as slow,
-        Scripted("memcache", {b"k": b"v"}) as slower,
-    ):
-        slow.delay, slower.delay = 0.1, 3
-        tables = [
-            write_cf(server.dir / f"{n}.cf", memcache=each.endpoint, timeout=60)
-            for n, each in enumerate((slow, slower))
-        ]
-        server.approve(*tables)
-        server.start()
-        stuck = [server.connect() for _ in range(4)]
-        for peer in stuck:
-            peer.send(lookup(tables[1], b"k"))
-        with server.connect() as peer:
-            for _ in range(10):
-                assert peer.ask(lookup(tables[0], b"k")) == found(b"v")
-        assert not any(peer.answered() for peer in stuck)
+                assert other.ask(request("update", quick, key=b"k", value=b"v")) == DONE
+                assert other.ask(request("delete", quick, key=b"k")) == DONE
+                assert other.ask(request("update", other_backup.encode(), key=b"x", value=b"v")) == DONE
+            assert not any(victim.answered() for victim in victims)
+            assert [victim.reply() for victim in victims] == [DONE if backed else RETRY] * STUCK

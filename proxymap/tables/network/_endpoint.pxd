@@ -75,11 +75,13 @@ cdef struct endpoint:
     connection *idle      # the latest first
     int open              # all of them
     int busy              # those that are asking
+    int owing             # none of `open`: see OWING
     uint64_t spent_ms     # by all answers
     uint64_t answers, retries, late  # answers so far; questions asked once more; without answer
     int ready             # those that are connected
     bint down             # all that comes is answered RETRY at once,
     uint64_t down_since_ms
+    const char *last_error  # what failed last; NULL: nothing has
     uint64_t probe_ms     # until a connection is made again, which is tried then
     uint64_t gap_ms
     int silences          # questions in a row that had no answer in time
@@ -97,6 +99,7 @@ cdef enum:  # states of a connection
     BUSY = 3
     GREETING = 4  # it was sent hello
     ENDED = 5     # in this turn
+    OWING = 6     # a change was given up that the other side may carry out until an answer, or the end, comes
 
 
 cdef struct connection:
@@ -116,6 +119,7 @@ cdef struct connection:
 
 
 cdef asker *asker_of(const job *j) noexcept nogil
+cdef bint is_change(const job *j) noexcept nogil
 cdef job *take_waiting(endpoint *e) noexcept nogil
 cdef void wait_for_connection(endpoint *e, job *j) noexcept nogil
 cdef void wait_again(endpoint *e, job *j) noexcept nogil
@@ -125,6 +129,7 @@ cdef bint has_unread(const connection *c, bint *closed) noexcept nogil
 cdef void connection_watch(connection *c, int epoll, bint writes) noexcept nogil
 cdef int connection_send(connection *c, int epoll) noexcept nogil
 cdef void connection_rest(connection *c, uint64_t now) noexcept nogil
+cdef void connection_owe(connection *c) noexcept nogil
 cdef void connection_end(connection *c) noexcept nogil
 cdef void connection_free(connection *c) noexcept nogil
 cdef void tell_trouble(queue *log, asker *a, uint64_t now, const char *words, view text) noexcept nogil

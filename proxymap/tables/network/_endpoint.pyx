@@ -16,19 +16,21 @@ from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC,
     SOCK_NONBLOCK, epoll_ctl, epoll_event, recv, send,
 )
-from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, job, log_line, queue
+from proxymap.tables._jobs cimport (
+    JOB_EXPLAIN, JOB_LOOKUP, LEVEL_INFO, LEVEL_WARNING, job, log_line, queue,
+)
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
         unsigned short sa_family
-    enum: SOCK_STREAM, SOL_SOCKET, SO_ERROR, MSG_PEEK
+    enum: SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_KEEPALIVE, MSG_PEEK
     int socket(int, int, int)
     int connect(int, const sockaddr *, unsigned int)
     int getsockopt(int, int, int, void *, unsigned int *)
     int setsockopt(int, int, int, const void *, unsigned int)
 
 cdef extern from "<netinet/tcp.h>" nogil:
-    enum: TCP_NODELAY
+    enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
 
 cdef extern from "<netinet/in.h>" nogil:
     enum: IPPROTO_TCP
@@ -39,12 +41,18 @@ cdef extern from "<stdio.h>" nogil:
 cdef enum:
     TELL_MS = 60000  # between two lines about the trouble of a table
     TEXT_MAX = 200   # bytes of what a server says
+    OWING_IDLE_S = 60  # then the other host is asked whether it is there,
+    OWING_PROBES = 6   # so often, 10 s apart
 
 
 # Jobs that wait
 
 cdef asker *asker_of(const job *j) noexcept nogil:
     return <asker *> j.t.self
+
+
+cdef bint is_change(const job *j) noexcept nogil:
+    return j.kind != JOB_LOOKUP and j.kind != JOB_EXPLAIN
 
 
 cdef job *take_waiting(endpoint *e) noexcept nogil:
@@ -158,6 +166,29 @@ cdef void connection_rest(connection *c, uint64_t now) noexcept nogil:
     c.to.idle = c
 
 
+cdef void connection_owe(connection *c) noexcept nogil:
+    """Keep it for its end alone, or for an answer that comes too late; a host that is gone is an end, too."""
+    cdef int one = 1, idle = OWING_IDLE_S, gap = OWING_IDLE_S // OWING_PROBES, probes = OWING_PROBES
+    setsockopt(c.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))
+    setsockopt(c.fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle))
+    setsockopt(c.fd, IPPROTO_TCP, TCP_KEEPINTVL, &gap, sizeof(gap))
+    setsockopt(c.fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes))
+    uncount(c)
+    c.to.owing += 1
+    c.state, c.job = OWING, NULL
+
+
+cdef inline void uncount(connection *c) noexcept nogil:
+    """It is none of its endpoint's any more."""
+    cdef endpoint *e = c.to
+    if c.state == OWING:
+        e.owing -= 1
+        return
+    e.open -= 1
+    e.busy -= c.state == BUSY
+    e.ready -= c.state != CONNECTING
+
+
 cdef void connection_end(connection *c) noexcept nogil:
     """Close it; its job is the caller's to see to, and connection_free to follow."""
     cdef endpoint *e = c.to
@@ -171,10 +202,7 @@ cdef void connection_end(connection *c) noexcept nogil:
     while link[0] != c:
         link = &link[0].next
     link[0] = c.next
-    e.open -= 1
-    e.busy -= c.state == BUSY
-    if c.state != CONNECTING:
-        e.ready -= 1
+    uncount(c)
     if c.fd >= 0:
         close(c.fd)
     c.state, c.fd, c.job = ENDED, -1, NULL

@@ -7,8 +7,8 @@ time. Names are looked up by the keeper (keeper.py), which also logs.
 A question has one deadline, from when it was asked until it is answered. If a
 connection that had answered before breaks before a byte of the answer has come, the
 question is asked once more on a new one, for the server may have closed the old one
-long ago. A connection that has anything unread is closed. Whatever is unclear is
-RETRY.
+long ago. A connection that has anything unread is closed; one whose change was given
+up is kept until the other side can no longer make it. Whatever is unclear is RETRY.
 Where no connection can be made, all is RETRY at once, until an attempt in the background succeeds.
 
 Source: epoll(7), connect(2), tcp(7), unix(7); network-tables.md 1 and 6.
@@ -21,8 +21,7 @@ from posix.unistd cimport read
 
 from proxymap._words cimport STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport (
-    buf_append_view, buf_clear, buf_len, buf_reserve, buf_view, view_of, view_str,
-    view_until_nul,
+    buf_append_view, buf_clear, buf_len, buf_reserve, buf_view, view_of, view_str, view_until_nul,
 )
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
@@ -30,10 +29,10 @@ from proxymap.base._os cimport (
 )
 from proxymap.tables._jobs cimport job, job_answer, note_put, queue_put, queue_sleep, queue_take, queue_wake
 from proxymap.tables.network._endpoint cimport (
-    ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, address, answer, asker, asker_of,
-    connection, connection_begin, connection_end, connection_free, connection_outcome,
-    connection_rest, connection_send, connection_watch, endpoint, has_unread, take_waiting, tell_down,
-    tell_trouble, tell_untrusted, tell_up, wait_again, wait_for_connection,
+    ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, OWING, address, answer, asker,
+    asker_of, connection, connection_begin, connection_end, connection_free, connection_outcome,
+    connection_owe, connection_rest, connection_send, connection_watch, endpoint, has_unread, is_change,
+    take_waiting, tell_down, tell_trouble, tell_untrusted, tell_up, wait_again, wait_for_connection,
 )
 
 cdef extern from "<string.h>" nogil:
@@ -149,6 +148,8 @@ cdef void take_jobs(exchange *x) noexcept nogil:
             queue_put(a.handed, j)
         elif e.down:
             fail(x, j, b"server is down")
+        elif e.owing >= e.limit and is_change(j):
+            fail(x, j, b"too many changes are without answer")
         elif e.first == NULL and usable(x, e):
             ask(x, e.idle, j)
         else:
@@ -188,6 +189,9 @@ cdef void ask(exchange *x, connection *c, job *j) noexcept nogil:
     """Ask for j on the idle connection c."""
     cdef endpoint *e = c.to
     cdef int status
+    if j.since_ms + e.time_limit_ms <= x.now_ms:  # the caller has given it up
+        fail(x, j, b"no connection in time")
+        return
     buf_clear(&c.out)
     buf_clear(&c.got)
     status = e.speaks.write(asker_of(j), j, &c.out)
@@ -242,6 +246,8 @@ cdef void is_ready(exchange *x, connection *c, uint32_t events) noexcept nogil:
             connected(x, c)
     elif c.state == IDLE:
         unasked(x, c)
+    elif c.state == OWING:
+        end(x, c)
     elif c.state != ENDED:
         if events & EPOLLOUT:
             flush(x, c)
@@ -304,6 +310,7 @@ cdef void not_connected(exchange *x, connection *c, const char *why) noexcept no
 
 
 cdef void is_down(exchange *x, endpoint *e, const char *why) noexcept nogil:
+    e.last_error = why
     if not e.down:
         e.down = True
         e.down_since_ms = x.now_ms
@@ -371,7 +378,7 @@ cdef bint read_answer(exchange *x, connection *c, bint at_end) noexcept nogil:
     e.silences = 0
     is_up(x, e)
     if seen == NONSENSE:
-        found.status, found.ends = STAT_RETRY, True
+        found.status, found.ends, e.last_error = STAT_RETRY, True, found.words
     buf_clear(&j.value)
     if found.status == STAT_OK:
         found.value = view_until_nul(found.value)
@@ -413,6 +420,7 @@ cdef void broke(exchange *x, connection *c, int why) noexcept nogil:
         wait_again(e, j)
         open_one(x, e)
         return
+    e.last_error = words
     fail(x, j, words)
     pump(x, e)
 
@@ -479,9 +487,13 @@ cdef void sweep_connection(exchange *x, endpoint *e, connection *c, uint64_t age
         x.busy = True
         j = c.job
         if x.now_ms - j.since_ms >= e.time_limit_ms:
-            end(x, c)
+            if is_change(j) and buf_len(&c.out) == 0:
+                connection_owe(c)
+            else:
+                end(x, c)
             e.silences += 1
             e.late += 1
-            fail(x, j, b"time limit exceeded")
+            e.last_error = b"time limit exceeded"
+            fail(x, j, e.last_error)
             if e.speaks.hello != NULL and e.silences >= SILENCES_MAX and not e.down:
                 is_down(x, e, b"server is silent")

@@ -8,6 +8,7 @@ GET: int
 SET: int
 DELETE: int
 ADD: int
+LONGEST_KEY: int
 MISSED: bytes
 FAILED: bytes
 speaks: Protocol

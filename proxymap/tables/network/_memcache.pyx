@@ -45,6 +45,7 @@ cdef enum:
 
 GET, SET, DELETE, ADD = JOB_EXPLAIN, JOB_UPDATE, JOB_DELETE, JOB_ADD
 MISSED, FAILED = b"\0m", b"\0f"  # marks
+LONGEST_KEY = KEY_MAX
 
 
 # What is asked

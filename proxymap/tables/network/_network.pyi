@@ -18,6 +18,8 @@ class Endpoint:
     number: int
     figures: dict[str, int]
     down: bool
+    owing: int
+    last_error: str
     def __init__(
         self,
         exchange: Exchange,

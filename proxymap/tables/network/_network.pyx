@@ -31,7 +31,7 @@ from proxymap.errors import TableRetry
 
 cdef enum:
     LINES_MAX = 1000
-    GRACE_MS = 1000  # a caller waits so much longer than the exchange should take
+    GRACE_MS = 30000  # a caller waits so much longer than the exchange should take
 
 
 cdef class Protocol:
@@ -136,7 +136,7 @@ cdef class Endpoint:
         """What is known of it, for the administrator; see databases/reports."""
         state = "down" if self.e.down else "up"
         seconds = (now_ms() - self.e.down_since_ms) // 1000 if self.e.down else None
-        host = {"host": self.shown, "state": state, "seconds": seconds, "last_error": None}
+        host = {"host": self.shown, "state": state, "seconds": seconds, "last_error": self.last_error or None}
         return {
             "server": f"{self.maptype} {self.shown}", "state": state, "hosts": [host],
             "tables": sorted(os.fsdecode(table.type_name) for table in list(self.tables)),
@@ -149,6 +149,17 @@ cdef class Endpoint:
 
     def close(self, until):
         """There is no goodbye in these protocols."""
+
+    @property
+    def last_error(self) -> str:
+        """What failed last: words of the system's, or ours, which all stay where they are."""
+        words = b"" if self.e.last_error == NULL else <bytes> self.e.last_error
+        return os.fsdecode(words.removeprefix(b"lookup error: "))
+
+    @property
+    def owing(self) -> int:
+        """How many changes that were given up may still be carried out?"""
+        return self.e.owing
 
     @property
     def number(self) -> int:

@@ -9,8 +9,10 @@ change that was confirmed is never followed by what was before it:
 - memcached gets a backup's value only where it has none (`add`), and not while a
   change is under way;
 - what memcached could not store it has to delete; if that fails, too, the key is
-  *doubtful*: it is answered from the backup until memcached has confirmed that it has
-  it no more, or until ttl has passed.
+  *doubtful* (doubts.py): it is answered from the backup until memcached has confirmed
+  that it has it no more;
+- a change that memcached may still carry out late makes its key doubtful, too; where
+  there is no backup, the key is not changed again before that is over.
 
 That holds among the clients of one process; proxywrite is one.
 
@@ -24,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
-from weakref import WeakValueDictionary
 
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ConfigError, ProxymapError, TableRetry
@@ -36,12 +37,14 @@ from proxymap.tables.network._memcache import (
     DELETE,
     FAILED,
     GET,
+    LONGEST_KEY,
     MISSED,
     SET,
     MemcacheTable,
     speaks,
 )
 from proxymap.tables.network.addresses import read_server
+from proxymap.tables.network.doubts import doubts_of, order_of
 from proxymap.tables.network.keeper import endpoint_for
 from proxymap.tables.tablecf import TableCf
 from proxymap.tables.template import IN_QUERY, compile_text
@@ -58,7 +61,6 @@ KNOWN = (
     *("retry_pause", "line_size_limit", "data_size_limit"),
 )
 MONTH = 30 * 86400  # seconds; a longer ttl is a date for memcached
-DOUBTS_MAX = 10_000  # keys; if there are more, all are doubtful
 SWEEP = 1.0  # seconds between two attempts to have doubtful keys deleted
 SWEEP_MAX = 200  # keys in one
 MARK_LENGTH = len(MISSED)
@@ -92,82 +94,6 @@ def read_parameters(cf: TableCf) -> Parameters:
     )  # fmt: skip
 
 
-class Doubts:
-    """Keys of which memcached may have an old value, each with the time when that is over."""
-
-    def __init__(self, ttl: int) -> None:
-        self._ttl = ttl if ttl > 0 else float("inf")
-        self._until: dict[bytes, float] = {}
-        self._all_until = 0.0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._until) + (self._all_until > time.monotonic())
-
-    def __contains__(self, key: bytes) -> bool:
-        now = time.monotonic()
-        return now < self._all_until or now < self._until.get(key, 0.0)
-
-    def add(self, key: bytes) -> None:
-        until = time.monotonic() + self._ttl
-        with self._lock:
-            if len(self._until) < DOUBTS_MAX:
-                self._until[key] = until
-            else:
-                self._all_until = until
-
-    def discard(self, key: bytes, until: float | None = None) -> None:
-        """until: only if it was not added anew since."""
-        with self._lock:
-            if until is None or self._until.get(key) == until:
-                self._until.pop(key, None)
-
-    def some(self, count: int) -> list[tuple[bytes, float]]:
-        """Some of the keys, the oldest first; those that are old enough are forgotten."""
-        now = time.monotonic()
-        with self._lock:
-            for key in [key for key, until in self._until.items() if until <= now]:
-                del self._until[key]
-            return list(self._until.items())[:count]
-
-
-class Order:
-    """Changes, and values for memcached that come from lookups: neither overtakes the other."""
-
-    def __init__(self) -> None:
-        self._state = threading.Condition()
-        self._fills = self._changes = 0
-        self.version = 0
-
-    def begin_change(self) -> None:
-        with self._state:
-            self.version += 1
-            self._changes += 1
-            self._state.wait_for(lambda: not self._fills)
-
-    def end_change(self) -> None:
-        with self._state:
-            self.version += 1
-            self._changes -= 1
-
-    def begin_fill(self, version: int) -> bool:
-        """May a value go to memcached that was looked up when this was the version?"""
-        with self._state:
-            may = version == self.version and not self._changes
-            self._fills += may
-            return may
-
-    def end_fill(self) -> None:
-        with self._state:
-            self._fills -= 1
-            self._state.notify_all()
-
-
-# Of the tables that are open, by name: one that is opened anew goes on with what was known.
-_doubts: WeakValueDictionary[bytes, Doubts] = WeakValueDictionary()
-_orders: WeakValueDictionary[bytes, Order] = WeakValueDictionary()
-
-
 class Memcache(MemcacheTable):
     """One .cf file."""
 
@@ -176,8 +102,8 @@ class Memcache(MemcacheTable):
         self.warn, self.name = opening.host.warn, type_name.decode(TEXT, ERRORS)
         self.digest = _digest(cf)
         self.domains = DomainList.of(cf, opening)
-        self.doubtful = _doubts.setdefault(type_name, Doubts(self.own.ttl))
-        self.order = _orders.setdefault(type_name, Order())
+        self.doubtful = doubts_of(type_name, self.own.ttl)
+        self.order = order_of(type_name)
         self._sweeping, self._swept = threading.Lock(), 0.0
         self.backup_flags = 0
         self._member, self._try_backup = opening.member, 0.0
@@ -195,7 +121,7 @@ class Memcache(MemcacheTable):
             ttl=self.own.ttl, flags=self.own.flags, writes=opening.writes,
             in_python=self.digest is not None,
         )  # fmt: skip
-        self.doubts_count = len(self.doubtful)
+        self.doubtful.join(self)
 
     def _endpoint(self, cf: TableCf, opening: Opening) -> Endpoint:
         try:
@@ -251,7 +177,7 @@ class Memcache(MemcacheTable):
         if wanted is None:
             return STAT_NOKEY, flags, b""
         version, why = self.order.version, ""
-        if self.doubtful and wanted in self.doubtful:
+        if self.backup is not None and wanted in self.doubtful:
             self._sweep()
         elif not missed and not failed:
             status, value, why = self.end(self.begin(GET, wanted))
@@ -288,7 +214,9 @@ class Memcache(MemcacheTable):
     def _fill(self, wanted: bytes, value: bytes, version: int) -> None:
         if self.order.begin_fill(version):
             try:
-                self.end(self.begin(ADD, wanted, value))
+                status, _, _ = self.end(self.begin(ADD, wanted, value))
+                if status == STAT_RETRY and self.doubtful.owed:
+                    self.doubtful.add(wanted)
             finally:
                 self.order.end_fill()
 
@@ -305,14 +233,11 @@ class Memcache(MemcacheTable):
 
     def write(self, changes: Sequence[_Changing], on_disk: object = None) -> None:
         fits = [change for change in changes if not self._is_skipped(change)]
-        self.order.begin_change()
-        try:
+        with self.order.change():
             for some in _without_repetition(fits, self._key_at_server):
                 self._to_server(some)
             if self.backup is not None and fits:
                 self._to_backup(fits)
-        finally:
-            self.order.end_change()
         self._sweep()
 
     def _is_skipped(self, change: _Changing) -> bool:
@@ -324,25 +249,40 @@ class Memcache(MemcacheTable):
 
     def _to_server(self, changes: Sequence[_Changing]) -> None:
         """Changes of different keys, all at the same time."""
+        owed = self.doubtful.owed  # then what is confirmed now may be undone
+        if self.backup is None:
+            changes = self._without_doubtful(changes, owed)
         sent = [(change, *self._send(change)) for change in changes]
         failed = []
         for change, wanted, deletes, replies in sent:
             change.status = self.end(replies)[0]
             if change.status == STAT_RETRY:
                 failed.append((wanted, deletes))
-            else:
-                self._believe(wanted)
-                if deletes and change.value is not None:
-                    change.status = STAT_NOKEY
-        again = [(wanted, self.begin(DELETE, wanted)) for wanted, deletes in failed if not deletes]
-        for wanted, deletes in failed:
-            if deletes:
-                self._doubt(wanted)
-        for wanted, replies in again:
-            if self.end(replies)[0] == STAT_RETRY:
-                self._doubt(wanted)
-            else:
-                self._believe(wanted)
+                continue
+            if not owed:
+                self.doubtful.discard(wanted)
+            if deletes and change.value is not None:
+                change.status = STAT_NOKEY
+        self._make_up_for(failed)
+
+    def _without_doubtful(self, changes: Sequence[_Changing], owed: bool) -> Sequence[_Changing]:
+        """Refuse those that a late one might undo: there is no backup that has the truth."""
+        if not owed:
+            self.doubtful.clear()
+        for change in changes:
+            change.status = STAT_RETRY
+        return [change for change in changes if self._key_at_server(change.key) not in self.doubtful]
+
+    def _make_up_for(self, failed: Sequence[tuple[bytes, bool]]) -> None:
+        """Have memcached delete what it could not store; what it could not delete, or owes, is doubtful."""
+        owed = self.doubtful.owed
+        failed = [(wanted, deletes) for wanted, deletes in failed if len(wanted) <= LONGEST_KEY]
+        again = [wanted for wanted, deletes in failed if not deletes and not owed]
+        sent = [(wanted, self.begin(DELETE, wanted)) for wanted in again]
+        gone = {wanted for wanted, replies in sent if self.end(replies)[0] != STAT_RETRY}
+        for wanted, _ in failed:
+            if wanted not in gone and (owed or self.backup is not None):  # or the client knows that it failed
+                self.doubtful.add(wanted)
 
     def _send(self, change: _Changing) -> tuple[bytes, bool, Queue]:
         """Memcached's key; is it deleted? So is one whose value is too long: the old must not stay."""
@@ -354,16 +294,6 @@ class Memcache(MemcacheTable):
         if value is None:
             return wanted, True, self.begin(DELETE, wanted)
         return wanted, False, self.begin(SET, wanted, value)
-
-    def _doubt(self, wanted: bytes) -> None:
-        if self.backup is not None:  # or the client is told that it failed
-            self.doubtful.add(wanted)
-            self.doubts_count = len(self.doubtful)
-
-    def _believe(self, wanted: bytes) -> None:
-        if self.doubtful:
-            self.doubtful.discard(wanted)
-            self.doubts_count = len(self.doubtful)
 
     def _to_backup(self, changes: Sequence[_Changing]) -> None:
         backup = self._current_backup()
@@ -380,7 +310,7 @@ class Memcache(MemcacheTable):
     def _sweep(self) -> None:
         """Have memcached delete doubtful keys, if it may answer: one, and then the rest."""
         now = time.monotonic()
-        if not self.doubtful or self.endpoint.down or now - self._swept < SWEEP:
+        if not self.doubtful or self.endpoint.down or now - self._swept < SWEEP or self.doubtful.owed:
             return
         if not self._sweeping.acquire(blocking=False):
             return
@@ -389,19 +319,19 @@ class Memcache(MemcacheTable):
             some = self.doubtful.some(SWEEP_MAX)
             if self._deleted(some[:1]):
                 self._deleted(some[1:])
-            self.doubts_count = len(self.doubtful)
         finally:
             self._sweeping.release()
 
-    def _deleted(self, doubts: Iterable[tuple[bytes, float]]) -> bool:
+    def _deleted(self, doubts: Iterable[tuple[bytes, int]]) -> bool:
         """Are all of them gone?"""
-        sent = [(key, until, self.begin(DELETE, key)) for key, until in doubts]
+        sent = [(key, number, self.begin(DELETE, key)) for key, number in doubts]
         gone = True
-        for key, until, replies in sent:
+        for key, number, replies in sent:
             if self.end(replies)[0] == STAT_RETRY:
                 gone = False
+                self.doubtful.add(key)  # as the last one: others go first
             else:
-                self.doubtful.discard(key, until)
+                self.doubtful.discard(key, number)
         return gone
 
     # For the administrator

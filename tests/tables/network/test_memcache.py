@@ -16,6 +16,7 @@ from fix_server import FOLD_FIX, wait_until
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, TableRetry
 from proxymap.tables._table import Table
 from proxymap.tables.base import Change, Host
+from proxymap.tables.network import doubts
 from proxymap.tables.opening import open_table
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -129,6 +130,13 @@ def test_key_format(tmp_path: Path, key_format: str, key: bytes, asked: bytes | 
         name = write_cf(tmp_path / "t.cf", memcache=server.endpoint, key_format=key_format)
         assert opened(name).answer(key, 0) is None
         assert server.questions == ([] if asked is None else [asked])
+
+
+def test_address_of_ipv6(tmp_path: Path) -> None:
+    with Scripted("memcache", {}, host="::1") as server:
+        table = opened(write_cf(tmp_path / "t.cf", memcache=server.endpoint))
+        assert change(table, b"k", b"v") == STAT_OK
+        assert table.answer(b"k", 0) == b"v"
 
 
 @pytest.mark.parametrize("digest", ["sha256", "SHA256", "md5"])
@@ -332,3 +340,148 @@ def test_changes_and_lookups_at_once_leave_no_old_value(backed: Table) -> None:
         stop.set()
         for looker in lookers:
             looker.join()
+
+
+# What memcached does late
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with Scripted("memcache", {}) as server:
+        yield server
+
+
+def over(server: Scripted, tmp_path: Path, *, backed: bool) -> Table:
+    tmp_path.chmod(0o700)
+    backup = {"backup": f"lmdb:{tmp_path}/backup"} if backed else {}
+    return opened(write_cf(tmp_path / "t.cf", memcache=server.endpoint, timeout=1, **backup))
+
+
+def let_go(server: Scripted) -> None:
+    server.held = ()
+    server.go.set()
+
+
+def wait_until_certain(table: Table, key: bytes, value: bytes | None) -> None:
+    """Meanwhile it is answered as it should be."""
+
+    def is_certain() -> bool:
+        assert table.answer(key, 0) == value
+        return not table.doubtful
+
+    wait_until(is_certain, "the end of doubts")
+
+
+@pytest.mark.parametrize("late", [b"set", b"delete"])
+@pytest.mark.parametrize("latest", [b"new", None])
+def test_change_that_memcached_makes_late_does_not_undo_a_later_one(
+    scripted: Scripted, tmp_path: Path, late: bytes, latest: bytes | None
+) -> None:
+    table = over(scripted, tmp_path, backed=True)
+    change(table, b"k", b"first")
+    scripted.held = [late]
+    assert change(table, b"k", b"late" if late == b"set" else None) == STAT_OK
+    assert table.endpoint.figures["open"] == 0
+    scripted.held = ()
+    assert change(table, b"k", b"new") == STAT_OK
+    assert latest is not None or change(table, b"k", None) == STAT_OK
+    assert table.answer(b"k", 0) == latest
+    let_go(scripted)
+    wait_until(lambda: not table.endpoint.owing, "the late answer")
+    wait_until_certain(table, b"k", latest)
+    assert scripted.records.get(b"k") in (None, latest)
+
+
+@pytest.mark.parametrize("late", [b"set", b"delete"])
+def test_without_a_backup_no_change_is_confirmed_that_a_late_one_may_undo(
+    scripted: Scripted, tmp_path: Path, late: bytes
+) -> None:
+    table = over(scripted, tmp_path, backed=False)
+    change(table, b"k", b"first")
+    scripted.held = [late]
+    assert change(table, b"k", b"late" if late == b"set" else None) == STAT_RETRY
+    scripted.held = ()
+    assert change(table, b"k", b"new") == STAT_RETRY
+    assert change(table, b"other", b"v") == STAT_OK
+    let_go(scripted)
+    wait_until(lambda: change(table, b"k", b"new") == STAT_OK, "the late answer")
+    assert table.answer(b"k", 0) == b"new"
+    assert not table.doubtful
+
+
+def test_value_of_the_backup_that_memcached_takes_late_is_not_answered_after_a_change(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    table = over(scripted, tmp_path, backed=True)
+    change(table, b"k", b"old")
+    scripted.records.clear()
+    scripted.held = [b"add"]
+    assert table.answer(b"k", 0) == b"old"
+    scripted.held = ()
+    assert change(table, b"k", None) == STAT_OK
+    let_go(scripted)
+    wait_until(lambda: b"k" in scripted.records, "the late value")
+    wait_until_certain(table, b"k", None)
+    assert b"k" not in scripted.records
+
+
+def test_late_change_whose_connection_breaks_is_over(scripted: Scripted, tmp_path: Path) -> None:
+    table = over(scripted, tmp_path, backed=True)
+    scripted.held = [b"set"]
+    change(table, b"k", b"v")
+    assert table.endpoint.owing == 1
+    scripted.held = ()
+    scripted.hang_up()
+    wait_until_certain(table, b"k", b"v")
+
+
+def test_doubts_outlive_the_table_being_opened_anew(scripted: Scripted, tmp_path: Path) -> None:
+    table = over(scripted, tmp_path, backed=True)
+    change(table, b"k", b"old")
+    scripted.held = [b"set"]
+    change(table, b"k", b"new")
+    scripted.held = ()
+    (tmp_path / "t.cf").write_text((tmp_path / "t.cf").read_text() + "max_try = 3\n")
+    anew = opened(table.type_name)
+    assert anew is not table
+    assert scripted.records[b"k"] == b"old"
+    assert anew.answer(b"k", 0) == b"new"
+
+
+def test_memcached_that_was_stopped_does_not_bring_old_values_back(tmp_path: Path) -> None:
+    """What was sent to it meanwhile it makes when it goes on, on several threads."""
+    tmp_path.chmod(0o700)
+    keys = [b"k%d" % n for n in range(20)]
+    with Memcached() as own:
+        table = opened(own.table(tmp_path / "t.cf", timeout=1, backup=f"lmdb:{tmp_path}/backup"))
+        table.write([Change(key, b"old", 0) for key in keys])
+        for turn in range(3):
+            own.pause()
+            table.write([Change(key, b"late", 0) for key in keys])
+            own.resume()
+            value = b"%d" % turn
+            table.write([Change(key, value, 0) for key in keys])
+            for key in keys:
+                assert table.answer(key, 0) == value
+            for key in keys:
+                wait_until_certain(table, key, value)
+            assert {own.get(key) for key in keys} <= {None, value}
+
+
+def test_key_that_is_too_long_for_memcached_is_the_backups_alone(backed: Table) -> None:
+    assert change(backed, b"x" * 300, b"v") == STAT_OK
+    assert backed.answer(b"x" * 300, 0) == b"v"
+    assert not backed.doubtful
+
+
+def test_more_doubts_than_are_kept_are_doubts_of_all_keys(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts, "DOUBTS_MAX", 2)
+    table = over(scripted, tmp_path, backed=True)
+    scripted.records[b"other"] = b"old"
+    scripted.manner = "error"
+    for n in range(3):
+        change(table, b"k%d" % n, b"v")
+    scripted.manner = "answer"
+    assert table.answer(b"other", 0) is None
