@@ -116,6 +116,39 @@ def test_same_answers_to_changes() -> None:
             assert stock == ours, (kind, name, fields)
 
 
+def test_same_answers_over_ipv6() -> None:
+    with both_of() as both, Scripted("memcache", {b"k": b"v"}, host="::1") as server:
+        both.pair.stock.set(inet_protocols="all")
+        both.tables["plain"] = [
+            write_cf(both.pair.stock.dir / f"six{side}.cf", memcache=server.endpoint) for side in SIDES
+        ]
+        both.start()
+        for key in (b"k", b"no"):
+            stock, ours = both.ask("lookup", "plain", key=key)
+            assert stock == ours
+
+
+@pytest.mark.parametrize("flags", [LOCK, UTF8 | LOCK])
+def test_same_answers_with_a_backup(flags: int) -> None:
+    """Each key is changed once: stock does not live through more. Memcached loses some keys meanwhile."""
+    dice = random.Random(3)
+    with both_of("proxywrite") as both:
+        both.add("backed", backup="lmdb:rw/backup")  # each has its own
+        both.start()
+        for key in {draw_key(dice) + b"%d" % n for n in range(200)}:
+            stock, ours = both.ask("update", "backed", key=key, value=dice.choice(VALUES), flags=flags)
+            assert stock == ours, key
+            if dice.random() < 0.5:
+                for side in SIDES:
+                    both.memcached.ask(f"delete backed{side}-".encode() + key)
+            for _ in range(2):
+                stock, ours = both.ask("lookup", "backed", key=key, flags=flags)
+                assert stock == ours, key
+            if dice.random() < 0.2:
+                stock, ours = both.ask("delete", "backed", key=key, flags=flags)
+                assert stock == ours, key
+
+
 @pytest.mark.parametrize("service", ["proxymap", "proxywrite"])
 @pytest.mark.parametrize("kind", ["open", "sequence", "update", "delete"])
 def test_same_answers_to_other_requests(service: str, kind: str) -> None:

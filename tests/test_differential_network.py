@@ -103,6 +103,17 @@ def test_same_limit_of_an_answer(both: tuple[Pair, Drawn]) -> None:
         assert stock == ours
 
 
+@pytest.mark.parametrize("maptype", ["socketmap", "tcp"])
+def test_same_answers_over_ipv6(maptype: str) -> None:
+    with Drawn(maptype, {}, host="::1") as server, Pair(maptype) as pair:
+        pair.stock.set(inet_protocols="all")
+        pair.start([server.table()])
+        for n in range(100):
+            stock, ours = pair.ask(lookup(server.table(), b"k%d" % n))
+            assert stock == ours
+        assert server.questions
+
+
 def test_intended_difference_tcp_waits_nine_seconds_for_a_server_that_closes() -> None:
     with Drawn("tcp", {}) as server, Pair("tcp") as pair:
         pair.start([server.table()])

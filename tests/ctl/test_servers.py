@@ -11,7 +11,9 @@ import pytest
 from fix_ctl import run
 from fix_fake import FakeMySQL
 from fix_fakes import Fakes
-from fix_server import found, lookup, wait_until
+from fix_memcached import write_cf
+from fix_scripted import Scripted
+from fix_server import NOT_FOUND, ServerProcess, found, lookup, wait_until
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def fake() -> Iterator[FakeMySQL]:
         yield server
 
 
-def told(service: Fakes, *words: str | bytes) -> list[str]:
+def told(service: ServerProcess, *words: str | bytes) -> list[str]:
     done = run("--socket", service.path, "-c", str(service.dir), *words)
     return (done.stdout + done.stderr).decode().splitlines()
 
@@ -48,6 +50,31 @@ def test_servers_and_their_hosts(fake: FakeMySQL) -> None:
         known = json.loads(line)
         assert (known["process"], known["state"], known["tables"]) == (service.pid, "down", [table.decode()])
         assert known["hosts"][0]["last_error"] in service.log()
+
+
+@pytest.mark.parametrize("maptype", ["socketmap", "tcp", "memcache"])
+def test_servers_of_the_network_types_and_what_failed_last(maptype: str) -> None:
+    with ServerProcess(own={"lookup_time_limit": "1s"}) as service, Scripted(maptype, {}) as scripted:
+        table, where = scripted.table(), scripted.endpoint
+        if maptype == "memcache":
+            table = write_cf(service.dir / "t.cf", memcache=where, timeout=1)
+        elif maptype == "tcp":
+            where = where.removeprefix("inet:")
+        service.approve(table)
+        service.start()
+        with service.connect() as peer:
+            assert peer.ask(lookup(table, b"k")) == NOT_FOUND
+            server, host = told(service, "servers")
+            assert server.startswith(f"{maptype} {where} (process {service.pid}, 1 table): up; 1 of 32")
+            assert host == f"  {where}: up"
+            scripted.manner = "silent"
+            peer.ask(lookup(table, b"k"))
+            assert told(service, "servers")[1] == f"  {where}: up; last error: time limit exceeded"
+            scripted.close()
+            wait_until(lambda: peer.ask(lookup(table, b"k")) and "Connection refused" in service.log(), "it")
+            assert re.fullmatch(
+                rf"  {where}: down for \d+ s; last error: Connection refused", told(service, "servers")[1]
+            )
 
 
 def test_tables_shows_the_policy_in_force(fake: FakeMySQL) -> None:

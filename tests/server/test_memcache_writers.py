@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import fix_memcached
 import pytest
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
 
 ADDRESSES, UPDATES = 10, 100
 ROUNDS, OLD = 4, 25  # of a cleanup
+CLIENTS = 20  # of postscreen, each with an address of its own
 
 
 class MemcacheWriters(Writers):
@@ -37,7 +39,10 @@ class MemcacheWriters(Writers):
                 self.data_dir / f"{name}.cf", backup=self.table(name), key_format=f"{name}-%s"
             )
             names[name] = "proxy:" + table.decode()
-        self.set(address_verify_map=names["verify_cache"], postscreen_cache_map=names["postscreen_cache"])
+        self.set(
+            address_verify_map=names["verify_cache"], postscreen_cache_map=names["postscreen_cache"],
+            postscreen_greet_ttl="1s", postscreen_cache_retention_time="1d",
+        )  # fmt: skip
 
     def put_old(self, name: str, records: dict[str, str]) -> None:
         """By way of proxywrite, as postmap takes no lock."""
@@ -50,6 +55,11 @@ class MemcacheWriters(Writers):
     def has(self, name: str, start: bytes) -> bool:
         exists = (self.data_dir / f"{name}.lmdb").exists()
         return exists and any(key.startswith(start) for key in self.stored(name))
+
+    def dropped(self, name: str) -> int:
+        """How many records cleanups have deleted, as Postfix's programs say."""
+        cleanups = re.findall(rf"cache \S*{name}\S* full cleanup: retained=\d+ dropped=(\d+)", self.log())
+        return sum(map(int, cleanups))
 
     def assert_nobody_died(self) -> None:
         assert not re.search(r"fatal|panic|proxywrite.*(exit status|killed)", self.log()), self.log()
@@ -84,22 +94,42 @@ def test_cleanup_of_verify_walks_the_backup_and_deletes(writers: MemcacheWriters
     writers.assert_nobody_died()
 
 
-def test_postscreen_keeps_its_cache_and_cleans_it(writers: MemcacheWriters) -> None:
-    def greeted() -> None:
-        """The whole banner: who hangs up after its first line has not passed the tests."""
-        with socket.create_connection(("127.0.0.1", writers.port), LIMIT) as peer:
-            banner = b""
-            while b"220 " not in banner and (more := peer.recv(1000)):
-                banner += more
+def greet(writers: MemcacheWriters, address: str) -> None:
+    """The whole banner: who hangs up after its first line has not passed the tests."""
+    with socket.create_connection(("127.0.0.1", writers.port), LIMIT, source_address=(address, 0)) as peer:
+        banner = b""
+        while b"220 " not in banner and (more := peer.recv(1000)):
+            banner += more
 
-    deadline = time.monotonic() + 3 * LIMIT
-    while not writers.has("postscreen_cache", b"127.0.0.1"):
-        greeted()
+
+def test_postscreen_updates_the_same_keys_again_and_again(writers: MemcacheWriters) -> None:
+    """A client that has passed is tested again as soon as a second later, and its record replaced."""
+    addresses = [f"127.0.1.{n}" for n in range(1, CLIENTS + 1)]
+    updates: dict[str, set[bytes]] = {address: set() for address in addresses}
+    deadline = time.monotonic() + 5 * LIMIT
+    while any(len(values) < UPDATES / CLIENTS for values in updates.values()):
         assert time.monotonic() < deadline, writers.log()
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            list(clients.map(lambda address: greet(writers, address), addresses))
+        stored = writers.stored("postscreen_cache")
+        for address, values in updates.items():
+            values |= {stored[key] for key in [address.encode()] if key in stored}
+    stored = writers.stored("postscreen_cache")
+    for address in addresses:
+        in_memcached = writers.memcached.get(b"postscreen_cache-" + address.encode())
+        assert in_memcached in (None, stored[address.encode()])
+    writers.assert_nobody_died()
+
+
+def test_cleanup_of_postscreen_walks_the_backup_and_deletes(writers: MemcacheWriters) -> None:
+    deadline = time.monotonic() + 3 * LIMIT
+    before = writers.dropped("postscreen_cache")
+    greet(writers, "127.0.0.1")
     for _ in range(ROUNDS):
         writers.put_old("postscreen_cache", {f"192.0.2.{i}": "1;0;0;0;0" for i in range(OLD)})
         while writers.has("postscreen_cache", b"192.0.2."):
             assert time.monotonic() < deadline, writers.log()
             time.sleep(0.1)
     assert writers.has("postscreen_cache", b"127.0.0.1")
+    assert writers.dropped("postscreen_cache") - before >= ROUNDS * OLD
     writers.assert_nobody_died()

@@ -229,6 +229,14 @@ def test_name_of_a_host_is_looked_up(maptype: str) -> None:
         assert opened(NOWHERE[maptype](f"[127.0.0.1]:{server.port}")).answer(b"b", 0) == b"two  words"
 
 
+@pytest.mark.parametrize("maptype", TYPES)
+def test_address_of_ipv6(maptype: str) -> None:
+    with Scripted(maptype, RECORDS[maptype], host="::1") as server:
+        assert ask(server) == b"1"
+    with pytest.raises(TableRetry, match="Connection refused"):
+        opened(server.table("other")).answer(b"a", 0)
+
+
 @pytest.mark.parametrize("name", [b"x", b"foo:x:y", b":x", b"unix::y", b"inet:nohost:y", b"inet:h:0:y"])
 def test_socketmap_that_names_no_server_is_a_surrogate(name: bytes) -> None:
     table = open_table(b"socketmap:" + name)
