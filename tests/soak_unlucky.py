@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fix_bdb import write_endless
 from fix_ctl import run
 from fix_server import (
     ROOT,
@@ -107,10 +108,16 @@ class Unlucky:
         self.large = server.cdb("large", {b"k": b"v" * (3 * MB), b"small": b"v" * 400_000})
         self.locked = f"hash:{folder}/hash".encode()
         subprocess.run(["postmap", "-i", f"hash:{folder}/hash"], input=b"k v\n", check=True)
-        give(folder / "db", folder / "hash.db")
+        write_endless(folder / "endless.db")
+        self.endless = f"btree:{folder}/endless".encode()
+        give(folder / "db", folder / "hash.db", folder / "endless.db")
         self.users = b"unix:passwd.byname"
-        names = [*self.hanging, self.text, self.secret, self.long, self.locked, self.users]
+        names = [*self.hanging, self.text, self.secret, self.long, self.locked, self.endless, self.users]
         server.approve(*names)
+        library = folder / "slow_users.so"
+        source = ROOT / "tests/server/slow_users.c"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        server.env["LD_PRELOAD"] = str(library)
 
     def peer(self, limit: float = 20.0) -> Peer:
         """A connection of an attacker, who may be hung up on: OSError or AssertionError."""
@@ -142,6 +149,44 @@ class Unlucky:
     def release(self, fifo: Path) -> None:
         with contextlib.suppress(OSError):
             os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+    def verify_spins(self) -> None:
+        """libdb, in a process of its own, comes to no end with the file, each time that it is new."""
+        os.utime(self.server.dir / "endless.db")
+        with self.peer() as peer:
+            for _ in range(self.random.randrange(1, 10)):
+                answer = peer.ask(lookup(self.endless, b"k"))
+                must(answer == RETRY, answer)
+
+    def users_fail(self) -> None:
+        """The user directory fails at once, or in ten seconds, which is over the limit."""
+        with self.peer() as peer, self.peer() as other:
+            other.send(lookup(self.users, b"slow"))
+            for _ in range(20):
+                answer = peer.ask(lookup(self.users, b"lost%d" % self.random.randrange(1000)))
+                must(answer == RETRY, answer)
+            answer = other.reply()
+            must(answer == RETRY, answer)
+
+    def links_in_the_way(self) -> None:
+        """Where a server makes its socket, the folder's owner puts links to a file that is not his."""
+        precious = self.server.dir / "precious"
+        folder = self.server.dir / f"race{self.random.randrange(1 << 30)}"
+        folder.mkdir()
+        give(folder)
+        precious.touch(0o600)
+        path = f"unix:{self.server.path}"
+        command = [word.replace(path, f"unix:{folder}/s") for word in self.server.command()]
+        with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as second:
+            until = time.monotonic() + self.random.uniform(1, 3)
+            while time.monotonic() < until and second.poll() is None:
+                for name in os.listdir(folder):
+                    with contextlib.suppress(OSError):
+                        (folder / name).unlink()
+                        (folder / name).symlink_to(precious)
+            second.terminate()
+        must(precious.stat().st_mode & 0o777 == 0o600, oct(precious.stat().st_mode))
+        shutil.rmtree(folder)
 
     def flag_words(self) -> None:
         with self.peer() as peer:
@@ -251,6 +296,7 @@ class Unlucky:
                 self.openings_hang, self.openings_end, self.flag_words, self.files_are_asked_for,
                 self.reload_storm, self.ask_and_leave, self.unfinished_requests, self.large_values,
                 self.many_connections, self.memory_is_short, self.descriptors_are_short,
+                self.verify_spins, self.users_fail, self.links_in_the_way,
                 self.forged_control_sockets, self.full_disk, self.second_server, self.full_output,
                 self.rebuild,
             )

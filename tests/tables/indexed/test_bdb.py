@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, IndexedContract, Records, in_child, until_nul
+from fix_bdb import write_endless
 from fix_postfix import StockPostfix, complaints, dialect, release, unavailable
 from fix_server import DIALECTS, LOCK, ServerProcess, lookup, request, wait_until
 from oracle import Attributes, encode
@@ -583,18 +584,9 @@ def test_damaged_files_end_neither_the_process_nor_a_walk(maptype: str, tmp_path
 def test_file_with_which_libdb_comes_to_no_end_is_refused_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that is a copy of another: libdb's verify goes round for ever, and held the GIL meanwhile."""
+    """libdb's verify goes round for ever, and held the GIL meanwhile."""
     monkeypatch.setattr(verifier, "SECONDS", 1)
-    file = tmp_path / "t.db"
-    records = db.DB()
-    records.set_pagesize(512)
-    records.open(str(file), dbtype=db.DB_BTREE, flags=db.DB_CREATE)
-    for i in range(300):
-        records.put(b"key%04d\0" % i, b"v" * 20)
-    records.close()
-    content = bytearray(file.read_bytes())
-    content[1024:1536] = content[512:1024]
-    file.write_bytes(content)
+    write_endless(tmp_path / "t.db")
     reason = open_table(b"btree:%b/t" % bytes(tmp_path)).reason
     assert reason is not None
     assert b"comes to no end" in reason
