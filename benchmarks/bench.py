@@ -89,6 +89,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="only these parts")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
+    parser.add_argument(
+        "--before", type=Path, metavar="DIR",
+        help="a checkout of another commit, built in place: its load is measured beside ours",
+    )  # fmt: skip
     parser.add_argument("--maptypes", nargs="+", choices=("cdb", "lmdb"), default=["cdb", "lmdb"])
     parser.add_argument(
         "--sizes", nargs="+", type=int, default=list(SIZES), metavar="N", help="entries of tables"
@@ -117,7 +121,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-json", dest="json", action="store_const", const=None, help="write no file")
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.before:
+        options.before = options.before.resolve(strict=True)
+        options.servers.append("before")
+    return options
 
 
 def reachable(folder: Path) -> None:
@@ -160,7 +168,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         return {
-            name: value for name, value in vars(self.o).items() if name not in ("json", "tables", "quick")
+            name: value for name, value in vars(self.o).items() if name not in ("json", "tables", "quick", "before")
         }
 
     def load(self) -> list[dict[str, Any]]:
@@ -170,6 +178,7 @@ class Run:
             start = {
                 "floor": lambda: servers.floor(folder),
                 "ours": lambda: servers.ours(folder),
+                "before": lambda: servers.ours(folder, tree=self.o.before),
                 "stock": lambda: servers.stock(self.maps),
             }
             running = {
@@ -245,7 +254,7 @@ class Run:
     def memory(self) -> dict[str, Any]:
         import memory
 
-        names = [name for name in self.o.servers if name != "floor"]
+        names = [name for name in self.o.servers if name in ("ours", "stock")]
         return memory.measure(
             self.o.sizes, self.maps, self.o.tables, self.o.silent_clients, names,
             lambda text: self.progress.did(2.5, text),

@@ -213,14 +213,14 @@ def proxied(maps: Iterable[str]) -> str:
 
 
 @contextmanager
-def ours(folder: Path, *options: str) -> Iterator[Server]:
-    """Our daemon, by itself, with the main.cf of that folder."""
+def ours(folder: Path, *options: str, tree: Path = ROOT) -> Iterator[Server]:
+    """Our daemon, by itself, with the main.cf of that folder; tree: whose it is."""
     import fix_server
 
     fix_server.give(folder)
     path = folder / f"ours-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "proxymap", "--listen", f"unix:{path}", *fix_server.as_user()]
-    with started([*command, "--config-directory", str(folder), *options], path) as process:
+    with started([*command, "--config-directory", str(folder), *options], path, tree) as process:
         yield Server(path, process.pid)
 
 
@@ -232,8 +232,8 @@ def floor(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def started(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)
+def started(command: list[str], path: Path, tree: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tree)
     try:
         deadline = time.monotonic() + START_LIMIT
         while not path.exists():
