@@ -12,7 +12,7 @@ from beside import Case, middle, ratio
 from figures import table
 
 NAME = "databases.json"
-CPU_SHARE = 0.5  # of stock's, with 8 clients and more
+CPU_SHARE = {"mysql": 0.5, "pgsql": 0.5, "ldap": 0.6}  # of stock's, with 8 clients and more
 RATE_SHARE = 1.0  # of stock's, with 32 clients and more,
 FULL_RATE_SHARE = 0.9  # in MariaDB without a delay, where the CPU is full
 ONE_CLIENT = 1.25  # times stock's time
@@ -65,7 +65,8 @@ def wanted(cases: list[Case]) -> Iterator[list[str]]:
             yield limit(case, "time", 1 / rate, ONE_CLIENT, 1 / rate <= ONE_CLIENT, "at most")
             continue
         if case["delay_ms"] == 0:
-            yield limit(case, "CPU", cpu, CPU_SHARE, cpu <= CPU_SHARE, "at most")
+            share = CPU_SHARE[case["maptype"]]
+            yield limit(case, "CPU", cpu, share, cpu <= share, "at most")
         if case["clients"] >= 32:
             full = case["maptype"] == "mysql" and case["delay_ms"] == 0
             least = FULL_RATE_SHARE if full else RATE_SHARE
