@@ -1,14 +1,14 @@
 """_accept - takes connections, as long as there are descriptors for them
 
-Where descriptors or memory have run out the listeners are not watched for a
-moment, since they stay readable. Some descriptors are kept for tables: their
+Where descriptors or memory have run out, or the system refuses, the listeners are not
+watched for a moment, since they stay readable. Some descriptors are kept for tables: their
 files must open however many clients there are. The kernel gives out the lowest
 number that is free, so a client with a high one tells that few are left.
 
 One thread, the loop's; no GIL. Source: accept4(2), getrlimit(2).
 """
 
-from libc.errno cimport ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EEXIST, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from posix.unistd cimport close
 
 from proxymap.base._buf cimport view, view_str
@@ -24,9 +24,12 @@ cdef extern from "<fcntl.h>" nogil:
     enum: F_DUPFD_CLOEXEC
     int fcntl(int, int, int)
 
+cdef extern from "<string.h>" nogil:
+    const char *strerror(int)
+
 cdef enum:
     ACCEPTS = 64    # connections taken in one turn, so that a storm of them delays nobody for long
-    PAUSE_MS = 100  # without accepting, when descriptors or memory have run out
+    PAUSE_MS = 100  # without accepting, when that has failed
 
 
 cdef int watch_source(int epoll, source *s, int operation) noexcept nogil:
@@ -78,7 +81,7 @@ cdef void pause(listening *l, clients *all, const char *why) noexcept nogil:
 
 
 cdef void accept_clients(listening *l, clients *all, source *listener) noexcept nogil:
-    """Take those that wait. Out of descriptors: say so, and pause, since the listener stays readable."""
+    """Take those that wait. If that fails, say so, and pause, since the listener stays readable."""
     cdef int fd, _
     for _ in range(ACCEPTS):
         fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -90,5 +93,8 @@ cdef void accept_clients(listening *l, clients *all, source *listener) noexcept 
         elif errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
             pause(l, all, b"out of file descriptors or memory")
             return
+        elif errno == EAGAIN:
+            return
         elif errno != EINTR and errno != ECONNABORTED:
+            pause(l, all, strerror(errno))
             return

@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -18,6 +19,7 @@ from oracle import reply
 
 RETRY = reply("lookup", "3.6", 2)
 DESCRIPTORS = 120
+TURNS = 5000  # of the loop
 
 
 @pytest.fixture
@@ -191,3 +193,49 @@ def test_reload_of_a_configuration_that_is_a_pipe_fails_and_does_not_wait(server
     assert run("--socket", server.path, "reload").returncode == 0
     with server.connect() as peer:
         assert peer.ask(lookup(known, b"k")) == found(b"v")
+
+
+# While there is a file called "refuse" beside the listener, connections are not accepted; each attempt is noted.
+REFUSING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+static long refusals;
+int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
+{
+    if (access(getenv("REFUSE"), F_OK) == 0) {
+        truncate(getenv("REFUSE"), ++refusals);
+        errno = EPERM;
+        return -1;
+    }
+    return ((__typeof__(&accept4)) dlsym(RTLD_NEXT, "accept4"))(fd, address, size, flags);
+}
+"""
+
+
+def test_connections_that_the_system_refuses_are_tried_again_after_a_pause(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    """Not in each turn of the loop: the listener stays readable."""
+    (tmp_path / "refusing.c").write_text(REFUSING)
+    library, refuse = tmp_path / "refusing.so", server.dir / "refuse"
+    command = ["cc", "-shared", "-fPIC", "-w", "-o", library, tmp_path / "refusing.c", "-ldl"]
+    subprocess.run(command, check=True)
+    server.env.update(LD_PRELOAD=str(library), REFUSE=str(refuse))
+    table = server.cdb("t", {b"k": b"v"})
+    server.start()
+    with server.connect() as peer:
+        refuse.touch()
+        give(refuse)
+        with Peer(server.path, greeted=False) as late:
+            wait_until(lambda: refuse.stat().st_size >= 2, "attempts")
+            before = refuse.stat().st_size
+            for _ in range(TURNS):
+                assert peer.ask(lookup(table, b"k")) == found(b"v")
+            assert refuse.stat().st_size - before < TURNS // 10
+            server.wait_log("accept connection: Operation not permitted; pausing")
+            refuse.unlink()
+            assert late.reply() == [(b"protocol", b"proxymap_protocol")]
