@@ -167,9 +167,8 @@ class Run:
         self.progress = Progress(sum(weights[part] for part in options.part))
 
     def settings(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self.o).items() if name not in ("json", "tables", "quick", "before")
-        }
+        others = "json", "tables", "quick", "before"
+        return {name: value for name, value in vars(self.o).items() if name not in others}
 
     def load(self) -> list[dict[str, Any]]:
         figures: dict[Case, dict[str, dict[str, list[float]]]] = {}

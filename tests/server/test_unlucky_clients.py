@@ -195,7 +195,7 @@ def test_reload_of_a_configuration_that_is_a_pipe_fails_and_does_not_wait(server
         assert peer.ask(lookup(known, b"k")) == found(b"v")
 
 
-# While there is a file called "refuse" beside the listener, connections are not accepted; each attempt is noted.
+# While the file $REFUSE is there, no connection is accepted, and its size is the number of attempts.
 REFUSING = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
