@@ -39,10 +39,18 @@ class Place(NamedTuple):
         except OSError:
             return []
 
-    def resolved(self, flags: int = 0) -> list[bytes]:
-        """All addresses of the host. May take long; raises OSError."""
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
+    def resolved(self, flags: int = 0, protocols: str = "all") -> list[bytes]:
+        """All addresses of the host. protocols: as inet_protocols has them. May take long; raises OSError."""
+        family = _family(protocols)
+        found = socket.getaddrinfo(self.host, self.port, family, type=socket.SOCK_STREAM, flags=flags)
         return [pack(family, address) for family, _, _, _, address in found]
+
+
+def _family(protocols: str) -> socket.AddressFamily:
+    words = protocols.lower().replace(",", " ").split()
+    if ("ipv4" in words) == ("ipv6" in words):
+        return socket.AF_UNSPEC
+    return socket.AF_INET if "ipv4" in words else socket.AF_INET6
 
 
 def pack(family: int, address: tuple[object, ...]) -> bytes:

@@ -73,7 +73,7 @@ class Keeper:
     def _resolve(self, endpoint: Endpoint, place: Place) -> None:
         """What a thread of its own does."""
         try:
-            found = place.resolved()
+            found = place.resolved(protocols=self.host.parameter("inet_protocols"))
         except Exception:  # whatever it is, such as no memory: nobody asks again before there is an outcome
             found = []
         self.exchange.resolved(endpoint, found)

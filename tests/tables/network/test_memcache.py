@@ -425,6 +425,22 @@ def test_value_of_the_backup_that_memcached_takes_late_is_not_answered_after_a_c
     assert b"k" not in scripted.records
 
 
+def test_changes_that_are_late_take_no_more_connections_than_there_may_be(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    logged = Logged()
+    logged.host.server_limits = lambda type_name: {"connection_limit": 2}
+    name = write_cf(
+        tmp_path / "t.cf", memcache=scripted.endpoint, timeout=1, backup=f"lmdb:{tmp_path}/backup"
+    )
+    table = opened(name, logged)
+    scripted.held = [b"set"]
+    assert {change(table, b"k%d" % n, b"v") for n in range(4)} == {STAT_OK}
+    assert scripted.waiting == table.endpoint.owing == 2
+    assert [table.answer(b"k%d" % n, 0) for n in range(4)] == [b"v"] * 4
+
+
 def test_late_change_whose_connection_breaks_is_over(scripted: Scripted, tmp_path: Path) -> None:
     table = over(scripted, tmp_path, backed=True)
     scripted.held = [b"set"]

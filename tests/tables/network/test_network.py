@@ -237,6 +237,26 @@ def test_address_of_ipv6(maptype: str) -> None:
         opened(server.table("other")).answer(b"a", 0)
 
 
+@pytest.mark.parametrize("maptype", TYPES)
+@pytest.mark.parametrize(
+    ("host", "protocols", "answers"),
+    [
+        ("127.0.0.1", "", True), ("127.0.0.1", "ipv4", True), ("127.0.0.1", "ipv6, ipv4", True),
+        ("127.0.0.1", "ipv6", False), ("::1", "ipv4", False),
+    ],
+)  # fmt: skip
+def test_addresses_of_a_name_are_of_inet_protocols(
+    maptype: str, host: str, protocols: str, answers: bool
+) -> None:
+    with Scripted(maptype, RECORDS[maptype], host=host) as server:
+        table = opened(NOWHERE[maptype](f"localhost:{server.port}"), Lines({}, inet_protocols=protocols))
+        if answers:
+            assert table.answer(b"a", 0) == b"1"
+        else:
+            with pytest.raises(TableRetry, match="host not found|refused"):
+                table.answer(b"a", 0)
+
+
 @pytest.mark.parametrize("name", [b"x", b"foo:x:y", b":x", b"unix::y", b"inet:nohost:y", b"inet:h:0:y"])
 def test_socketmap_that_names_no_server_is_a_surrogate(name: bytes) -> None:
     table = open_table(b"socketmap:" + name)
