@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages dist clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -29,6 +29,7 @@ help:
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
 	@echo "make soak-unlucky  all that hangs, fills up or fails, at random, beside honest clients; ten minutes; as root, needs postmap"
 	@echo "make soak-outages  databases are cut, slowed and restarted at random under load; half an hour"
+	@echo "make soak-redis  masters of Redis are killed and paused at random under load, with sentinels and as a cluster; ten minutes"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make clean   remove all that was built"
@@ -120,6 +121,10 @@ soak-unlucky: build build/load
 
 soak-outages: build build/load
 	$(PY) tests/soak_outages.py $(SOAK_ARGS)
+
+soak-redis: build
+	sh contrib/install-postfix
+	$(PY) tests/soak_redis.py $(SOAK_ARGS)
 
 differential: build
 	sh contrib/install-postfix

@@ -37,6 +37,7 @@ from proxymap.ctl.mastercf import (
     traps,
 )
 from proxymap.ctl.safety import Fault, account_of, as_user, faults_of_program, first_closed
+from proxymap.ctl.sensitive import SENSITIVE, proxied_in_vain, unproxied
 from proxymap.errors import ConfigError
 from proxymap.tables.base import Host
 from proxymap.tables.migration import redirection
@@ -49,16 +50,6 @@ LISTS = {"proxymap": "proxy_read_maps", "proxywrite": "proxy_write_maps"}
 WRITTEN = frozenset(WRITE_MAPS.replace("$", " ").split())  # parameters whose tables Postfix changes
 INDEXED = {name for name, maptype in TABLE_TYPES.items() if maptype.suffix}  # types whose file is built
 COMPOSITE = {name for name, maptype in TABLE_TYPES.items() if maptype.module.startswith("composite.")}
-
-# The delivery agents open these tables themselves, whatever stands before the name, and user ids,
-# commands and the like must not come from proxymap: nobody else has a use for them.
-SENSITIVE = {
-    "virtual_uid_maps": "virtual(8)",
-    "virtual_gid_maps": "virtual(8)",
-    "mailbox_command_maps": "local(8)",
-}
-# These too, but smtpd(8) asks for the same tables, and may ask proxymap.
-SHARED = {"virtual_mailbox_maps": "virtual(8)", "alias_maps": "local(8)"}
 
 
 class Service(NamedTuple):
@@ -304,18 +295,9 @@ def _lacks_brace(table: str) -> bool:
 
 
 def _sensitive(site: Site) -> Iterator[Fault]:
-    """Parameters whose tables must not be proxied."""
-    for name, daemon in (SENSITIVE | SHARED).items():
-        for table in sorted(approved_tables(site.main_cf.get(name), name, False, lambda text: None)):
-            shown = table.decode("utf-8", "surrogateescape")
-            where, what = site.main_cf.where(name), f"{name}: {daemon} ignores the proxy: before {shown}"
-            if name == "virtual_mailbox_maps" and open_table(table).reason is None:
-                continue  # virtual(8) opens it before it gives up root, as we have just done
-            if name in SENSITIVE:
-                yield Fault(where, f"{what}; such a table must not be proxied", 'take "proxy:" away')
-            else:
-                what = f"{what} and opens the table itself; smtpd(8) does ask proxymap"
-                yield Fault(where, what, f"see that {daemon} can open it", warning=True)
+    """Parameters whose tables must not be proxied, and tables that have to be."""
+    yield from proxied_in_vain(site.main_cf)
+    yield from unproxied(site.main_cf, _names_of_uses(site.main_cf))
 
 
 # Tables
@@ -384,9 +366,9 @@ def _look(service: Service, table: str, connect: bool) -> Look:
     """Looking must not create or mend a table, so none is opened for updates."""
     writes = service.name == "proxywrite"
     if writes and (known := type_of(table)) is not None and known.writable:
-        if (reason := _unwritable(os.path.realpath(_file_of(table)))) != "":
+        if known.suffix and (reason := _unwritable(os.path.realpath(_file_of(table)))) != "":
             return Look(reason, first_closed(_file_of(table)) if reason else None, [])
-        writes = False
+        writes = known.remote
     warnings: list[str] = []
     host = Host(service.settings.smtputf8_enable, warnings.append, service.main_cf.get)
     host.redirect = redirection(service.settings, host)

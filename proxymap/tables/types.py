@@ -38,6 +38,7 @@ class TableType:
     file; None if it has no single one. writable: can it be opened for updates?
     flags: dictionary flags that make another table of it when they are given at open.
     writer: another module that updates need. heavy: does it bring megabytes of libraries?
+    remote: does opening it for updates touch no file?
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class TableType:
         flags: int = 0,
         writer: str | None = None,
         heavy: bool = False,
+        remote: bool = False,
     ) -> None:
         self.module, self.suffix, self.writable, self.flags = module, suffix, writable, flags
-        self.writer, self.heavy = writer, heavy
+        self.writer, self.heavy, self.remote = writer, heavy, remote
 
 
 TEXTHASH_FLAGS = DUP_WARN | DUP_IGNORE | DUP_REPLACE | FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE
@@ -78,6 +80,7 @@ TABLE_TYPES = {
     "pgsql": TableType("databases.pgsql"),
     "pipemap": TableType("composite.pipemap", flags=MEMBER_FLAGS),  # members keep the flags of their opening
     "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
+    "redis": TableType("databases.redispy.redis", writable=True, heavy=True, remote=True),
     "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "socketmap": TableType("network.socketmap"),
     "sqlite": TableType("databases.sqlite"),
@@ -96,6 +99,9 @@ GONE = {
     "nis": "ldap, or unix",
     "nisplus": "ldap, or unix",
 }
+
+# Types that Postfix does not have: it can use them by way of "proxy:" only.
+NOT_IN_POSTFIX = frozenset({"redis", "http", "python"})
 
 
 def type_of(type_name: bytes | str) -> TableType | None:

@@ -62,10 +62,12 @@ cdef class DatabaseTable(Table):
     cdef Domains quick_domains    # what d.domains points to
     cdef object warn
     cdef Queue lines              # for the log, from C
-    cdef readonly object server   # what answers its queries; None: workers do
+    cdef public object server     # of which `servers` tells; None: there is none
+    cdef bint quotes              # are quotes in parts of the key doubled?
 
     cdef str refuse(self, question *q, bytes key)
     cdef object run(self, bytes key, list lines)
     cdef object run_here(self, question *q, list lines)
     cdef object run_there(self, bytes key, list lines)
+    cdef bytes filled(self, question *q)
     cdef add(self, question *q, bytes value, buf *out)

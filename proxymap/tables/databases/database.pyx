@@ -17,7 +17,7 @@ from proxymap.base._buf cimport (
 )
 from proxymap.base._fold cimport utf8_valid
 from proxymap.tables._jobs cimport LEVEL_WARNING, Queue, log_line, queue
-from proxymap.tables._table cimport SLOW_LOOKUP, STAT_LATER, Table, table
+from proxymap.tables._table cimport SLOW_LOOKUP, SLOW_SEQUENCE, SLOW_WRITE, STAT_LATER, Table, table
 from proxymap.tables._domains cimport domain_find, domains_changed
 from proxymap.tables._template cimport (
     PART_DOMAIN, PART_KEY, PART_LABEL, PART_USER, PART_VALUE_DOMAIN, PART_VALUE_USER, WANTS_LABELS,
@@ -164,9 +164,9 @@ cdef int database_changed(table *t) noexcept nogil:
 cdef class DatabaseTable(Table):
     """One table. cf: its parameters. query: its template. utf8: are queries text in UTF-8?
 
-    result_set_required: is a statement that gives no rows at all an error? Without a server, a
-    subclass has `values(sql)`: a context with an iterator over what the database finds, a value
-    (bytes or None) for each row.
+    result_set_required: is a statement that gives no rows at all an error? quotes: without a driver,
+    are quotes in parts of the key doubled? Then a subclass has `values(text)`, too: a context with an
+    iterator over what the database finds, a value (bytes or None) for each row.
     """
 
     def __cinit__(self, bytes type_name, *args, **kwargs):
@@ -178,8 +178,8 @@ cdef class DatabaseTable(Table):
         self.t.slow = SLOW_LOOKUP
 
     def __init__(self, bytes type_name, cf, opening, Program query not None, *, bint utf8=True,
-                 bint result_set_required=True):
-        self.warn = opening.host.warn
+                 bint result_set_required=True, bint quotes=True):
+        self.warn, self.quotes = opening.host.warn, quotes
         self.query = query
         self.result = compile_result(cf)
         self.d.query, self.d.result = &self.query.p, &self.result.p
@@ -240,7 +240,7 @@ cdef class DatabaseTable(Table):
         try:
             why = self.refuse(&q, key)
             if why is None:
-                return self.run_here(&q, lines) if self.server is None else self.run_there(key, lines)
+                return self.run_here(&q, lines) if self.d.server == NULL else self.run_there(key, lines)
             if lines is not None:
                 lines.append(f"no query for this key: {why}")
         finally:
@@ -256,24 +256,45 @@ cdef class DatabaseTable(Table):
             raise TableRetry("no answer for now")
 
     cdef object run_here(self, question *q, list lines):
-        cdef buf sql, out
-        buf_init(&sql)
+        cdef buf out
         buf_init(&out)
         try:
-            if question_text(q, quote_doubling, NULL, &sql) != STAT_OK:
-                raise MemoryError
-            text = self.statement(sql.data[:buf_len(&sql)])
+            text = self.statement(self.filled(q))
             with self.values(text) as values:
                 for value in values:
                     question_row(q)
                     if value is not None:
                         self.add(q, value, &out)
             if lines is not None:
-                lines += [text.decode(TEXT, ERRORS), f"rows: {q.rows}"]
+                lines += [self.shown(text), f"rows: {q.rows}"]
             return out.data[:buf_len(&out)] if question_end(q, NULL) == STAT_OK else None
         finally:
-            buf_free(&sql)
             buf_free(&out)
+
+    cdef bytes filled(self, question *q):
+        """The query of a lookup that has begun."""
+        cdef buf text
+        buf_init(&text)
+        try:
+            if question_text(q, quote_doubling if self.quotes else quote_nothing, NULL, &text) != STAT_OK:
+                raise MemoryError
+            return text.data[:buf_len(&text)]
+        finally:
+            buf_free(&text)
+
+    def text_for(self, bytes key not None):
+        """(what is asked for key, None), or (None, why nothing is). Raises TableRetry if nobody can tell."""
+        cdef question q
+        why = self.refuse(&q, key)
+        return (self.filled(&q), None) if why is None else (None, why)
+
+    def offer(self, bint changes, bint records):
+        """Have workers call `write`, for changes, and `sequence` of `answers`, for records."""
+        if changes:
+            self.t.slow |= SLOW_WRITE
+            self.t.flags |= DICT_FLAG_MULTI_WRITER
+        if records:
+            self.t.slow |= SLOW_SEQUENCE
 
     def shown(self, bytes text not None) -> str:
         """A query, for the administrator."""

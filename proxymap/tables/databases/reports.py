@@ -13,8 +13,19 @@ from proxymap.tables.databases.hosts import DatabaseHost, Hosts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from proxymap.tables._table import Table
-    from proxymap.tables.databases._driver import Driver
+
+    class Asked(Protocol):
+        """What asks the server, such as a Driver. asks: a queue, for its `given`."""
+
+        @property
+        def asks(self) -> Any: ...
+        @property
+        def figures(self) -> dict[str, Any]: ...
+        def tell_when_shedding(self) -> None: ...
+
 
 FIRST = 1.0  # seconds from the first lookup that is shed to the line in the log
 NEXT = 60.0  # the same to the line after that
@@ -24,7 +35,7 @@ class Reports:
     """Of one server. tables: those that share it."""
 
     def __init__(
-        self, maptype: str, hosts: Hosts, driver: Driver, tables: Collection[Table],
+        self, maptype: str, hosts: Hosts, driver: Asked, tables: Collection[Table],
         warn: Callable[[str], None], inform: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.maptype, self.hosts, self.driver, self.tables = maptype, hosts, driver, tables

@@ -93,7 +93,7 @@ class Mongodb(DatabaseTable):
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         uri, self.projection = cf.required("uri"), read_projection(cf)
-        super().__init__(type_name, cf, opening, read_filter(cf))
+        super().__init__(type_name, cf, opening, read_filter(cf), quotes=False)
         self.host = opening.host
         limits = opening.host.server_limits(type_name)
         self.seconds = limits.get("time_limit", TIME_LIMIT)
@@ -120,9 +120,9 @@ class Mongodb(DatabaseTable):
                 yield mask_secrets(f"{error}"), "see to the server and the login", False
 
     def statement(self, text: bytes) -> bytes:
-        """The filter: quoted for JSON, not for SQL."""
+        """The filter, quoted for JSON."""
         pieces = text.split(BETWEEN)
-        pieces[1::2] = [quoted(part.replace(b"''", b"'").decode()).encode() for part in pieces[1::2]]
+        pieces[1::2] = [quoted(part.decode()).encode() for part in pieces[1::2]]
         return b"".join(pieces)
 
     @contextlib.contextmanager
