@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fix_server import ServerProcess, found, lookup, wait_until, write_cdb
+from fix_server import GREETING, Peer, ServerProcess, found, lookup, wait_until, write_cdb
 from oracle import reply
 
 ERRORS = "ENOMEM", "EMFILE", "EIO", "ENOSPC", "EINTR"
@@ -109,8 +109,12 @@ class Work:
     def ask_all(self, patient: bool) -> list[str]:
         """What is not right yet, over one new connection. A value that is neither right nor old is a lie."""
         wrong = []
-        with contextlib.suppress(OSError, EOFError, AssertionError), self.server.connect() as peer:
+        with (
+            contextlib.suppress(OSError, EOFError, AssertionError),
+            Peer(self.server.path, greeted=False) as peer,
+        ):
             peer.socket.settimeout(LIMIT if patient else 1.0)
+            peer.read_exactly(len(GREETING))
             for table, key, value in self.questions():
                 answer = peer.ask(lookup(table, key))
                 if answer == found(value):
