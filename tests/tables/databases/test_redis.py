@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_redis import RedisServer, unavailable, write_cf
+from fix_redis import RedisServer, free_port, unavailable, write_cf
+from fix_tls import Certificates
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 pytest.importorskip("redis", reason="redis-py is not installed")
@@ -127,6 +128,36 @@ def test_found(
 def test_ways_to_a_server(shared: RedisServer, tmp_path: Path, form: str) -> None:
     uri = form.format(port=shared.port, socket=shared.socket)
     assert value(opened(write_cf(tmp_path / "t.cf", uri=uri, key_format="alias:%s")), b"a@b.c") == b"x@y"
+
+
+def tls_server(folder: Path, made: Certificates, name: str) -> tuple[RedisServer, str]:
+    """One with the certificate of that name, and its URI."""
+    port = free_port()
+    options = {
+        "tls_port": port, "tls_cert_file": made.pem(name), "tls_key_file": made.key(name),
+        "tls_ca_cert_file": made.pem("ca"), "tls_auth_clients": "yes",
+    }  # fmt: skip
+    return RedisServer(folder, **options), f"rediss://127.0.0.1:{port}"
+
+
+def test_tls(tmp_path: Path) -> None:
+    made = Certificates(tmp_path / "tls")
+    own = {"tls_cert_file": made.pem("client"), "tls_key_file": made.key("client")}
+    server, uri = tls_server(tmp_path, made, "server")
+    other, other_uri = tls_server(tmp_path, made, "other_name")
+    refused: list[dict[str, str]] = [
+        {"uri": uri, "tls_CAfile": made.pem("other_ca"), **own},
+        {"uri": uri, "tls_CAfile": made.pem("ca")},
+        {"uri": uri.replace("rediss", "redis")},
+        {"uri": other_uri, "tls_CAfile": made.pem("ca"), **own},
+    ]
+    with server, other:
+        server.put({"k": "v"})
+        good = opened(write_cf(tmp_path / "good.cf", uri=uri, tls_CAfile=made.pem("ca"), **own))
+        assert (value(good, b"k"), value(good, b"absent")) == (b"v", None)
+        for number, parameters in enumerate(refused):
+            table = opened(write_cf(tmp_path / f"{number}.cf", **parameters))
+            assert {answer(table, key) for key in (b"k", b"absent")} == {b"RETRY"}
 
 
 def test_too_many_and_the_wrong_type_are_retry_for_that_key_alone(

@@ -82,16 +82,21 @@ class Service:
         """What Redis answers to a command about this key. Raises TableRetry."""
         if not self._found.wait(self.timeout):
             raise TableRetry(f"{self.place.shown}: no answer within {self.timeout:g} s")
-        self.waiting += 1
-        room = self._room.acquire(timeout=self.timeout)
-        self.waiting -= 1
-        if not room:
+        if not self._room.acquire(blocking=False) and not self._wait_for_room():
             self._shed()
             raise TableRetry(f"{self.place.shown}: all {self.limits.connection_limit} connections are busy")
         try:
             return self._ask(key, command)
         finally:
             self._room.release()
+
+    def _wait_for_room(self) -> bool:
+        with self._lock:
+            self.waiting += 1
+        room = self._room.acquire(timeout=self.timeout)
+        with self._lock:
+            self.waiting -= 1
+        return room
 
     def _shed(self) -> None:
         self.shed += 1
@@ -144,8 +149,9 @@ class Service:
         raise how(f"{node.address.shown}: {shown(error)}") from error
 
     def _answered(self, node: Node, seconds: float) -> None:
-        self.answers += 1
-        self.spent += seconds
+        with self._lock:
+            self.answers += 1
+            self.spent += seconds
         if node.host.up_since is None:
             self._succeeded(node)
 
