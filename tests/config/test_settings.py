@@ -300,7 +300,7 @@ def test_parameters_are_of_types_that_are_served() -> None:
     [
         ("mysql_cache_ttl = soon\n", "line 1: parameter cache_ttl: bad value"),
         ("cdb_cache_ttl = 5s\n", "unknown parameter cdb_cache_ttl"),
-        ("redis_cache_ttl = 5s\n", "unknown parameter redis_cache_ttl"),
+        ("nosuch_cache_ttl = 5s\n", "unknown parameter nosuch_cache_ttl"),
         ("table_options = mysql:/a.cf, cache_ttl=5s\n", "expected { type:name, parameter=value"),
         ("table_options = { /a.cf, cache_ttl=5s }\n", "expected a table"),
         ("table_options = { mysql:/a.cf, cache_size=5 }\n", "unknown parameter cache_size"),
