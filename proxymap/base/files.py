@@ -1,14 +1,21 @@
 """files - files and folders as Python sees them: stamps, whole contents, who may write where"""
 
+from __future__ import annotations
+
 import errno
 import os
 import pwd
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 Stamp = tuple[int, int, int, int, int]  # what tells one content of a file from another; see stamp_of
 
 NO_FILE: Stamp = (0, 0, 0, 0, 0)
 ATTEMPTS = 10  # to read a file that changes all the time
+LINK_LIMIT = 40  # symlinks on one path, as Linux has it
 
 
 def read_file(path: bytes, public: bool = False) -> tuple[bytes, Stamp]:
@@ -64,10 +71,38 @@ def folder_fault(path: str) -> str | None:
     folder = os.path.dirname(os.path.realpath(path))
     status = os.stat(folder)
     if status.st_uid != os.geteuid():
-        return f"the folder {folder} belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
+        return f"the folder {folder} belongs to {user_name(status.st_uid)}, not to {user_name(os.geteuid())}"
     if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
         return f"others may write to the folder {folder} (mode {stat.S_IMODE(status.st_mode):o})"
     return None
+
+
+def path_steps(path: str) -> Iterator[str]:
+    """path_steps - what the kernel goes by on the way to a path: each folder and symlink, then itself
+
+    Source: path_resolution(7). OSError (ELOOP) for a path with too many symlinks.
+    """
+    at, links = "/", 0
+    yield at
+    parts = path.split("/")[::-1]
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            at = os.path.dirname(at)  # `at` has no symlinks in it
+            continue
+        step = os.path.join(at, part)
+        yield step
+        if not os.path.islink(step):
+            at = step
+            continue
+        links += 1
+        if links > LINK_LIMIT:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(step)
+        parts += target.split("/")[::-1]
+        at = "/" if target.startswith("/") else at
 
 
 def open_at_once(path: str, flags: int) -> int:
@@ -82,7 +117,8 @@ def open_at_once(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "not a regular file", path)
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """user_name - for a message"""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

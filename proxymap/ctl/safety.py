@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
+from proxymap.base.files import path_steps, user_name
 from proxymap.errors import ConfigError
 
 T = TypeVar("T")
@@ -29,7 +30,6 @@ T = TypeVar("T")
 FIRST_LINE_LIMIT = 255  # bytes of a "#!" line that Linux reads (BINPRM_BUF_SIZE)
 FAULT_LIMIT = 10  # lines; a folder of somebody else's has thousands of files
 PROBE_LIMIT = 60.0  # seconds
-LINK_LIMIT = 40  # symlinks on one path, as Linux has it
 MODULE_SUFFIXES = (".py", ".pyc", ".so", ".pth", ".zip")
 
 # Told by the interpreter itself, as the daemon would run: the path that it looks for modules, what it has
@@ -136,28 +136,11 @@ class Inspector:
 
     def faults(self, path: str) -> Iterator[Fault]:
         """The path itself, all folders on the way to it, and the same for each symlink on that way."""
-        at, links = "/", 0
-        yield from self._one(at)
-        parts = path.split("/")[::-1]
-        while parts:
-            part = parts.pop()
-            if part in ("", "."):
-                continue
-            if part == "..":
-                at = os.path.dirname(at)  # `at` has no symlinks in it
-                continue
-            step = os.path.join(at, part)
-            yield from self._one(step)
-            if not os.path.islink(step):
-                at = step
-                continue
-            links += 1
-            if links > LINK_LIMIT:
-                yield Fault(path, "goes through too many symlinks", "point it at the file itself")
-                return
-            target = os.readlink(step)
-            parts += target.split("/")[::-1]
-            at = "/" if target.startswith("/") else at
+        try:
+            for step in path_steps(path):
+                yield from self._one(step)
+        except OSError:
+            yield Fault(path, "goes through too many symlinks", "point it at the file itself")
 
     def tree(self, folder: str) -> Iterator[Fault]:
         """Every folder below, and every file that Python might run; a bad folder stands for its contents."""
@@ -180,18 +163,11 @@ class Inspector:
         except OSError:
             return  # not there, and nobody can put it there, as its folder has been looked at
         if status.st_uid:
-            what = f"belongs to {_user(status.st_uid)}, and root would run it"
+            what = f"belongs to {user_name(status.st_uid)}, and root would run it"
             yield Fault(path, what, f"chown root {path}")
         if not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o022:
             what = f"others may write to it (mode {stat.S_IMODE(status.st_mode):o}), and root would run it"
             yield Fault(path, what, f"chmod go-w {path}, or install elsewhere")
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 # What the interpreter loads
