@@ -43,7 +43,7 @@ OF_KEY = {"S": PART_KEY, "U": PART_USER, "D": PART_DOMAIN}
 LABELS = {str(n): PART_LABEL + n - 1 for n in range(1, 10)}
 IN_QUERY = OF_KEY | LABELS | {"s": PART_KEY, "u": PART_USER, "d": PART_DOMAIN}
 IN_RESULT = OF_KEY | LABELS | {"s": PART_VALUE, "u": PART_VALUE_USER, "d": PART_VALUE_DOMAIN}
-
+BETWEEN = b"\0"  # no key has it
 
 # A comment, or a string or name with its quotes: E'...' of PostgreSQL counts as plain text.
 QUOTED = re.compile(
@@ -82,6 +82,21 @@ def parts_outside_quotes(text: str) -> list[str]:
 def compile_query(cf: TableCf, name: str, text: str) -> Program:
     """compile_query - the query template that the parameter `name` holds; raises ConfigError"""
     return _compile(cf, name, text, IN_QUERY)
+
+
+def parted(found: Program) -> Program:
+    """parted - the same with BETWEEN before and after each part, for those who quote by themselves"""
+    last = len(found.pieces) - 1
+    pieces = [
+        ((BETWEEN if at else b"") + plain + (BETWEEN if at < last else b""), part)
+        for at, (plain, part) in enumerate(found.pieces)
+    ]
+    return Program(found.text, pieces)
+
+
+def filled_with(found: Program, sample: bytes) -> bytes:
+    """filled_with - its text, with the sample for each part"""
+    return b"".join(plain + (sample if part != NO_PART else b"") for plain, part in found.pieces)
 
 
 def query_of(cf: TableCf, *, functions: bool = False, utf8: bool = True) -> Program:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from proxymap.tables._template import NO_PART, Program
 from proxymap.tables.tablecf import TableCf
-from proxymap.tables.template import parts_outside_quotes
+from proxymap.tables.template import filled_with, parts_outside_quotes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def explaining(query: Program) -> Program:
 
     What does more than read, and what is more than one statement, is not for the server's eyes.
     """
-    text = b"".join(plain + (SAMPLE if part != NO_PART else b"") for plain, part in query.pieces).strip(
-        b"; \t\n"
-    )
+    text = filled_with(query, SAMPLE).strip(b"; \t\n")
     explained = text.upper().startswith(READING) and b";" not in text
     return Program("", [(b"EXPLAIN " + text if explained else b"SELECT 1", NO_PART)])
 

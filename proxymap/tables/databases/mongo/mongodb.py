@@ -21,12 +21,12 @@ from typing import Any
 from proxymap.config.maincf import ERRORS, TEXT, mask_secrets
 from proxymap.config.source import split_list
 from proxymap.errors import ConfigError, QuestionRefused, TableRetry
-from proxymap.tables._template import NO_PART, Program
+from proxymap.tables._template import Program
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt
 from proxymap.tables.tablecf import TableCf
-from proxymap.tables.template import compile_query
+from proxymap.tables.template import BETWEEN, compile_query, filled_with, parted
 
 try:
     import pymongo
@@ -39,7 +39,6 @@ except ImportError as error:
     ) from error
 
 TIME_LIMIT = 10  # seconds, where lookup_time_limit is not known
-BETWEEN = b"\0"  # what is plain text and what is of the key
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 REFUSALS = (2, 9, 14, 17, 51, 96)  # error codes of a question: bad value, fails to parse, type mismatch ...
 JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -53,17 +52,11 @@ def quoted(text: str) -> str:
 def read_filter(cf: TableCf) -> Program:
     """read_filter - query_filter, with BETWEEN around each part; raises ConfigError"""
     found = compile_query(cf, "query_filter", cf.required("query_filter"))
-    last = len(found.pieces) - 1
-    pieces = [
-        ((BETWEEN if at else b"") + plain + (BETWEEN if at < last else b""), part)
-        for at, (plain, part) in enumerate(found.pieces)
-    ]
-    sample = b"".join(plain + (SAMPLE if part != NO_PART else b"") for plain, part in found.pieces)
     try:
-        parsed(sample)
+        parsed(filled_with(found, SAMPLE))
     except (ValueError, TypeError, BSONError) as error:
         raise cf.wrong("query_filter", f"JSON ({error})") from None
-    return Program(found.text, pieces)
+    return parted(found)
 
 
 def parsed(text: bytes) -> dict[str, Any]:
