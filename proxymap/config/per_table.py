@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Types whose answers age: they are asked over time, and no file tells when they change.
 AGEING = (
     *("mysql", "pgsql", "ldap", "mongodb", "sqlite", "memcache", "socketmap", "tcp"),
-    "redis",
+    *("redis", "http", "python"),
     *("unix", "hash", "btree", "unionmap", "pipemap"),
 )
 # Types that are opened anew, or tell of a new generation, whenever an answer may have changed.

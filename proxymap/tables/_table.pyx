@@ -471,6 +471,9 @@ cdef class Slow(Table):
     def explain(self, bytes key not None) -> list:
         return self.answers.explain(key)
 
+    def doubts(self, bint connect=False):
+        return self.answers.doubts(connect)
+
     def write(self, list changes, on_disk=None):
         self.answers.write(changes)
 

@@ -8,11 +8,13 @@ else is raised is logged with its traceback and becomes RETRY.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._fold import fold
 from proxymap.base.files import Stamp, folder_fault, stamp_at
 from proxymap.tables.flags import FIXED, FOLD_FIX, UTF8_REQUEST
+
+CONTRACT = 1  # of plug-ins; one more when what they may count on changes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,14 +88,22 @@ class Opening:
 
 
 class SlowTable:
-    """A table whose lookups may take long. Keys and values are bytes without NUL."""
+    """A table whose lookups may take long. Keys and values are bytes without NUL.
 
+    Plug-ins subclass it, too, as proxymap.tables.SlowTable; proxymap_tables(5) has what they
+    may count on: `lookup`, `sequence`, `explain`, `doubts`, `close`, `has_sequence`, `at_a_time`.
+    """
+
+    contract = CONTRACT  # what a plug-in was written for, if it says so
     flags = FIXED  # as an open reply shows them
     fold_bit = FOLD_FIX  # the request flag that has the key folded before lookup sees it
     has_sequence = False  # does it have `sequence`?
     has_updates = False  # does it have `write`?
     files: list[tuple[bytes, Stamp]] = []  # what it was loaded from, as it was then
     at_a_time = 0  # lookups under way at the same time; 0: as many as worker_count says
+
+    def __init__(self, setup: Mapping[str, str] | None = None) -> None:
+        """setup: what a plug-in is made with (plugins.python.Setup)."""
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None if there is no such key."""
@@ -114,6 +124,13 @@ class SlowTable:
     def explain(self, key: bytes) -> list[str]:
         """Where the answer comes from, a line each: which row, which statement."""
         return []
+
+    def doubts(self, connect: bool = False) -> Iterable[tuple[str, str, bool]]:
+        """What `proxymapctl check` has to say although it opens: (what, remedy, a warning only?) of each.
+
+        connect: try what it gets its answers from.
+        """
+        return ()
 
     def close(self) -> None:
         """Let go of connections and files."""

@@ -58,6 +58,10 @@ class TableCf:
         """optional - the value, which may be empty; None if there is none"""
         return self._value(name)
 
+    def others(self, *names: str) -> dict[str, str]:
+        """others - the values of all other parameters; of a file alone"""
+        return {name: value for name, value in self._values.items() if name not in names}
+
     def integer(self, name: str, default: int, low: int = INT_MIN, high: int = INT_MAX) -> int:
         """integer - a decimal number from low to high"""
         value = self._value(name)

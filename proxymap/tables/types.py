@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 
 from proxymap.tables.flags import (
@@ -69,6 +69,7 @@ TABLE_TYPES = {
     "environ": TableType("memory.environ", writable=True),
     "fail": TableType("memory.fail", writable=True),
     "hash": TableType("indexed.bdb", suffix=b".db", writable=True),
+    "http": TableType("databases.web.http", heavy=True),
     "inline": TableType("memory.inline", flags=FOLD_FIX | UTF8_REQUEST | RHS_IS_FILE),
     "internal": TableType("memory.internal", writable=True, flags=ALL_FLAGS),
     "ldap": TableType("databases.openldap.ldap", heavy=True),
@@ -79,6 +80,7 @@ TABLE_TYPES = {
     "pcre": TableType("rules.pcre", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
     "pgsql": TableType("databases.pgsql"),
     "pipemap": TableType("composite.pipemap", flags=MEMBER_FLAGS),  # members keep the flags of their opening
+    "python": TableType("plugins.python"),
     "randmap": TableType("memory.randmap", flags=RHS_IS_FILE),
     "redis": TableType("databases.redispy.redis", writable=True, heavy=True, remote=True),
     "regexp": TableType("rules.regexp", suffix=b"", flags=NO_REGSUB | RHS_IS_FILE),
@@ -117,4 +119,13 @@ def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
             for module in (maptype.module, maptype.writer if writes else None):
                 with contextlib.suppress(ImportError):  # a library is missing, which open_table will say
                     if module:
-                        import_module(f"proxymap.tables.{module}")
+                        loaded = import_module(f"proxymap.tables.{module}")
+                        if hasattr(loaded, "preload_tables"):
+                            loaded.preload_tables(_mapnames(text, name))
+
+
+def _mapnames(text: str, maptype: str) -> Iterator[bytes]:
+    """The names of all tables of that type in a text, in which a colon follows each table."""
+    for rest in text.split(f"{maptype}:")[1:]:
+        if name := rest.replace(",", " ").replace("}", " ").split(" ")[0].rstrip(":"):
+            yield os.fsencode(name)
