@@ -275,14 +275,13 @@ class Memcache(MemcacheTable):
 
     def _make_up_for(self, failed: Sequence[tuple[bytes, bool]]) -> None:
         """Have memcached delete what it could not store; what it could not delete, or owes, is doubtful."""
-        owed = self.doubtful.owed
         failed = [(wanted, deletes) for wanted, deletes in failed if len(wanted) <= LONGEST_KEY]
-        again = [wanted for wanted, deletes in failed if not deletes and not owed]
+        again = [wanted for wanted, deletes in failed if not deletes and not self.doubtful.owed]
         sent = [(wanted, self.begin(DELETE, wanted)) for wanted in again]
         gone = {wanted for wanted, replies in sent if self.end(replies)[0] != STAT_RETRY}
         for wanted, _ in failed:
-            if wanted not in gone and (owed or self.backup is not None):  # or the client knows that it failed
-                self.doubtful.add(wanted)
+            if wanted not in gone and (self.backup is not None or self.doubtful.owed):
+                self.doubtful.add(wanted)  # else the client knows that it failed, and that is all
 
     def _send(self, change: _Changing) -> tuple[bytes, bool, Queue]:
         """Memcached's key; is it deleted? So is one whose value is too long: the old must not stay."""

@@ -409,6 +409,19 @@ def test_without_a_backup_no_change_is_confirmed_that_a_late_one_may_undo(
     assert not table.doubtful
 
 
+def test_without_a_backup_a_late_delete_after_a_failed_store_undoes_nothing(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    table = over(scripted, tmp_path, backed=False)
+    scripted.manner, scripted.held = "error", [b"delete"]
+    assert change(table, b"k", b"v") == STAT_RETRY
+    scripted.manner = "answer"
+    assert change(table, b"k", b"new") == STAT_RETRY
+    let_go(scripted)
+    wait_until(lambda: change(table, b"k", b"new") == STAT_OK, "the late answer")
+    assert table.answer(b"k", 0) == b"new"
+
+
 def test_value_of_the_backup_that_memcached_takes_late_is_not_answered_after_a_change(
     scripted: Scripted, tmp_path: Path
 ) -> None:
