@@ -66,4 +66,5 @@ def write(mail: Mail, port: int) -> None:
     url = f"http://127.0.0.1:{port}/alias?address=%s"
     (tables / "api.cf").write_text(f"url = {url}\nresult = /goto\n")
     (tables / "lists.py").write_text(PLUGIN)
+    (tables / "lists.py").chmod(0o600)  # loaded before privileges are dropped
     (tables / "lists.cf").write_text(f"module = {tables}/lists.py\n")
