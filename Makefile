@@ -24,7 +24,7 @@ help:
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
-	@echo "make inject  each system call of a running server fails, one at a time; half an hour; as root, needs strace"
+	@echo "make inject  each system call of a running server fails, one at a time; a quarter of an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
 	@echo "make soak-unlucky  all that hangs, fills up or fails, at random, beside honest clients; ten minutes; as root, needs postmap"
