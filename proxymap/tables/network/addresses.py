@@ -42,7 +42,8 @@ class Place(NamedTuple):
     def resolved(self, flags: int = 0, protocols: str = "all") -> list[bytes]:
         """All addresses of the host. protocols: as inet_protocols has them. May take long; raises OSError."""
         family = _family(protocols)
-        found = socket.getaddrinfo(self.host, self.port, family, type=socket.SOCK_STREAM, flags=flags)
+        name = os.fsencode(self.host)  # text would need a codec, which a jail may lack
+        found = socket.getaddrinfo(name, self.port, family, type=socket.SOCK_STREAM, flags=flags)
         return [pack(family, address) for family, _, _, _, address in found]
 
 
