@@ -24,6 +24,10 @@ class QuestionRefused(TableRetry):
     """RETRY for this key alone: the question itself was refused, which says nothing of the server."""
 
 
+class ServerDown(TableRetry):
+    """RETRY at once, and no line in the log, which was told when the table's server went down."""
+
+
 class TableConfig(ProxymapError):
     """CONFIG: the table is configured wrongly; asking again does not help."""
 

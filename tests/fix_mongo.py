@@ -5,7 +5,8 @@
         server.manner = "error"
 
 It finds documents whose fields are equal to those of the filter, and keeps what it was asked in
-`finds`. manner: answer, error (of the question), unauthorized, not_primary, close, silent, half, garbage,
+`finds`. A null in a filter stands for a field that is not there. manner: answer, error (of the
+question), unauthorized, not_primary, close, silent (until `mute` is set), half, garbage,
 invalid (a string that is no UTF-8).
 """
 
@@ -38,6 +39,7 @@ class FakeMongo:
     def __init__(self, documents: list[dict[str, Any]]) -> None:
         self.documents, self.manner = documents, "answer"
         self.finds: list[dict[str, Any]] = []
+        self.mute = threading.Event()  # set: who is silent answers after all
         self.sockets: set[socket.socket] = set()
         self.server: socketserver.ThreadingTCPServer | None = None
         self.port = 0
@@ -104,8 +106,7 @@ class FakeMongo:
         if self.manner == "close":
             return False
         if self.manner == "silent":
-            threading.Event().wait(30)
-            return False
+            return self.mute.wait(30) and send(peer, number, reply)
         if self.manner == "garbage":
             peer.sendall(b"\xff" * 64)
             return False

@@ -29,7 +29,7 @@ class Host:
     parameter: the value of a main.cf parameter, expanded; "" if it is not set.
     replace_damaged: lmdb_replace_damaged. index_size: lmdb_index_size. watch: what files are
     watched with, or None. inform: takes a line for the log that is no warning. server_limits:
-    the parameters for the database server of the table with this name (pool.ServerLimits).
+    the parameters for the database server of the table with this name (databases/limits).
     files_refused: why the values of a table may not be names of files (src_rhs_is_file); "" if they may.
     redirect: the name of a table -> that of the one to open in its place (migration.redirection).
     """

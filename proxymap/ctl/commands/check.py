@@ -15,7 +15,7 @@ def add(parser: Parser) -> None:
     parser.add_argument(
         "--connect",
         action="store_true",
-        help="log in to the servers of mysql and pgsql tables, and try the queries",
+        help="log in to the servers of database tables, and try the queries",
     )
 
 

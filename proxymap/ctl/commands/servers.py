@@ -31,9 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _server_lines(pid: int, server: dict[str, Any]) -> list[str]:
     tables = len(server["tables"])
+    of = "" if server["limit"] is None else f" of {server['limit']}"
+    open_now = "" if server["open"] is None else f" {server['open']}{of} connections,"
     line = (
         f"{server['server']} (process {pid}, {tables} table{'s' if tables != 1 else ''}): {server['state']};"
-        f" {server['open']} of {server['limit']} connections, {server['busy']} busy,"
+        f"{open_now} {server['busy']} busy,"
         f" {server['waiting']:,} waiting, {server['mean_ms']:.1f} ms each;"
         f" {server['answers']:,} answers, {server['late']:,} late, {server['shed']:,} deferred at once"
     )

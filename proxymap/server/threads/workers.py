@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._watch import Watch
 from proxymap.base.threads import start_thread
-from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused
+from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused, ServerDown
 from proxymap.server import _lent
 from proxymap.server.log import Log
 from proxymap.server.threads.crew import Crew, given_up
@@ -201,7 +201,8 @@ class Workers:
         except ProxymapError as error:
             status, of_key = error.status, isinstance(error, QuestionRefused)
             table.trouble = str(error)
-            self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
+            if not isinstance(error, ServerDown):
+                self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         except BaseException as error:
             self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
         if len(value) > self.value_limit:

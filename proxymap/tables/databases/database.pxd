@@ -63,7 +63,7 @@ cdef class DatabaseTable(Table):
     cdef object warn
     cdef Queue lines              # for the log, from C
     cdef public object server     # of which `servers` tells; None: there is none
-    cdef bint quotes              # are quotes in parts of the key doubled?
+    cdef quote_function quote     # of what workers ask
 
     cdef str refuse(self, question *q, bytes key)
     cdef object run(self, bytes key, list lines)

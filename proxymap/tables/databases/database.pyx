@@ -164,6 +164,7 @@ cdef int database_changed(table *t) noexcept nogil:
 cdef class DatabaseTable(Table):
     """One table. cf: its parameters. query: its template. utf8: are queries text in UTF-8?
 
+    fixed: does an open reply say that keys are fixed strings, so that clients have them folded?
     result_set_required: is a statement that gives no rows at all an error? quotes: without a driver,
     are quotes in parts of the key doubled? Then a subclass has `values(text)`, too: a context with an
     iterator over what the database finds, a value (bytes or None) for each row.
@@ -178,8 +179,11 @@ cdef class DatabaseTable(Table):
         self.t.slow = SLOW_LOOKUP
 
     def __init__(self, bytes type_name, cf, opening, Program query not None, *, bint utf8=True,
-                 bint result_set_required=True, bint quotes=True):
-        self.warn, self.quotes = opening.host.warn, quotes
+                 bint result_set_required=True, bint quotes=True, bint fixed=True):
+        self.warn = opening.host.warn
+        self.quote = quote_doubling if quotes else quote_nothing
+        if not fixed:
+            self.t.flags = self.t.fold_bit = 0
         self.query = query
         self.result = compile_result(cf)
         self.d.query, self.d.result = &self.query.p, &self.result.p
@@ -199,7 +203,10 @@ cdef class DatabaseTable(Table):
         self.t.changed = database_changed
 
     def serve(self, server):
-        """Have a server (pool.Server) answer, unless workers have to ask a list of domains first."""
+        """Have a server (pool.Server) answer, unless workers have to ask a list of domains first.
+
+        A server without a driver (crewed) leaves it to workers in any case, and these call `values`.
+        """
         self.server = server
         server.attach(self)
         if self.domains is not None and self.quick_domains is None:
@@ -276,7 +283,7 @@ cdef class DatabaseTable(Table):
         cdef buf text
         buf_init(&text)
         try:
-            if question_text(q, quote_doubling if self.quotes else quote_nothing, NULL, &text) != STAT_OK:
+            if question_text(q, self.quote, NULL, &text) != STAT_OK:
                 raise MemoryError
             return text.data[:buf_len(&text)]
         finally:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap.base.threads import start_thread
@@ -34,6 +34,7 @@ from proxymap.tables.databases._waiting import (
     NOTE_SUSPECT,
 )
 from proxymap.tables.databases.hosts import ConnectFailed, DatabaseHost, Hosts
+from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.databases.reports import Reports
 
 TYPE_CHECKING = False
@@ -53,20 +54,6 @@ GRACE = 0.5  # seconds beyond server_connect_time_limit after which an attempt i
 STUCK_MAX = 8  # attempts to connect, or to cancel, that may hang at the same time
 FEWER = 30.0  # seconds with fewer connections, after a server said that it has too many
 TURN = 60.0  # seconds between two turns without any reason
-
-
-class ServerLimits(NamedTuple):
-    """The parameters server_* of proxymap.cf, and lookup_time_limit; times in seconds."""
-
-    connection_limit: int = 32
-    idle_limit: int = 60
-    age_limit: int = 3600
-    connect_time_limit: int = 3
-    error_limit: int = 3
-    probe_interval: int = 1
-    longest_gap: int = 10  # between two probes
-    time_limit: int = 10
-    retry_budget: int = 10  # second tries per 100 answers
 
 
 class _Trial:
@@ -342,30 +329,12 @@ _lock = threading.Lock()
 
 
 def server_for(
-    maptype: str,
-    addresses: Sequence[Address],
-    login: Hashable,
-    host: Host,
-    type_name: bytes,
-    retry_interval: int | None = None,
-    idle_interval: int | None = None,
-    timeout: int = 0,
+    maptype: str, addresses: Sequence[Address], login: Hashable, limits: ServerLimits, host: Host
 ) -> Server:
-    """server_for - the server with these hosts and this login, which all who ask for the same share
+    """server_for - the server with these hosts, login and limits, which all who ask for the same share
 
-    host, type_name: for the parameters that hold for this table. retry_interval,
-    idle_interval, timeout: of its .cf file, in seconds. Raises ImportError without the library.
+    host: where the log is. Raises ImportError without the library.
     """
-    limits = ServerLimits(**host.server_limits(type_name))
-    if retry_interval is not None:
-        limits = limits._replace(longest_gap=retry_interval)
-    if idle_interval is not None:
-        limits = limits._replace(idle_limit=idle_interval)
-    if timeout:
-        limits = limits._replace(
-            time_limit=min(timeout, limits.time_limit),
-            connect_time_limit=min(timeout, limits.connect_time_limit),
-        )
     key = maptype, tuple(addresses), login, limits
     with _lock:
         server = _servers.get(key)

@@ -14,12 +14,15 @@ from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import Doubt, NoParameters, explaining, of_query
+from proxymap.tables.databases.limits import server_limits
 from proxymap.tables.databases.pool import Server, server_for
 from proxymap.tables.tablecf import TableCf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+    from proxymap.tables.databases.crewed import CrewedServer
 
 
 class ServedTable(DatabaseTable):
@@ -34,16 +37,15 @@ class ServedTable(DatabaseTable):
     ) -> None:  # fmt: skip
         super().__init__(type_name, cf, opening, query, utf8=utf8, result_set_required=result_set_required)
         self.addresses, self.login, self.host = addresses, login, opening.host
-        self.retry_interval = cf.integer("retry_interval", 0, low=1) or None
-        self.idle_interval = cf.integer("idle_interval", 0, low=1) or None
+        self.limits = server_limits(
+            self.host, type_name, cf.integer("retry_interval", 0, low=1) or None,
+            cf.integer("idle_interval", 0, low=1) or None, self.timeout,
+        )  # fmt: skip
         self.serve(self.server_at(addresses))
 
-    def server_at(self, addresses: tuple[Address, ...]) -> Server:
+    def server_at(self, addresses: tuple[Address, ...]) -> Server | CrewedServer:
         """The server with these addresses and this table's login."""
-        return server_for(
-            self.maptype, addresses, self.login, self.host, self.type_name, self.retry_interval,
-            self.idle_interval, self.timeout,
-        )  # fmt: skip
+        return server_for(self.maptype, addresses, self.login, self.limits, self.host)
 
     def doubts(self, connect: bool = False) -> Iterator[Doubt]:
         yield from self.query_doubts()

@@ -14,17 +14,21 @@ import pytest
 
 pymongo = pytest.importorskip("pymongo", reason="PyMongo is not installed")
 
+from bson import ObjectId  # noqa: E402
 from fix_mongo import FakeMongo  # noqa: E402
-from fix_server import NOT_FOUND, ServerProcess, found, lookup  # noqa: E402
+from fix_server import NOT_FOUND, ServerProcess, found, lookup, request  # noqa: E402
 
 from proxymap.tables.databases.mongo.mongodb import quoted  # noqa: E402
+from proxymap.tables.flags import FIXED, FOLD_FIX, FOLD_MUL, PATTERN, UTF8_REQUEST  # noqa: E402
 
 RETRY = [(b"status", b"2"), (b"value", b"")]
 DOCUMENTS = [
     {"_id": 1, "k": "a", "v": "one"},
     {"k": "two", "v": "v1"}, {"k": "two", "v": "v2"},
     {"k": "last", "v": "v1"}, {"k": "last", "other": 1},
-    {"k": "list", "v": ["x", ["y", 5], 2**40]}, {"k": "types", "v": [1.5, True, None, {"a": 1}, "kept"]},
+    {"k": "list", "v": ["x", ["y", 5], 2**40]},
+    {"k": "types", "v": [1.5, True, None, {"a": 1}, ObjectId(), "kept"]},
+    *[{"k": "many", "v": f"m{n}"} for n in range(120)], {"k": "Joe", "v": "as it is"},
     {"k": "empty", "v": ""}, {"k": "mixed", "v": "", "w": ["z"]}, {"k": "none", "v": []},
     {"k": 'q"uo\\te', "v": "quoted"}, {"k": "tab\tlf\n\x01\x7f", "v": "controls"},
     {"k": "o'brien''s", "v": "ob"},
@@ -79,9 +83,13 @@ def test_values_of_all_documents_in_order(place: Place) -> None:
         b"a": b"one", b"two": b"v1,v2", b"last": b"v1", b"list": b"x,y,5,1099511627776", b"types": b"kept",
         b"empty": None, b"mixed": b"z", b"none": None, b"absent": None, b"": None, b"\xff": None,
         b"a@b.c": b"x@y,u@v", b"7": None,
+        b"many": b",".join(b"m%d" % n for n in range(120)),  # stock: RETRY from the eleventh on
     }  # fmt: skip
     assert {key: place.value(table, key) for key in expected} == expected
-    place.wait_log("failed to retrieve value of 'v', Unknown result type float")
+    for what in ("float", "bool", "NoneType", "dict", "ObjectId"):
+        place.wait_log(f"failed to retrieve value of 'v', Unknown result type {what}")
+    place.wait_log('empty lookup result for: "empty" -- ignored')
+    place.wait_log("empty query string -- ignored")
 
 
 def test_parts_are_quoted(place: Place, server: FakeMongo) -> None:
@@ -103,6 +111,7 @@ def test_what_is_sent(place: Place, server: FakeMongo) -> None:
     assert sent["filter"] == {"k": {"$in": ["a@b.c", "$ne"]}}
     assert sent["projection"] == {"_id": 0, "v": 1, "w": 1}
     assert 0 < sent["maxTimeMS"] <= 2000
+    assert not sent.keys() & {"limit", "sort", "skip"}
     assert place.value(projected, b"a") == b"one"
     assert server.finds[-1]["projection"] == {"_id": 0, "v": 1}
     assert place.value(number, b"7") == b"number"
@@ -145,13 +154,36 @@ def test_server_that_is_down_is_retry_and_used_again(place: Place, server: FakeM
 def test_limit_format_and_domain(place: Place) -> None:
     limited = place.table(expansion_limit="1")
     formatted = place.table(result_format="<%s> %U")
+    parts = place.table(result_format="%u at %d")
     domain = place.table(domain="b.c")
     place.start()
     place.retries(limited, b"two")
     assert place.value(limited, b"a") == b"one"
     assert place.value(formatted, b"a@b.c") == b"<x@y> a,<u@v> a"
+    assert place.value(parts, b"a@b.c") == b"x at y,u at v"
     assert place.value(domain, b"a@b.c") == b"x@y,u@v"
     assert place.value(domain, b"a") is None
+
+
+def test_open_says_neither_fixed_nor_pattern_and_asks_nothing(place: Place, server: FakeMongo) -> None:
+    """So only clients with the UTF-8 layer may have keys folded, and those that fold such keys."""
+    tables = {flags: place.table() for flags in (0, FOLD_FIX, FOLD_MUL)}
+    tables |= {UTF8_REQUEST | flags: place.table() for flags in tables}
+    server.leave()
+    place.start()
+    with place.connect() as peer:
+        for flags, table in tables.items():
+            opened = dict(peer.ask(request("open", table, flags=flags)))
+            assert opened[b"status"] == b"0"
+            assert int(opened[b"flags"]) & (FIXED | PATTERN) == 0
+        server.listen()
+        for flags, table in tables.items():
+            peer.ask(lookup(table, b"Joe", flags=flags))
+            folded = flags == UTF8_REQUEST | FOLD_MUL
+            assert server.finds[-1]["filter"] == {"k": "joe" if folded else "Joe"}
+        count = len(server.finds)
+        assert peer.ask(lookup(tables[UTF8_REQUEST], b"\xff", flags=UTF8_REQUEST)) == NOT_FOUND
+        assert len(server.finds) == count
 
 
 @pytest.mark.parametrize(

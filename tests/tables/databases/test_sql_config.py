@@ -9,6 +9,7 @@ import pytest
 
 from proxymap.tables.base import Host
 from proxymap.tables.databases import served
+from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.opening import open_table
 
 MYSQL = {"dbname": "mail", "query": "SELECT v FROM t WHERE k = '%s'"}
@@ -19,7 +20,7 @@ class Server:
     """What stands for pool.Server: remembers what it was asked for, answers from `answers`."""
 
     def __init__(self, *asked_for: Any) -> None:
-        self.maptype, self.addresses, self.login, _, self.type_name, self.retry, self.idle, _ = asked_for
+        self.maptype, self.addresses, self.login, self.limits, _ = asked_for
         self.tables: list[Any] = []
         self.answers: dict[bytes, tuple[int, bytes]] = {}
 
@@ -59,7 +60,7 @@ def test_mysql_defaults(place: Path) -> None:
         ("inet", "localhost", 0, "localhost")
     ]
     assert server.login == ("", None, "mail", "utf8mb4", "", "client", "", "", "", "", "", None)
-    assert (server.maptype, server.retry, server.idle) == ("mysql", None, None)
+    assert (server.maptype, server.limits) == ("mysql", ServerLimits())
     assert (table.flags, table.slow) == (16, 1)
 
 
@@ -94,7 +95,7 @@ def test_pgsql_needs_no_dbname_where_all_hosts_are_uris(place: Path) -> None:
 @pytest.mark.parametrize("maptype", ["mysql", "pgsql"])
 def test_intervals_are_whole_seconds(place: Path, maptype: str) -> None:
     server = opened(place, maptype, retry_interval="3", idle_interval="7").server
-    assert (server.retry, server.idle) == (3, 7)
+    assert (server.limits.longest_gap, server.limits.idle_limit) == (3, 7)
     for bad in ("0", "5s", "-1", ""):
         assert b"parameter retry_interval is" in opened(place, maptype, retry_interval=bad).reason
 

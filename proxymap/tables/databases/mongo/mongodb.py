@@ -17,14 +17,19 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from weakref import finalize
 
 from proxymap.config.maincf import ERRORS, TEXT, mask_secrets
 from proxymap.config.source import split_list
 from proxymap.errors import ConfigError, QuestionRefused, TableRetry
 from proxymap.tables._template import Program
-from proxymap.tables.base import Opening
+from proxymap.tables.base import Host, Opening
+from proxymap.tables.databases.addresses import Address
+from proxymap.tables.databases.crewed import CrewedServer, crewed_server
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt
+from proxymap.tables.databases.hosts import ConnectFailed
+from proxymap.tables.databases.limits import ServerLimits, server_limits
 from proxymap.tables.tablecf import TableCf
 from proxymap.tables.template import BETWEEN, compile_query, filled_with, parted
 
@@ -32,15 +37,15 @@ try:
     import pymongo
     from bson import json_util
     from bson.errors import BSONError
-    from pymongo.errors import PyMongoError
+    from pymongo.errors import ConnectionFailure, OperationFailure, ProtocolError, PyMongoError
 except ImportError as error:
     raise ImportError(
         f"mongodb needs PyMongo 4.2 or later ({error}); pip install 'proxymap[mongodb]'"
     ) from error
 
-TIME_LIMIT = 10  # seconds, where lookup_time_limit is not known
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 REFUSALS = (2, 9, 14, 17, 51, 96)  # error codes of a question: bad value, fails to parse, type mismatch ...
+LOGIN_FAILED = (11, 18)  # error codes: no such user, authentication failed
 JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -49,14 +54,13 @@ def quoted(text: str) -> str:
     return re.sub(r'["\\\x00-\x1f\x7f]', lambda c: ESCAPES.get(c[0]) or f"\\u{ord(c[0]):04x}", text)
 
 
-def read_filter(cf: TableCf) -> Program:
-    """read_filter - query_filter, with BETWEEN around each part; raises ConfigError"""
+def read_filter(cf: TableCf) -> tuple[Program, dict[str, Any]]:
+    """read_filter - query_filter with BETWEEN around each part, and for SAMPLE; raises ConfigError"""
     found = compile_query(cf, "query_filter", cf.required("query_filter"))
     try:
-        parsed(filled_with(found, SAMPLE))
+        return parted(found), parsed(filled_with(found, SAMPLE))
     except (ValueError, TypeError, BSONError) as error:
         raise cf.wrong("query_filter", f"JSON ({error})") from None
-    return parted(found)
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -81,23 +85,74 @@ def read_projection(cf: TableCf) -> dict[str, Any]:
         raise cf.wrong("projection", f"JSON ({error})") from None
 
 
+class MongoServer(CrewedServer):
+    """A server, or a set of replicas: what a URI names. PyMongo picks one, and asks once more by itself."""
+
+    def __init__(self, uri: str, limits: ServerLimits, host: Host) -> None:
+        """Raises PyMongoError and its like for a faulty URI."""
+        super().__init__("mongodb", [Address("uri", uri, 0, shown_uri(uri))], limits, host)
+        self.client: Any = pymongo.MongoClient(uri, connect=False, tz_aware=False)
+        finalize(self, self.client.close).atexit = False
+
+    def probe(self, address: Address) -> None:
+        with pymongo.timeout(self.limits.connect_time_limit), telling():
+            self.client.admin.command("ping")
+
+    @contextlib.contextmanager
+    def find(self, table: Mongodb, wanted: dict[str, Any]) -> Iterator[Any]:
+        """The documents; whatever fails is TableRetry."""
+        seconds = self.limits.time_limit
+        collection = self.client[table.dbname][table.collection]
+        with (
+            self.asking(), pymongo.timeout(seconds), telling(),
+            collection.find(wanted, table.projection) as cursor,
+        ):  # fmt: skip
+            yield cursor
+
+
+def shown_uri(uri: str) -> str:
+    """shown_uri - without login and options"""
+    scheme, _, rest = uri.partition("://")
+    where = rest.partition("?")[0].rpartition("@")[2].partition("/")[0]
+    return f"{scheme}://{where}"
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """telling - what PyMongo raises becomes an error of the server, or of the question"""
+    try:
+        yield
+    except (ConnectionFailure, ProtocolError) as error:
+        text = mask_secrets(f"{error}".partition(", Timeout: ")[0])  # a description of all members follows
+        raise (TimeoutError if error.timeout else ConnectFailed)(text) from None
+    except OperationFailure as error:
+        text = mask_secrets(f"{error}")
+        if error.code in LOGIN_FAILED:
+            raise ConnectFailed(text) from None
+        raise (QuestionRefused if error.code in REFUSALS else TableRetry)(text) from None
+    except (PyMongoError, BSONError, UnicodeError) as error:
+        raise TableRetry(mask_secrets(f"{error}")) from None
+
+
 class Mongodb(DatabaseTable):
     """One .cf file."""
 
+    server: MongoServer
+
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         uri, self.projection = cf.required("uri"), read_projection(cf)
-        super().__init__(type_name, cf, opening, read_filter(cf), quotes=False)
+        query, self.sample = read_filter(cf)
+        super().__init__(type_name, cf, opening, query, quotes=False, fixed=False)
         self.host = opening.host
-        limits = opening.host.server_limits(type_name)
-        self.seconds = limits.get("time_limit", TIME_LIMIT)
+        limits = server_limits(opening.host, type_name)
+        self.dbname, self.collection = cf.required("dbname"), cf.required("collection")
         try:
-            self.client: Any = pymongo.MongoClient(uri, connect=False, tz_aware=False)
-            self.collection = self.client[cf.required("dbname")][cf.required("collection")]
+            server = crewed_server(("mongodb", uri, limits), lambda: MongoServer(uri, limits, opening.host))
+            assert isinstance(server, MongoServer)
+            server.client[self.dbname][self.collection]  # the names may be no names
         except (PyMongoError, ValueError, TypeError) as error:
             raise ConfigError(mask_secrets(f"{cf.where('uri')}: {error}")) from None
-
-    def close(self) -> None:
-        self.client.close()
+        self.serve(server)
 
     def doubts(self, connect: bool = False) -> Iterator[Doubt]:
         if "%" in JSON_STRING.sub("", self.query.text).replace("%%", ""):
@@ -106,11 +161,12 @@ class Mongodb(DatabaseTable):
                 " outside is JSON there", 'write "%s"', True,
             )  # fmt: skip
         if connect:
+            seconds = self.server.limits.connect_time_limit
             try:
-                with pymongo.timeout(self.seconds):
-                    self.client.admin.command("ping")
-            except PyMongoError as error:
-                yield mask_secrets(f"{error}"), "see to the server and the login", False
+                with pymongo.timeout(seconds), self.server.find(self, self.sample) as found:
+                    next(found, None)
+            except TableRetry as error:
+                yield f"{error}", "see to the server, the login and the query", False
 
     def statement(self, text: bytes) -> bytes:
         """The filter, quoted for JSON."""
@@ -118,18 +174,17 @@ class Mongodb(DatabaseTable):
         pieces[1::2] = [quoted(part.decode()).encode() for part in pieces[1::2]]
         return b"".join(pieces)
 
+    def explain(self, key: bytes) -> list[str]:
+        return [*super().explain(key), f"asked at {self.server.shown}"]
+
     @contextlib.contextmanager
     def values(self, text: bytes) -> Iterator[Iterator[bytes]]:
         try:
-            found = parsed(text)
+            wanted = parsed(text)
         except (ValueError, TypeError, BSONError) as error:
             raise QuestionRefused(f"query_filter is no JSON for this key: {error}") from None
-        try:
-            with pymongo.timeout(self.seconds), self.collection.find(found, self.projection) as cursor:
-                yield (value for document in cursor for value in self._values_of(document))
-        except (PyMongoError, BSONError, UnicodeError) as error:
-            kind = QuestionRefused if getattr(error, "code", None) in REFUSALS else TableRetry
-            raise kind(mask_secrets(f"{error}")) from None
+        with self.server.find(self, wanted) as found:
+            yield (value for document in found for value in self._values_of(document))
 
     def _values_of(self, document: Mapping[str, Any]) -> Iterator[bytes]:
         for name, value in document.items():

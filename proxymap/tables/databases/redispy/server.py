@@ -33,7 +33,7 @@ from proxymap.base.threads import start_thread
 from proxymap.config.maincf import mask_secrets
 from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.databases.hosts import Hosts
-from proxymap.tables.databases.pool import ServerLimits
+from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.databases.redispy.nodes import Command, Node
 from proxymap.tables.databases.redispy.places import Place
 from proxymap.tables.databases.redispy.routes import address_of, route_to
