@@ -247,7 +247,8 @@ cdef class DatabaseTable(Table):
         try:
             why = self.refuse(&q, key)
             if why is None:
-                return self.run_here(&q, lines) if self.d.server == NULL else self.run_there(key, lines)
+                here = self.d.server == NULL and hasattr(self, "values")
+                return self.run_here(&q, lines) if here else self.run_there(key, lines)
             if lines is not None:
                 lines.append(f"no query for this key: {why}")
         finally:

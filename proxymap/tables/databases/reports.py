@@ -59,7 +59,9 @@ class Reports:
         """The host was down for so long, and is up."""
         line = f"{self.maptype} server {host.address.shown} is up again after {seconds:.0f}s"
         if self._given is not None:
-            old, deferred = (now - then for now, then in zip(self.driver.asks.given, self._given, strict=True))
+            old, deferred = (
+                now - then for now, then in zip(self.driver.asks.given, self._given, strict=True)
+            )
             line += f"; {old} lookups from memory, {deferred} deferred"
             self._given = None
         self.inform(line)

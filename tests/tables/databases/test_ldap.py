@@ -23,7 +23,7 @@ from fix_server import NOT_FOUND, USER, found, lookup
 from fix_slapd import BASE, BIND_DN, PEOPLE, Slapd, entry
 from fix_slapd import unavailable as slapd_unavailable
 from fix_sql import Clients, Service, served
-from ldap_cases import fill
+from ldap_cases import NAMES, fill
 
 from proxymap.errors import ConfigError
 from proxymap.tables.databases._connection import Attempt
@@ -92,8 +92,8 @@ def test_intended_difference_silent_host_is_left_for_the_next(ldap: Rows) -> Non
         assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("bind", ["no", "none"])
-def test_no_bind(ldap: Rows, bind: str) -> None:
+@pytest.mark.parametrize("bind", ["yes", "simple", "no", "none"])
+def test_bind(ldap: Rows, bind: str) -> None:
     assert ldap.value(KEY, bind=bind) == VALUE
 
 
@@ -131,6 +131,15 @@ def test_sasl_unknown_mechanism_is_retry(ldap: Rows) -> None:
     ldap.fails(": -6 (", **CREDENTIALS, sasl_mechs="NOSUCH")
 
 
+def test_sasl_mechanism_that_needs_tls_is_retry(ldap: Rows) -> None:
+    name = ldap.table(**CREDENTIALS, sasl_mechs="PLAIN")
+    assert ldap.same(name, KEY) == RETRY
+
+
+def test_sasl_with_version_2_is_retry(ldap: Rows) -> None:
+    ldap.fails(": -12 (", **CREDENTIALS, sasl_mechs="DIGEST-MD5", version="2")
+
+
 def test_sasl_other_identity_is_retry(ldap: Rows) -> None:
     ldap.fails(": 50 (", **CREDENTIALS, sasl_mechs="DIGEST-MD5", sasl_authz_id="u:small")
 
@@ -156,6 +165,18 @@ def test_tls(ldap: Rows, how: str) -> None:
     assert ldap.same(name, KEY) == RETRY
 
 
+def test_tls_that_fails_says_so(ldap: Rows) -> None:
+    tls = {"start_tls": "yes", "tls_require_cert": "yes", "tls_ca_cert_file": readable(ldap, "other_ca")}
+    ldap.fails("Unable to set STARTTLS: -11", server_host=f"ldap://localhost:{slapd_of(ldap).port}", **tls)
+
+
+def test_tls_and_localhost(ldap: Rows) -> None:
+    """The library looks for the host's own name in the certificate then."""
+    host = f"ldap://localhost:{slapd_of(ldap).port}"
+    tls = {"start_tls": "yes", "tls_require_cert": "yes", "tls_ca_cert_file": readable(ldap, "ca")}
+    ldap.same(ldap.table(server_host=host, **tls), KEY)
+
+
 def test_tls_certificate_of_the_client(ldap: Rows) -> None:
     tls = {"start_tls": "yes", "bind": "sasl", "sasl_mechs": "EXTERNAL"} | NOBODY
     for ask, user in ((ldap.stock, "postfix"), (ldap.ours, USER)):
@@ -176,6 +197,59 @@ def test_tls_context_that_cannot_be_made(ldap: Rows, parameters: dict[str, str])
 
 
 # Searching and values
+
+
+def test_what_is_sent(ldap: Rows) -> None:
+    """Byte for byte, but for the number of the message."""
+    parameters = {
+        "scope": "one", "dereference": "1", "size_limit": "7", "timeout": "9", "result_attribute": "cn, mail",
+        "terminal_result_attribute": "term", "leaf_result_attribute": "leafmail",
+        "special_result_attribute": "inner", "search_base": PEOPLE, "query_filter": "(&(cn=%u)(other=%d))",
+    }  # fmt: skip
+    asked = []
+    for ask in (ldap.stock, ldap.ours):
+        with Relay(("127.0.0.1", slapd_of(ldap).port)) as relay:
+            ask(ldap.table(server_host=f"127.0.0.1:{relay.port}", **parameters), b"a*(b)@b.c")
+            (sent,) = (bytes(one) for one in relay.sent() if PEOPLE.encode() in one)
+            asked.append(sent[sent.index(PEOPLE.encode()) : sent.index(b"inner")])
+    assert asked[0] == asked[1]
+    assert b"a*(b)" in asked[0]
+
+
+@pytest.mark.parametrize("parameter", ["query_filter", "search_base"])
+def test_parts_are_quoted(ldap: Rows, parameter: str) -> None:
+    template = {"query_filter": "(cn=%s)", "search_base": f"cn=%s,{PEOPLE}"}[parameter]
+    others = {"query_filter": "(objectClass=*)"} if parameter == "search_base" else {"search_base": PEOPLE}
+    name = ldap.table(**{parameter: template}, **others)
+    for text in NAMES:
+        assert ldap.same(name, text.encode()) == found(f"box of {text}".encode()), text
+    for key in (b"*", b"a)(cn=*", b"x@a\nb", b"a,ou=people", b"\\", b'"'):
+        assert ldap.same(name, key) == NOT_FOUND
+
+
+def test_filters_that_find_nothing(ldap: Rows) -> None:
+    assert ldap.value(KEY, query_filter="(nosuch=%s)") is None
+    assert ldap.value(b"b", query_filter=" (cn=%s) ") == b"box of b"
+    assert ldap.value(b"b", query_filter="cn=%s") == b"box of b"
+
+
+def test_names_of_attributes(ldap: Rows) -> None:
+    for names in ("", "*", "dn", "nosuch"):
+        assert ldap.value(KEY, result_attribute=names) is None
+    assert ldap.value(KEY, result_attribute="MAILDROP") == VALUE
+    assert ldap.value(b"b", query_filter="(cn=%s)", result_attribute="entryDN") == f"cn=b,{PEOPLE}".encode()
+
+
+def test_parameters_that_are_mended(ldap: Rows) -> None:
+    for parameters in ({"version": "4"}, {"scope": "children"}, {"dereference": "7"}):
+        assert ldap.value(KEY, **parameters) == VALUE
+    assert ldap.value(b"p@b.c", result_format="", result_filter="<%s>") == b"<deutsch>"
+    assert ldap.value(b"any", query_filter="(cn=b)") == b"box of b"
+
+
+def test_timeout_of_nothing_is_retry(ldap: Rows) -> None:
+    assert ldap.same(ldap.table(timeout="0"), KEY) == RETRY
+    assert ldap.value(KEY, timeout="-1") == VALUE
 
 
 def test_base_that_is_not_there(ldap: Rows) -> None:
@@ -248,6 +322,15 @@ def test_special_leaf_and_terminal(ldap: Rows) -> None:
     assert value.endswith(b"own") or value.startswith(b"own")
 
 
+def test_special_values_that_are_urls(ldap: Rows) -> None:
+    """Host and attributes that are not wanted do not count."""
+    value = ldap.value(b"url@b.c", **SPECIAL)
+    assert value is not None
+    assert sorted(value.split(b",")) == sorted(
+        [b"u", b"box of a", b"box of b", b"box of b", b"1", b"2", b"3", b"box of b"]
+    )
+
+
 def test_dangling_name_is_skipped(ldap: Rows) -> None:
     value = ldap.value(b"d@b.c", **SPECIAL)
     assert value is not None
@@ -296,7 +379,9 @@ def connector(server: Slapd, path: Path, **parameters: str) -> tuple[object, obj
     """What connects for a table, and its first address."""
     from proxymap.tables.base import Host
     from proxymap.tables.databases.openldap._login import OpenLDAP
-    from proxymap.tables.databases.openldap.ldap import LdapCf, read_login, read_servers
+    from proxymap.tables.databases.openldap.ldap import LdapCf
+    from proxymap.tables.databases.openldap.login import read_login
+    from proxymap.tables.databases.openldap.urls import read_servers
 
     cf = LdapCf(os.fsencode(server.write_cf(path, **parameters)), Host())
     addresses = read_servers(cf)
@@ -305,7 +390,8 @@ def connector(server: Slapd, path: Path, **parameters: str) -> tuple[object, obj
 
 def test_more_hosts_than_a_server_may_have_are_refused(tmp_path: Path) -> None:
     from proxymap.tables.base import Host
-    from proxymap.tables.databases.openldap.ldap import LdapCf, read_servers
+    from proxymap.tables.databases.openldap.ldap import LdapCf
+    from proxymap.tables.databases.openldap.urls import read_servers
 
     path = tmp_path / "t.cf"
     for count in (64, 65):
@@ -335,18 +421,31 @@ def test_failed_start_tls_leaks_nothing(directory: Slapd, tmp_path: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@pytest.mark.parametrize("how", [{"start_tls": "yes"}, {"bind": "sasl", "sasl_mechs": "DIGEST-MD5"}, {}])
+def test_question_that_is_refused_costs_no_connection(directory: Slapd) -> None:
+    """Stock connects and binds anew."""
+    with Relay(("127.0.0.1", directory.port)) as relay, Service(directory) as service:
+        table = service.table(server_host=f"127.0.0.1:{relay.port}", size_limit="1")
+        service.start()
+        with service.connect() as peer:
+            for _ in range(10):
+                assert peer.ask(lookup(table, KEY)) == RETRY
+        assert relay.accepted == 1
+
+
+@pytest.mark.parametrize(
+    "how", [{"start_tls": "yes"}, {"bind": "sasl", "sasl_mechs": "DIGEST-MD5"}, {"scheme": "ldaps"}, {}]
+)
 def test_server_that_hangs_is_retry_in_time_and_then_used_again(
     directory: Slapd, how: dict[str, str]
 ) -> None:
     with (
-        Relay(("127.0.0.1", directory.port)) as relay,
+        Relay(("127.0.0.1", directory.tls_port if "scheme" in how else directory.port)) as relay,
         served(directory, {"lookup_time_limit": "3s", "server_connect_time_limit": "1s"}) as service,
     ):
         relay.stalled = True
-        table = service.table(
-            server_host=f"127.0.0.1:{relay.port}", **how, **LOGINS.get(how.get("bind", ""), {})
-        )
+        host = f"{how.get('scheme', 'ldap')}://127.0.0.1:{relay.port}"
+        others = {name: value for name, value in how.items() if name != "scheme"}
+        table = service.table(server_host=host, **others, **LOGINS.get(how.get("bind", ""), {}))
         fine = service.table()
         service.start()
         with service.connect() as peer, service.connect() as other:

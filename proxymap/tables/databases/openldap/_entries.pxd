@@ -83,6 +83,11 @@ cdef inline void items_free(items *list) noexcept nogil:
         one = items_take(list)
 
 
+cdef class Form:
+    cdef form f
+    cdef readonly list names  # owns what f.attributes points to
+
+
 cdef int take_entry(const form *f, void *ld, void *message, item *named, items *found) noexcept nogil
 cdef const char **common_attributes(const form *f, char **named) noexcept nogil
 cdef int quote(void *context, view text, buf *out) noexcept nogil

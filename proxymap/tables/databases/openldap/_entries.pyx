@@ -171,9 +171,6 @@ cdef class Form:
     the base depend on the key?
     """
 
-    cdef form f
-    cdef readonly list names  # owns what f.attributes points to
-
     def __cinit__(self, int scope, list attributes not None, *, int size_limit, int recursion_limit,
                   int time_limit, bint base_varies):
         cdef int i
@@ -199,5 +196,6 @@ cdef class Form:
     def attach(self, DatabaseTable table not None):
         """Have the table search so; the caller keeps the form as long. All of a key is to be UTF-8."""
         table.d.form = &self.f
+        table.quote = quote
         table.query.p.wants |= 1u << <unsigned int> PART_KEY
         table.d.wants |= table.query.p.wants

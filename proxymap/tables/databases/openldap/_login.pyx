@@ -150,7 +150,7 @@ cdef int answer(void *ld, unsigned int flags, void *context, void *asked) noexce
 
 
 cdef class OpenLDAP:
-    """Connects to the servers of one table, with its `login` (ldap.LdapLogin)."""
+    """Connects to the servers of one table, with its `login` (login.LdapLogin)."""
 
     cdef object login
     cdef dict sessions  # the latest, by address
@@ -323,7 +323,8 @@ cdef object reach(str url, Attempt attempt, uint64_t until_ms):
         found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", unquote(parts.netloc))]
     else:
         try:
-            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+            name = os.fsencode(parts.hostname)  # text would need a codec, which a jail may lack
+            found = socket.getaddrinfo(name, parts.port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise ConnectFailed(f"{parts.hostname}: {error.strerror}") from None
     error = None

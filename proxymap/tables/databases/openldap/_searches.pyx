@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strlen
 
-from proxymap.base._buf cimport view, view_of, view_str
+from proxymap.base._buf cimport buf_append, buf_clear, buf_free, view, view_of, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_ctl, epoll_event,
@@ -29,7 +29,7 @@ from proxymap.tables.databases._connection cimport (
 )
 from proxymap.tables.databases._waiting cimport driver
 from proxymap.tables.databases.openldap._entries cimport (
-    common_attributes, form, item, items, items_add, items_free, items_put_before, items_take, lib, quote,
+    common_attributes, form, item, items_add, items_free, items_put_before, items_take, lib, quote,
     take_entry, text_of, timeval,
 )
 from proxymap.tables.databases.openldap._session cimport Session, session, session_join, session_leave
@@ -99,32 +99,6 @@ cdef free_function ldap_free_urldesc = <free_function> lib.symbol("ldap_free_url
 cdef const char *ANYTHING = b"(objectclass=*)"
 
 
-cdef struct search:
-    # What is under way on a connection.
-    int msgid          # -1: nothing
-    connection *next   # of the session
-    item *named        # the special value that is searched for; NULL: it is the first search
-    items found        # by the search that is under way
-    items todo         # to be looked at when it is over
-    items values       # the answer so far
-    items done         # special values
-    item *row          # of the answer
-    size_t entries     # of this search
-    bint no_memory
-
-
-cdef inline session *session_of(connection *c) noexcept nogil:
-    return <session *> c.handle
-
-
-cdef inline search *search_on(connection *c) noexcept nogil:
-    return <search *> c.result
-
-
-cdef inline const form *form_of(connection *c) noexcept nogil:
-    return <const form *> c.question.of.form
-
-
 # Asking
 
 cdef int start(connection *c, view text) noexcept nogil:
@@ -148,6 +122,8 @@ cdef int ask(
     if not s.waiting:
         s.asked_ms = now_ms()
     now.entries = 0
+    if now.keeps and keep(now, base, scope, filter, attributes) < 0:
+        return failed(c, LDAP_NO_MEMORY)
     error = ldap_search_ext(
         s.ld, base, scope, filter, attributes, 0, NULL, NULL, &f.time_limit if f.limited else NULL,
         f.size_limit, &now.msgid)
@@ -159,6 +135,22 @@ cdef int ask(
         s.error = error
         return broke(c, error)
     return failed(c, error)
+
+
+cdef int keep(
+    search *now, const char *base, int scope, const char *filter, const char **attributes
+) noexcept nogil:
+    """Remember the request, for it may have to go elsewhere."""
+    cdef int i = 0
+    cdef int trouble
+    buf_clear(&now.request)
+    now.scope = scope
+    trouble = buf_append(&now.request, base, strlen(base) + 1)
+    trouble |= buf_append(&now.request, filter, strlen(filter) + 1)
+    while attributes[i] != NULL:
+        trouble |= buf_append(&now.request, attributes[i], strlen(attributes[i]) + 1)
+        i += 1
+    return trouble
 
 
 cdef int broke(connection *c, int error) noexcept nogil:
@@ -206,7 +198,7 @@ cdef connection *heard(connection *c, int ready, int *outcome) noexcept nogil:
     outcome[0] = BROKEN
     other = waiting_one(s)
     if other != NULL:
-        over(other)
+        search_over(other)
         broke(other, s.error)
     return other
 
@@ -226,7 +218,7 @@ cdef connection *waiting_one(session *s) noexcept nogil:
     return c
 
 
-cdef void over(connection *c) noexcept nogil:
+cdef void search_over(connection *c) noexcept nogil:
     """The search of c is no longer under way."""
     search_on(c).msgid = -1
     session_of(c).waiting -= 1
@@ -239,10 +231,10 @@ cdef int take(connection *c, void *message, int kind) noexcept nogil:
     cdef int error = LDAP_SUCCESS
     cdef int parsed
     if kind == LDAP_RES_SEARCH_RESULT:
-        over(c)
+        search_over(c)
         parsed = ldap_parse_result(ld, message, &error, NULL, NULL, NULL, NULL, True)
         session_of(c).answers += 1
-        return judged(c, parsed or error)
+        return search_judged(c, parsed or error)
     if kind == LDAP_RES_SEARCH_ENTRY:
         now.entries += 1
         if take_entry(form_of(c), ld, message, now.named, &now.found) < 0:
@@ -251,7 +243,7 @@ cdef int take(connection *c, void *message, int kind) noexcept nogil:
     return WANT_READ
 
 
-cdef int judged(connection *c, int error) noexcept nogil:
+cdef int search_judged(connection *c, int error) noexcept nogil:
     """A search has ended so; go on with the next, or have the answer."""
     cdef search *now = search_on(c)
     cdef const form *f = form_of(c)
@@ -346,8 +338,8 @@ cdef void warn_of_absent(connection *c, item *one) noexcept nogil:
     parts[1] = view_str(b": DN ")
     parts[2] = view_of(text_of(one), one.len)
     parts[3] = view_str(b" not found, skipping")
-    if d != NULL:
-        log_line(d.log, LEVEL_WARNING, parts, 4)
+    if d != NULL or search_on(c).log != NULL:
+        log_line(search_on(c).log if d == NULL else d.log, LEVEL_WARNING, parts, 4)
 
 
 # The answer
@@ -414,7 +406,7 @@ cdef void leave(connection *c) noexcept nogil:
     if search_on(c).msgid >= 0:
         if not s.error:
             ldap_abandon_ext(s.ld, search_on(c).msgid, NULL, NULL)
-        over(c)
+        search_over(c)
     if s.watcher == c:
         s.watcher = s.first
         tell_epoll(s, EPOLL_CTL_DEL if s.first == NULL else EPOLL_CTL_MOD)
@@ -439,6 +431,7 @@ cdef void cancel(connection *c) noexcept nogil:
 cdef void close(connection *c, bint politely) noexcept nogil:
     cdef session *s = session_of(c)
     finish(c)
+    buf_free(&search_on(c).request)
     free(c.result)
     session_leave(s, politely, c.has_ended and (c.ended_why != ENDED_OLD or now_ms() - c.used_ms < RECENT_MS))
 

@@ -34,7 +34,7 @@ from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files
-from proxymap.tables.databases.pool import ServerLimits
+from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.databases.web.site import Tls, site_for
 from proxymap.tables.tablecf import TableCf
 from proxymap.tables.template import BETWEEN, compile_query, filled_with, parted

@@ -25,7 +25,7 @@ from proxymap.base.threads import start_thread
 from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.hosts import Hosts
-from proxymap.tables.databases.pool import ServerLimits
+from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.databases.reports import Reports
 
 try:
