@@ -52,6 +52,7 @@ cdef enum:  # ldap.h, openldap.h, sasl.h
     LDAP_OPT_X_TLS_NEVER = 0
     LDAP_OPT_X_TLS_DEMAND = 2
     LDAP_OPT_X_SASL_SSF_MIN = 0x6107
+    LDAP_TIMEOUT = -5
     LDAP_SASL_QUIET = 2
     LBER_SBIOD_BEFORE_TLS = 15
     SASL_CB_LIST_END = 0
@@ -371,8 +372,10 @@ cdef str text_of(int error):
 
 
 cdef object failed(void *ld, str what, int error):
-    """With what the server, or the library, adds to it."""
+    """With what the server, or the library, adds to it; TimeoutError if it took too long."""
     cdef char *told = NULL
+    if error == LDAP_TIMEOUT:
+        return TimeoutError()
     text = f"{what}: {error} ({text_of(error)})"
     ldap_get_option(ld, LDAP_OPT_DIAGNOSTIC_MESSAGE, &told)
     if told != NULL:
