@@ -138,13 +138,15 @@ def rate(folder: Path, table: str, database: PrivateDatabase) -> None:
 
 
 def outage(folder: Path, table: str, database: PrivateDatabase) -> None:
-    say("The database server is killed. Postfix would defer the mail, and the log says why, once:")
+    say("The database server is killed. Addresses that were asked for before are answered from memory:")
     database.kill()
-    show([*query(folder), table, "user4711@example.com"], 75)
+    show([*query(folder), table, "user4711@example.com"], 0)
+    say("Mail to others is deferred, not bounced. The log says why, once:")
+    show([*query(folder), table, "user3@example.com"], 75)  # `rate` asks for each seventh
     say("It is started again; how long until the answers are back?")
     database.start()
     start = time.monotonic()
-    while subprocess.run([*query(folder), table, "user1@example.com"], capture_output=True).returncode:
+    while subprocess.run([*query(folder), table, "user3@example.com"], capture_output=True).returncode:
         if time.monotonic() - start > BACK_LIMIT:
             raise SystemExit("they are not back")
         time.sleep(0.05)
