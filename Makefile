@@ -44,7 +44,7 @@ build: $(VENV)/ready
 
 test: build
 	sh contrib/install-postfix
-	$(BIN) $(PY) -m pytest $(PYTEST_ARGS)
+	$(BIN) $(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/ready
 	$(BIN) ruff check .
