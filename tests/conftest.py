@@ -31,8 +31,10 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("other", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
-# A shell that starts the tests in the background ignores SIGINT, and so would every process of theirs.
+# A shell that starts the tests in the background ignores SIGINT, and nohup SIGHUP; so would every process
+# of theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -135,12 +135,15 @@ class PrivateDatabase:
 
     def pause(self) -> None:
         """It and its children stand still, until resume()."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._tell_all(signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._tell_all(signal.SIGCONT)
+
+    def _tell_all(self, number: int) -> None:
         for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # a child may have ended since
+                os.kill(pid, number)
 
     def restart(self) -> None:
         self.stop()

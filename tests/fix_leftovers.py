@@ -26,7 +26,7 @@ KEPT = ("/dev/urandom", "/dev/null", "anon_inode:[io_uring]")
 # Fixtures of a module that start servers when a test first asks for them.
 LAZY = ("both", "mysql", "pgsql")
 IN_FORCE = (
-    *("base", "config", "ctl", "server", "tables"),
+    *("base", "config", "ctl", "tables/composite", "tables/memory", "tables/rules"),
     *("tables/indexed/test_cdb", "tables/indexed/test_lmdb"),
     "test_it.py",  # of test_leftovers
 )

@@ -22,6 +22,7 @@ from oracle import Attributes
 from proxymap.server.control import ask_all
 
 RETRY: Attributes = [(b"status", b"2"), (b"value", b"")]
+ABSENT = 99_999_999  # of no user; the directory is shared with tests that fill it
 CLIENTS = 50
 SLACK = 10.0  # seconds; a thread that waits for a CPU of a busy machine
 
@@ -166,10 +167,10 @@ def test_values_and_absent_keys_are_kept(backend: Any) -> None:
         table = place.table()
         place.start()
         assert place.ask(table, 1) == right(1)
-        assert place.ask(table, 9999) == NOT_FOUND
+        assert place.ask(table, ABSENT) == NOT_FOUND
         before = backend.asked()
         assert [place.ask(table, 1) for _ in range(5)] == [right(1)] * 5
-        assert [place.ask(table, 9999) for _ in range(5)] == [NOT_FOUND] * 5
+        assert [place.ask(table, ABSENT) for _ in range(5)] == [NOT_FOUND] * 5
         assert backend.asked() - before == backend.own_questions
         assert place.control("flush", table=table.decode())["answers"] == 2
         assert place.ask(table, 1) == right(1)
