@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from contract import BOTH, NOKEY, OK, RETRY, TRY0, TRY1, IndexedContract, Records, in_child, until_nul
@@ -590,6 +592,21 @@ def test_file_with_which_libdb_comes_to_no_end_is_refused_in_time(
     reason = open_table(b"btree:%b/t" % bytes(tmp_path)).reason
     assert reason is not None
     assert b"comes to no end" in reason
+
+
+def test_file_is_not_verified_here_because_no_process_can_be_had_now(
+    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be a thread for ever, if libdb came to no end with the file."""
+    fill(maptype, tmp_path / "t", [(b"a", b"1")])
+    name = f"{maptype}:{tmp_path}/t".encode()
+    for error, is_open in ((OSError(errno.EAGAIN, "no"), False), (PermissionError(errno.EACCES, "no"), True)):
+        monkeypatch.setattr(verifier, "_a_helper", Mock(side_effect=error))
+        table = open_table(name)
+        assert (table.reason is None) is is_open
+        assert is_open or b"no process can be had" in table.reason
+    monkeypatch.undo()
+    assert open_table(name).reason is None
 
 
 def test_table_spoilt_while_open_is_retry_until_it_is_good_again(maptype: str, tmp_path: Path) -> None:
