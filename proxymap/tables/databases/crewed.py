@@ -112,7 +112,7 @@ class CrewedServer:
             self._probed.add(host.number)
         try:
             start_thread("probing", lambda: self._look_after(host))
-        except (RuntimeError, MemoryError):  # the next failure may have more luck
+        except (RuntimeError, MemoryError):  # `give_up_late` tries again
             self._probed.discard(host.number)
 
     def _count_failure(self, host: DatabaseHost, began: float, reason: str, outright: bool = False) -> bool:
@@ -185,10 +185,14 @@ class CrewedServer:
         return [table.crews[1] for table in list(self.tables) if isinstance(table.crews, tuple)]
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
-        """Probe a host that has a question for long; nothing is answered here, but by the crews' watchdog."""
+        """Have a host probed that has a question for long, or is down and has lost its thread.
+
+        Nothing is answered here, but by the crews' watchdog.
+        """
         since = time.monotonic() - self.limits.connect_time_limit
         with self._lock:
             doubtful = [host for host, began in self._under_way.values() if began < since]
+            doubtful += [host for host in self.hosts.all if host.down_since is not None]
         for host in doubtful:
             self._have_probed(host)
         return []
