@@ -37,7 +37,7 @@ PRELOAD_LIMIT = 5.0  # seconds that the server's start waits for all that is loa
 _preloaded: dict[bytes, Loaded] = {}  # by the name of the table; for its first opening
 _tried: set[bytes] = set()  # those too that could not be loaded, or not in time
 _imported: dict[str, Stamp] = {}  # modules that were imported by name, as their files were then
-_lock = threading.Lock()  # of what this module imports: one at a time
+_locks: dict[str, threading.Lock] = {}  # of packages: an import that hangs holds up no other's
 
 
 class Loaded(NamedTuple):
@@ -122,7 +122,7 @@ def _load_installed(name: str, reads: Callable[[bytes], None]) -> Loaded:
     for entry in entry_points(group=GROUP, name=name):
         name = entry.value
     name, _, attr = name.partition(":")
-    with _lock:
+    with _locks.setdefault(name.partition(".")[0], threading.Lock()):
         path = _place_of(name)
         reads(os.fsencode(path))
         stamp = stamp_at(os.fsencode(path))
@@ -152,6 +152,11 @@ def _place_of(name: str) -> str:
         for place in [spec.origin] if spec.has_location and spec.origin else folders:
             refuse_foreign(place)
             path = place
+        if spec.has_location and spec.cached:  # which is run in the file's place
+            for compiled in (spec.cached, os.path.dirname(spec.cached)):
+                if os.path.lexists(compiled):
+                    refuse_foreign(compiled)
+                    break
     if not path:
         raise ConfigError(f"module {name} is a part of Python itself")
     return path

@@ -345,7 +345,7 @@ def test_installed_module_and_entry_point(place: Place) -> None:
 
 @root_only
 @pytest.mark.parametrize(
-    "where", ["file", "mode", "group", "folder", "open folder", "link", "cf", "installed"]
+    "where", ["file", "mode", "group", "folder", "open folder", "link", "cf", "installed", "compiled"]
 )
 def test_code_that_others_could_change_is_not_run(place: Place, where: str) -> None:
     assert USER is not None
@@ -368,7 +368,11 @@ def test_code_that_others_could_change_is_not_run(place: Place, where: str) -> N
         shutil.chown(cf, USER)
     else:
         (place.plugins / "evil.py").write_text(path.read_text())
-        shutil.chown(place.plugins / "evil.py", USER)
+        if where == "compiled":  # what is there is run in its place
+            (place.plugins / "__pycache__").mkdir()
+            (place.plugins / "__pycache__").chmod(0o777)
+        else:
+            shutil.chown(place.plugins / "evil.py", USER)
         cf.write_text("module = evil\n")
         place.env["PYTHONPATH"] = f"{ROOT}:{place.plugins}"
     marker = place.dir / "was run"
