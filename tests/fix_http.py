@@ -154,6 +154,7 @@ MANNERS: dict[str, bytes | tuple[bytes, bytes]] = {
     "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 3\r\n\r\nvalue",
     "length and chunks": OK
     + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nvalue\r\n0\r\n\r\n",
+    "two codings": OK + b"Transfer-Encoding: identity, chunked\r\n\r\n5\r\nvalue\r\n0\r\n\r\n",
     "chunk garbage": OK + b"Transfer-Encoding: chunked\r\n\r\nvalue\r\nno number\r\n",
     "chunk cut": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nval",
     "chunks without end": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nvalue\r\n",

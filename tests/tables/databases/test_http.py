@@ -354,6 +354,7 @@ def test_liar_gets_nothing_but_retry(
             "underscored length",
             "two lengths",
             "length and chunks",
+            "two codings",
             "chunk garbage",
             "unknown coding",
             "encoded",

@@ -302,7 +302,7 @@ class Site:
             _clock.until = began + limit
             try:
                 connection.connect()
-            except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
+            except Exception as error:  # whatever it is: nobody else looks whether the host is back
                 with self._lock:
                     self.hosts.failed(host, began, time.monotonic(), self._reason(error), outright=True)
                 continue
@@ -347,8 +347,8 @@ def body_of(response: Any, size_limit: int) -> bytes | None:
 def is_sized(response: Any) -> bool:
     """is_sized - does it tell its own end, so that one which was cut is not taken for whole?"""
     length = response.headers.get("content-length")
-    if response.chunked:
-        return length is None
+    if response.chunked:  # for urllib3 already if that is one coding of several, which nobody undoes
+        return length is None and response.headers["transfer-encoding"].strip().lower() == "chunked"
     return length is not None and length.isdecimal() and length.isascii()
 
 
