@@ -218,11 +218,12 @@ def split_parameter(text: str, place: str) -> tuple[str, str]:
 
 
 def mask_secrets(text: str) -> str:
-    """mask_secrets - text as a log may have it: without what follows the word password, or is one in a URI"""
+    """mask_secrets - text as a log may have it: without passwords, those of URIs too, and headers"""
     import re
 
-    text = re.sub(r"((?:password|bind_pw)[ \t]*[ \t=]).*", r"\1***", text, flags=re.IGNORECASE | re.DOTALL)
-    return re.sub(r"(://[^\s:@/]*:)\S*@", r"\1***@", text)
+    named = r"((?:password|bind_pw|headers)[ \t]*[ \t=]).*"
+    text = re.sub(named, r"\1***", text, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"(://[^:@/]*:).*@", r"\1***@", text, flags=re.DOTALL)
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

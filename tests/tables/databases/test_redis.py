@@ -246,6 +246,21 @@ def test_table_that_cannot_be_written(tmp_path: Path, faulty: dict[str, str]) ->
     assert b"written to" in (table.reason or b"")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "redis://:my s3cret@10.0.0.5:6379/db0",
+        "redis://:hun s3cret@h:99999",
+        "redis+sentinel://:my s3cret@a,b",
+        "redis://j oe:s3cret@h/x",
+    ],
+)
+def test_password_of_a_uri_that_is_wrong_is_not_shown(uri: str, tmp_path: Path) -> None:
+    reason = open_table(write_cf(tmp_path / "t.cf", uri=uri)).reason
+    assert reason is not None
+    assert b"s3cret" not in reason
+
+
 def test_password_is_in_no_line(own: RedisServer, tmp_path: Path) -> None:
     own.ask("CONFIG", "SET", "requirepass", "s3cretword")
     logged = Logged()
@@ -288,6 +303,9 @@ def test_update_delete_and_ttl(shared: RedisServer, cache: Table, tmp_path: Path
 def test_records_of_one_table_only(shared: RedisServer, cache: Table, tmp_path: Path) -> None:
     shared.put({f"{tmp_path.name}x:no:end": "1", f"{tmp_path.name}[*?]\\:no": "1"})
     shared.ask("SADD", f"{tmp_path.name}[*?]\\:set:end", "member")
+    prefix, suffix = cache.answers.table.frame
+    forged = prefix + b"a\0value\0x\0\0status\0000\0" + suffix  # would be two replies
+    cache.answers.table.redis.ask(forged, "SET", forged, b"1")
     expected = {b"key%d" % n: b"value%d" % n for n in range(3000)}
     cache.write([Change(key, text, 0) for key, text in expected.items()])
     assert records(cache) == expected

@@ -39,7 +39,7 @@ if "driver_info" in SILENT:
     SILENT = {"driver_info": None}
 FORM = re.compile(
     r"(?:(?P<unix>unix)|(?:redis|valkey)(?P<tls>s?)(?:\+(?P<kind>sentinel|cluster))?)"
-    r"://(?:(?P<login>[^@/]*)@)?(?P<hosts>[^@/?#]*)(?P<path>[^?#]*)(?:\?db=(?P<number>\d{1,6}))?"
+    r"://(?:(?P<login>[^@/\s]*)@)?(?P<hosts>[^@/?#]*)(?P<path>[^?#]*)(?:\?db=(?P<number>\d{1,6}))?"
 )
 HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:]+))(?::(?P<port>\d{1,5}))?")
 EXPECTED = (

@@ -170,7 +170,7 @@ class Redis(DatabaseTable):
             key = name.removeprefix(prefix).removesuffix(suffix)
             with contextlib.suppress(QuestionRefused):  # it is of another type, so not one of ours
                 value = self.redis.ask(name, "GET", name)
-                if key and value is not None:
+                if key and BETWEEN not in key and value is not None:  # Postfix's keys have none
                     yield key, value.partition(BETWEEN)[0]
 
     # For the administrator
