@@ -273,7 +273,7 @@ def test_limit_by_type_and_by_table(database: PrivateDatabase) -> None:
                         peer.send(lookup(name, b"k"))
                     for peer in clients:
                         assert peer.reply() == found(b"k")
-            assert database.connections() == limit if name is table else limit + 2
+            assert database.connections() == (limit if name is table else limit + 2)
 
 
 def test_idle_connections_are_closed(database: PrivateDatabase) -> None:
