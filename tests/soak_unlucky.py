@@ -373,7 +373,10 @@ def settle(unlucky: Unlucky, wanted: dict[str, int] | None = None) -> dict[str, 
             return now["threads"] == unlucky.figures()["threads"]
         return now["threads"] <= wanted["threads"] + 4 and now["descriptors"] <= wanted["descriptors"] + 8
 
-    wait_until(is_over, f"threads and descriptors: {unlucky.figures()}, {wanted}", 90, pause=0.5)
+    try:
+        wait_until(is_over, "threads and descriptors", 90, pause=0.5)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {unlucky.figures()}, wanted: {wanted}") from None
     return unlucky.figures()
 
 
