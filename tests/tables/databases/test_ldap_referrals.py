@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 REFS = f"ou=refs,{BASE}"  # entries, and referrals that work
 DEAD = f"ou=dead,{BASE}"  # the same, and one that does not
+TWICE = f"ou=twice,{BASE}"  # two referrals to one place
 FAR = f"ou=far,{BASE}"  # of the second server
 CHASING = {"chase_referrals": "yes"}
 
@@ -61,6 +62,8 @@ def fill(near: Slapd, far: Slapd) -> None:
         referral(f"ou=second,{BASE}", f"{nowhere}/{FAR}", f"{there}/{FAR}"),
         referral(f"ou=lost,{BASE}", f"{nowhere}/{FAR}"),
         referral(f"ou=circle,{BASE}", f"{there}/ou=circle,{BASE}"),
+        folder(TWICE), referral(f"ou=one,{TWICE}", f"{there}/{FAR}"),
+        referral(f"ou=other,{TWICE}", f"{there}/{FAR}"),
     )  # fmt: skip
 
 
@@ -130,6 +133,11 @@ def test_circle_is_retry_at_once(ldap: Rows) -> None:
     start = time.monotonic()
     assert ldap.ours(name, b"far@b.c") == RETRY
     assert time.monotonic() - start < 5
+
+
+def test_two_referrals_to_one_place_are_no_circle(ldap: Rows) -> None:
+    assert ldap.value(b"deep@b.c", search_base=TWICE, **CHASING) == b"deep box"
+    assert ldap.value(b"absent@b.c", search_base=TWICE, **CHASING) is None
 
 
 def test_special_value_that_lies_elsewhere(ldap: Rows) -> None:

@@ -84,7 +84,7 @@ cdef class Chaser:
     cdef object told
     cdef object reach
     cdef dict others   # connections to other servers, by address
-    cdef set been      # (address, base, scope) of the search under way
+    cdef dict been     # (address, base, scope) of searches elsewhere: LDAP_* of those that are over, or None
     cdef str lost      # why a referral was not followed
 
     def __init__(self, Connection main not None, told, reach):
@@ -154,7 +154,7 @@ cdef class Chaser:
         cdef list references = [], referrals = []
         found.found.first = found.found.last = NULL
         found.entries = 0
-        self.been = set()
+        self.been = {}
         try:
             error = gather(c, session_of(c).ld, search_on(c).msgid, until_ms, &found, references, referrals)
             search_over(c)
@@ -206,18 +206,27 @@ cdef class Chaser:
     cdef int search_at(
         self, haul *found, str url, tuple request, bint below, int hops, uint64_t until_ms
     ) except? LDAP_LOCAL_ERROR:
-        cdef Connection one
-        cdef int error
+        """Search at the server that the URL names; what was found there before is not added again."""
         address, base, scope = self.told(url)
         if base is None:
             base = request[0]
         if scope is None:
             scope = LDAP_SCOPE_BASE if below and request[3] == LDAP_SCOPE_ONELEVEL else request[3]
-        if (address, base, scope) in self.been:
+        place = address, base, scope
+        if place not in self.been:
+            self.been[place] = None
+            self.been[place] = self.search_there(
+                address, found, (base, request[1], request[2], scope), hops, until_ms)
+        elif self.been[place] is None:
             raise ValueError("it leads back")
-        self.been.add((address, base, scope))
-        request = base, request[1], request[2], scope
-        one = self.others.pop(address, None)
+        return self.been[place]
+
+    cdef int search_there(
+        self, address, haul *found, tuple request, int hops, uint64_t until_ms
+    ) except? LDAP_LOCAL_ERROR:
+        """Search at another server; its error, LDAP_*."""
+        cdef int error
+        cdef Connection one = self.others.pop(address, None)
         if one is not None:
             error = self.search_over_it(one, found, request, hops, until_ms)
             if error != LDAP_SERVER_DOWN:
