@@ -46,7 +46,8 @@ class Doubts:
     @property
     def owed(self) -> bool:
         """May a change that was given up still be carried out?"""
-        return any(server.owing for server in self._servers)
+        with self._lock:
+            return any(server.owing for server in self._servers)
 
     def __len__(self) -> int:
         return len(self._numbers) + self._are_all
@@ -106,8 +107,9 @@ class Order:
             self.version += 1
             self._state.wait_for(lambda: not self._changing)
             self._changing = True
-            self._state.wait_for(lambda: not self._fills)
         try:
+            with self._state:
+                self._state.wait_for(lambda: not self._fills)
             yield
         finally:
             with self._state:
