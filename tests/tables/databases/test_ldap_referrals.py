@@ -5,6 +5,9 @@ Two private servers: below REFS of the first are parts that lie with the second.
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -237,6 +240,41 @@ def test_server_that_hangs_is_retry_in_time_and_then_used_again(
         relay.stalled = False
         wait_until(lambda: service.ask(table, b"far@b.c") == found(b"far box"), "the answer", 30)
         service.wait_log("is up again after ")
+
+
+@contextlib.contextmanager
+def endless() -> Iterator[int]:
+    """The port of a directory that finds entries without end."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                asker, _ = listening.accept()
+                with asker, contextlib.suppress(OSError):
+                    asker.recv(4096)  # the login, number 1
+                    asker.sendall(bytes.fromhex("300c020101 61070a010004000400"))
+                    asker.recv(4096)  # the search, number 2
+                    while not over.is_set():
+                        asker.sendall(bytes.fromhex("3009020102 640404003000") * 5000)
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            over.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_answer_without_end_is_given_up(service: Service) -> None:
+    with endless() as port:
+        table = chasing(service, server_host=f"127.0.0.1:{port}", timeout="1")
+        service.start()
+        assert service.ask(table, b"far@b.c") == RETRY
+        service.wait_log("no answer within 1s")
 
 
 def test_dead_referrals_leak_nothing(service: Service) -> None:

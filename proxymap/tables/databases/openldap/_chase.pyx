@@ -315,8 +315,10 @@ cdef int gather(
 cdef int next_message(void *ld, int msgid, uint64_t until_ms, void **message) noexcept nogil:
     """Wait for the next message of a search; its kind; 0: it is too late; less: the connection broke."""
     cdef timeval left
-    cdef uint64_t now = now_ms()
-    cdef uint64_t ms = until_ms - now if until_ms > now else 0
+    cdef uint64_t ms, now = now_ms()
+    if now > until_ms:
+        return 0
+    ms = until_ms - now
     left.tv_sec = ms // 1000
     left.tv_usec = ms % 1000 * 1000
     return ldap_result(ld, msgid, LDAP_MSG_ONE, &left, message)
