@@ -57,6 +57,8 @@ def fill(near: Slapd, far: Slapd) -> None:
         folder(REFS), folder(DEAD), folder(f"ou=more,{BASE}"),
         entry("n1", REFS, mailacceptinggeneralid=["near@b.c", "both@b.c"], maildrop="near box"),
         entry("n2", REFS, mailacceptinggeneralid="group@b.c", inner=[f"cn=f1,ou=there,{REFS}"]),
+        entry("n5", REFS, mailacceptinggeneralid="dangling@b.c", maildrop="dangling box",
+              inner=[f"cn=nobody,{REFS}"]),
         entry("n3", DEAD, mailacceptinggeneralid="near@b.c", maildrop="near box"),
         entry("n4", f"ou=more,{BASE}", mailacceptinggeneralid="back@b.c", maildrop="back box"),
         referral(f"ou=there,{REFS}", f"{there}/{FAR}"),
@@ -146,6 +148,13 @@ def test_two_referrals_to_one_place_are_no_circle(ldap: Rows) -> None:
 def test_special_value_that_lies_elsewhere(ldap: Rows) -> None:
     special = {"special_result_attribute": "inner"}
     assert ldap.value(b"group@b.c", search_base=REFS, **special, **CHASING) == b"far box"
+
+
+def test_special_value_that_is_nowhere_is_skipped_with_a_warning(ldap: Rows) -> None:
+    special = {"special_result_attribute": "inner"}
+    name = ldap.table(search_base=REFS, **special, **CHASING)
+    assert ldap.same(name, b"dangling@b.c") == found(b"dangling box")
+    wait_for(ldap.pair.ours.log, 0, f"{name.decode()}: DN cn=nobody,{REFS} not found, skipping")
 
 
 def test_the_other_server_is_asked_without_login(ldap: Rows) -> None:

@@ -116,8 +116,9 @@ cdef class Chaser:
         cdef connection *c = self.main.c
         cdef uint64_t until_ms = now_ms() + limit_ms
         cdef int outcome
+        cdef bytes name = wanted.name
         self.lost = None
-        self.d.form = &wanted.f
+        self.d.form, self.d.name = &wanted.f, view_of(name, len(name))
         c.question.of = &self.d
         buf_clear(&c.sql)
         if buf_append(&c.sql, text, len(text) + 1) < 0:

@@ -196,6 +196,7 @@ cdef class Form:
     def attach(self, DatabaseTable table not None):
         """Have the table search so; the caller keeps the form as long. All of a key is to be UTF-8."""
         table.d.form = &self.f
+        self.name = table.type_name
         table.quote = quote
         table.query.p.wants |= 1u << <unsigned int> PART_KEY
         table.d.wants |= table.query.p.wants
