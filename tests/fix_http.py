@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
+from fix_database import free_port
 from fix_server import LIMIT, wait_until
 
 
@@ -243,9 +244,7 @@ def nginx(files: dict[str, bytes], certificate: str, key: str) -> Iterator[int]:
     (folder / "files").mkdir()
     for name, content in files.items():
         (folder / "files" / name).write_bytes(content)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     text = NGINX.format(dir=folder, port=port, certificate=certificate, key=key)
     (folder / "nginx.conf").write_text(text)
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin") or "nginx"

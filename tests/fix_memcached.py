@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
+from fix_database import free_port
 from fix_server import wait_until
 
 
@@ -26,9 +27,7 @@ class Memcached:
     """Started when it is entered."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from fix_database import free_port
 from fix_postfix import StockPostfix, unavailable
 from oracle import Attributes, encode, take_list
 
@@ -34,9 +35,7 @@ CLEANUP = 1  # seconds between two runs of the cleanup, which walks the cache an
 class Writers(StockPostfix):
     def __init__(self, command: str, maptype: str) -> None:
         self.maptype = maptype
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         super().__init__(
             {
                 "address_verify_map": f"proxy:{maptype}:$data_directory/verify_cache",
