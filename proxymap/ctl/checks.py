@@ -13,6 +13,7 @@ Source: proxymap(8), master(5), postconf(5), "proxymap" in local(8) and virtual(
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 for names of hosts; mail_owner may not be allowed to import it
 import errno
 import os
 import re

@@ -51,6 +51,16 @@ def test_check(host: Host, redis: RedisServer) -> None:
     assert "refused" in line
 
 
+@root_only
+def test_check_as_mail_owner_who_may_not_read_python(host: Host, redis: RedisServer) -> None:
+    """Of the commands' own process, which has imported less than this one."""
+    aliases = write_cf(host.dir / "aliases.cf", uri=redis.uri, key_format="alias:%s").decode()
+    host.set(virtual_alias_maps=f"proxy:{aliases}")
+    done = run("-c", host.dir, "check", "--connect")
+    assert b"Traceback" not in done.stderr
+    assert b"aliases.cf" not in done.stdout
+
+
 def test_query(tmp_path: Path, redis: RedisServer) -> None:
     name = write_cf(tmp_path / "t.cf", uri=redis.uri, key_format="alias:%s").decode()
     done = run("query", "--direct", "--explain", name, "a@b.c")
