@@ -89,11 +89,18 @@ def test_update_of_a_table_that_cannot_is_status_75(writing: ServerProcess) -> N
         assert run("--socket", server.path, "update", table.decode(), "a", "1").returncode == 75
 
 
-@pytest.mark.parametrize("words", [["k"], ["k", "v", "w"]])
-def test_update_with_other_than_key_and_value_is_wrong_usage(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["k"], b'expected KEY and VALUE, or "-"'), (["k", "v", "w"], b"unrecognized arguments: w")],
+)
+def test_update_with_other_than_key_and_value_is_wrong_usage(words: list[str], told: bytes) -> None:
     done = run("update", "t:x", *words)
     assert done.returncode == 64
-    assert b"expected KEY and VALUE" in done.stderr
+    assert told in done.stderr
+
+
+def test_usage_of_update_names_one_key_and_one_value() -> None:
+    assert b" TYPE:NAME KEY [VALUE]\n" in run("update", "--help").stdout
 
 
 def test_update_goes_to_proxywrite(tmp_path: Path) -> None:
