@@ -128,17 +128,26 @@ class ChasingServer(CrewedServer):
                 del self._attempts[attempt]
 
     def _reach(self, address: Address, limit_ms: int) -> Connection:
-        """For referrals: a connection without login, as stock makes it."""
+        """For referrals: a connection without login, as stock makes it.
+
+        A server that was given little time, since the lookup had little left, is not shunned for that.
+        """
         until, why = self._shunned.get(address, (0.0, ""))
         if time.monotonic() < until:
             raise ConnectFailed(why)
+        seconds = min(limit_ms / 1000, self.limits.connect_time_limit)
         try:
-            found = self._connect(address, self.nobody, min(limit_ms / 1000, self.limits.connect_time_limit))
+            return self._connect(address, self.nobody, seconds)
         except (ConnectFailed, TimeoutError) as error:
-            self._shunned[address] = time.monotonic() + SHUNNED, str(error) or "no answer in time"
+            if isinstance(error, ConnectFailed) or seconds >= self.limits.connect_time_limit / 2:
+                self._shun(address, str(error) or "no answer in time")
             raise
-        self._shunned.pop(address, None)
-        return found
+
+    def _shun(self, address: Address, why: str) -> None:
+        now = time.monotonic()
+        with self._state:
+            left = {other: shunned for other, shunned in self._shunned.items() if shunned[0] > now}
+            self._shunned = left | {address: (now + SHUNNED, why)}
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
         now = time.monotonic()
