@@ -31,6 +31,7 @@ from proxymap.base import _watch
 from proxymap.base.files import stamp_of
 from proxymap.server.log import Log
 from proxymap.server.threads import crew as crew_module
+from proxymap.server.threads import openers
 from proxymap.server.threads.crew import Crew
 from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Job, Queue
@@ -262,6 +263,57 @@ def test_lookup_that_takes_too_long_is_answered_retry(gate: Gate, dialect: str) 
             peer.close()
 
 
+def test_lookup_is_answered_where_there_is_no_memory_to_watch_over_it(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(dict[Job, int]):
+        def __setitem__(self, job: Job, since: int) -> None:
+            raise MemoryError
+
+    ask = Workers._ask
+
+    def ask_without_memory(self: Workers, crew: Crew, job: Job) -> None:
+        crew.running = Full()
+        ask(self, crew, job)
+
+    monkeypatch.setattr(Workers, "_ask", ask_without_memory)
+    with gated_server(gate) as server, server.connect() as peer:
+        for _ in range(WORKERS * 2):  # no worker is lost by it
+            assert peer.ask(slow(b"a")) == reply("lookup", "3.6", RETRY, LOCK)
+
+
+def test_lookup_that_takes_too_long_is_answered_where_memory_runs_out_while_others_are_taken(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Crew.take_waiting
+    monkeypatch.setattr(
+        Crew, "take_waiting", lambda crew, ms: take(crew, ms) if crew.name == "opener" else no_memory()
+    )
+    gate.time_limit = 1
+    with gated_server(gate) as server, server.connect() as peer:
+        peer.send(slow(b"wait"))
+        wait_until(lambda: any("MemoryError" in line for line in server.lines), "the watchdog to fail")
+        peer.socket.settimeout(LIMIT / 3)  # the lookup itself takes longer
+        assert peer.reply() == reply("lookup", "3.6", RETRY, LOCK)
+        gate.answers.set()
+
+
+def test_open_that_takes_too_long_is_answered_when_there_is_memory_again(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.opens.clear()
+    with gated_server(gate, open_time_limit="1s") as server, server.connect() as peer:
+        peer.send(lookup(b"slow:opens", b"k"))
+        wait_until(lambda: gate.opened, "the slow open")
+        with monkeypatch.context() as now:
+            now.setattr(openers, "key_of", no_memory)
+            wait_until(lambda: any("MemoryError" in line for line in server.lines), "the watchdog to fail")
+        peer.socket.settimeout(LIMIT / 3)  # the attempt itself takes longer
+        assert peer.reply() == reply("lookup", "3.6", RETRY)
+        gate.opens.set()
+        wait_until(lambda: peer.ask(lookup(b"slow:opens", b"k")) == value_of(b"k"), "the table")
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_slow_sequence_has_a_cursor_for_each_connection(server: InProcess, dialect: str) -> None:
     def walk(peer: Peer, function: int) -> list[tuple[bytes, bytes]]:
@@ -394,6 +446,10 @@ def test_update_is_retry_where_no_writer_can_be_had(
     assert not gate.written
 
 
+def no_memory(*args: object) -> None:
+    raise MemoryError
+
+
 def no_more_threads(*args: object) -> None:
     raise RuntimeError("can't start new thread")
 
@@ -416,7 +472,7 @@ def test_job_that_was_answered_is_not_looked_at_again() -> None:
     job = queue.take()
     crew = Crew("asker", 1, lambda crew, job: None)
     crew.running = Moment({job: job.since_ms})
-    assert crew.take_late(0) == []
+    assert not any(crew.claim(job) for job in crew.late(0))
 
 
 def test_threads_that_were_needed_for_a_moment_leave_though_nothing_more_is_to_do(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from proxymap.base.threads import start_thread
 from proxymap.tables._jobs import JOB_CLOSE, Job, Queue, clock_ms
@@ -112,21 +112,23 @@ class Crew:
         """May the caller answer this job? True for the first caller; all others must not look at it."""
         return self.running.pop(job, None) is not None
 
-    def take_late(self, limit_ms: int) -> list[Job]:
-        """The jobs that threads are at, and that came longer ago than that; the caller answers them."""
+    def late(self, limit_ms: int) -> list[Job]:
+        """The jobs that threads are at, and that came longer ago than that; who claims one, answers it."""
         now = clock_ms()
-        running = list(self.running.items())
-        return [job for job, since in running if now - since >= limit_ms and self.claim(job)]
+        return [job for job, since in list(self.running.items()) if now - since >= limit_ms]
 
-    def take_waiting(self, limit_ms: int) -> list[Job]:
-        """The same of those that no thread has taken."""
-        late: list[Job] = []
+    def take_waiting(self, limit_ms: int) -> Iterator[Job]:
+        """The same of those that no thread has taken: the caller answers each before the next is taken."""
         kept: list[Job] = []
-        while (job := self.queue.take_old(limit_ms)) is not None:
-            (kept if job.kind == JOB_CLOSE else late).append(job)
-        for job in kept:  # nobody waits for it
-            self.queue.put(job)
-        return late
+        try:
+            while (job := self.queue.take_old(limit_ms)) is not None:
+                if job.kind == JOB_CLOSE:  # nobody waits for it
+                    kept.append(job)
+                else:
+                    yield job
+        finally:
+            for job in kept:
+                self.queue.put(job)
 
     def stop(self, until: float) -> None:
         """Finish what is queued, if that does not take too long."""

@@ -135,17 +135,20 @@ class Openers:
     def expire(self) -> bool:
         """Answer RETRY for what takes too long; is anything under way?"""
         self.crew.help()
-        with self._lock:
-            late = self.crew.take_late(self.limit_ms)
-            for job in late:
+        for job in self.crew.late(self.limit_ms):
+            with self._lock:  # so nobody else claims it
+                if job not in self.crew.running:
+                    continue
                 self._hanging[job] = key_of(job.name, job.flags, self.writes)
-        for job in late + self.crew.take_waiting(self.limit_ms):
+                self.crew.claim(job)  # last: without memory it is as it was
+            self._give_up(job)
+        for job in self.crew.take_waiting(self.limit_ms):
             self._give_up(job)
         return bool(self.crew.running or self.crew.queue.held)
 
     def _give_up(self, job: Job) -> None:
         answer = given_up(job)
-        with contextlib.suppress(MemoryError):  # then the loop is told just that
+        try:
             what = "not looked at" if job.kind == JOB_LOOK else "not open"
             text = f"{os.fsdecode(job.name)}: {what} within {self.limit_ms // 1000} s"
             self.log.warning(text)
@@ -153,4 +156,7 @@ class Openers:
             if old is not None:
                 old.trouble = f"{text}; going on with the previous content"
             answer.opened(Surrogate(job.name, os.fsencode(text)))
-        self.done.put(answer)
+        except MemoryError:  # then the loop is told just that
+            pass
+        finally:
+            self.done.put(answer)

@@ -121,14 +121,23 @@ class Workers:
             if crew.name != "asker":
                 continue
             busy = busy or bool(crew.running or crew.queue.held)
-            for job in crew.take_late(self.limit_ms) + crew.take_waiting(self.limit_ms):
-                with contextlib.suppress(MemoryError):
-                    self._tell_late(job.table)
-                self.done.put(given_up(job))
+            for job in crew.late(self.limit_ms):
+                if crew.claim(job):
+                    self._give_up(job)
+            for job in crew.take_waiting(self.limit_ms):
+                self._give_up(job)
         for server in self.servers():  # a driver that does not hang was quicker
             for table in server.give_up_late(self.limit_ms + round(LOOK * 1000)):
                 self._tell_late(table)
         return busy
+
+    def _give_up(self, job: Job) -> None:
+        try:
+            self._tell_late(job.table)
+        except MemoryError:
+            pass
+        finally:
+            self.done.put(given_up(job))
 
     def _tell_late(self, table: Table) -> None:
         trouble = f"no answer within {self.limit_ms // 1000} s {table.under_way}".rstrip()
@@ -188,10 +197,12 @@ class Workers:
 
     def _ask(self, crew: Crew, job: Job) -> None:
         table = job.table  # from here on it stays, even if the watchdog answers the job and the loop drops it
-        crew.running[job] = job.since_ms
-        self._busy.set()
         status, flags, key, value, of_key = STAT_RETRY, job.flags, b"", b"", False
+        watched = False  # may the watchdog answer it?
         try:
+            crew.running[job] = job.since_ms
+            watched = True
+            self._busy.set()
             if job.kind == JOB_LOOKUP:
                 status, flags, value = table.ask(job.key, job.flags)
             elif (record := table.answers.sequence(job.cursor, job.first)) is None:
@@ -207,7 +218,7 @@ class Workers:
             self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
         if len(value) > self.value_limit:
             status, value = self._too_long(table), b""
-        if crew.claim(job):
+        if crew.claim(job) or not watched:
             job.answered(status, flags, key, value, of_key)
             self.done.put(job)
 
