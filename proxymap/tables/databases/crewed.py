@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, proxy
 
 from proxymap.base.threads import start_thread
 from proxymap.errors import ServerDown, TableRetry
@@ -36,7 +36,7 @@ class CrewedServer:
         self.limits = limits
         self.hosts = Hosts(addresses, limits.error_limit, limits.probe_interval, limits.longest_gap)
         self.tables: WeakSet[Table] = WeakSet()
-        self.reports = Reports(maptype, self.hosts, self, self.tables, host.warn, host.inform)
+        self.reports = Reports(maptype, self.hosts, proxy(self), self.tables, host.warn, host.inform)
         self.shown = ", ".join(address.shown for address in addresses)
         self._lock = threading.Lock()
         self._answers = [0] * len(addresses)  # of each host

@@ -1,14 +1,16 @@
-"""test_chasing - which servers that referrals name are shunned, and for how long they are remembered"""
+"""test_chasing - which servers that referrals name are shunned, for how long, and when one of ours ends"""
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Iterator
 from typing import Any
+from weakref import ref
 
 import pytest
 from fix_database import free_port
-from fix_slapd import unavailable
+from fix_slapd import BASE, Slapd, unavailable
 
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.hosts import ConnectFailed
@@ -30,14 +32,18 @@ def at(port: int) -> Address:
     return Address("url", f"ldap://127.0.0.1:{port}/", port, f"ldap://127.0.0.1:{port}")
 
 
-@pytest.fixture
-def server() -> Any:
+def server_at(address: Address) -> Any:
     from proxymap.tables.databases.openldap.chasing import ChasingServer
     from proxymap.tables.databases.openldap.login import LdapLogin
 
     login = LdapLogin(3, "no", "", "", "", "", "", 0, 0, False, False, "", "", "", "", "", "")
     host: Any = Host()
-    return ChasingServer([at(free_port())], login, ServerLimits(connect_time_limit=1), host)
+    return ChasingServer([address], login, ServerLimits(connect_time_limit=1), host)
+
+
+@pytest.fixture
+def server() -> Any:
+    return server_at(at(free_port()))
 
 
 @pytest.fixture
@@ -57,6 +63,24 @@ def test_server_that_had_its_time_is_shunned(server: Any, silent: Address) -> No
         server._reach(silent, 5000)
     with pytest.raises(ConnectFailed, match="no answer in time"):
         server._reach(silent, 5000)
+
+
+def test_server_ends_with_the_last_that_uses_it(slapd: Slapd) -> None:
+    from proxymap.tables.databases.openldap._entries import Form
+
+    server = server_at(at(slapd.port))
+    form = Form(
+        2, [[], [], [b"maildrop"], []], size_limit=0, recursion_limit=9, time_limit=1, base_varies=False
+    )
+    assert server.search(form, BASE.encode() + b"\0(cn=nobody)") == []
+    assert server.connections() == 1
+    gone = ref(server)
+    gc.disable()
+    try:
+        del server
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_servers_are_not_remembered_for_longer(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ A real server is asked, too, where PROXYMAP_MONGODB is its URI: it gets a databa
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,8 @@ from bson import ObjectId  # noqa: E402
 from fix_mongo import FakeMongo  # noqa: E402
 from fix_server import NOT_FOUND, ServerProcess, found, lookup, request  # noqa: E402
 
-from proxymap.tables.databases.mongo.mongodb import quoted  # noqa: E402
+from proxymap.tables.databases.limits import ServerLimits  # noqa: E402
+from proxymap.tables.databases.mongo.mongodb import MongoServer, quoted  # noqa: E402
 from proxymap.tables.flags import FIXED, FOLD_FIX, FOLD_MUL, PATTERN, UTF8_REQUEST  # noqa: E402
 
 RETRY = [(b"status", b"2"), (b"value", b"")]
@@ -207,6 +210,31 @@ def test_password_is_in_no_log_line(place: Place, tmp_path: Path) -> None:
     place.start()
     place.retries(table)
     assert "s3cretword" not in place.log()
+
+
+def test_nobody_waits_for_the_end_of_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    parting, heard = threading.Event(), threading.Event()
+
+    class Silent:
+        """A client whose goodbye is not answered."""
+
+        def close(self) -> None:
+            parting.set()
+            heard.wait(30)
+
+    class Host:
+        """Whose log nobody reads."""
+
+        warn = inform = print
+
+    host: Any = Host()
+    monkeypatch.setattr(pymongo, "MongoClient", lambda *_, **__: Silent())
+    server = MongoServer("mongodb://localhost/", ServerLimits(), host)
+    start = time.monotonic()
+    del server
+    assert time.monotonic() - start < 10
+    assert parting.wait(10)
+    heard.set()
 
 
 @pytest.mark.skipif("PROXYMAP_MONGODB" not in os.environ, reason="PROXYMAP_MONGODB names no server")

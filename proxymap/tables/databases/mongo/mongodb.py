@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import finalize
 
+from proxymap.base.threads import start_thread
 from proxymap.config.maincf import ERRORS, TEXT, mask_secrets
 from proxymap.config.source import split_list
 from proxymap.errors import ConfigError, QuestionRefused, TableRetry
@@ -92,7 +93,7 @@ class MongoServer(CrewedServer):
         """Raises PyMongoError and its like for a faulty URI."""
         super().__init__("mongodb", [Address("uri", uri, 0, shown_uri(uri))], limits, host)
         self.client: Any = pymongo.MongoClient(uri, connect=False, tz_aware=False)
-        finalize(self, self.client.close).atexit = False
+        finalize(self, _part_from, self.client).atexit = False
 
     def probe(self, address: Address) -> None:
         with pymongo.timeout(self.limits.connect_time_limit), telling():
@@ -108,6 +109,12 @@ class MongoServer(CrewedServer):
             collection.find(wanted, table.projection) as cursor,
         ):  # fmt: skip
             yield cursor
+
+
+def _part_from(client: Any) -> None:
+    """Whoever lets the last table go does not wait: PyMongo asks the server to end its sessions."""
+    with contextlib.suppress(RuntimeError, MemoryError):
+        start_thread("parting", client.close)
 
 
 def shown_uri(uri: str) -> str:

@@ -86,7 +86,7 @@ cdef inline void items_free(items *list) noexcept nogil:
 cdef class Form:
     cdef form f
     cdef readonly list names  # owns what f.attributes points to
-    cdef readonly bytes name  # of the table
+    cdef readonly bytes name  # of the table that has it
 
 
 cdef int take_entry(const form *f, void *ld, void *message, item *named, items *found) noexcept nogil

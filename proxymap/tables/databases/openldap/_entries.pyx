@@ -175,7 +175,7 @@ cdef class Form:
                   int time_limit, bint base_varies):
         cdef int i
         terminal, leaf, ordinary, special = attributes
-        self.names = [*terminal, *leaf, *ordinary, *special]
+        self.name, self.names = b"", [*terminal, *leaf, *ordinary, *special]
         self.f.attributes = <const char **> calloc(len(self.names) + 1, sizeof(char *))
         if self.f.attributes == NULL:
             raise MemoryError

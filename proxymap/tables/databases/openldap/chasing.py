@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
+from weakref import proxy
 
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import TableRetry
@@ -74,7 +76,8 @@ class ChasingServer(CrewedServer):
                     pass
             seconds = min(self.limits.connect_time_limit, max(0.0, until - time.monotonic()))
             main = self._connect(host.address, self.login, seconds)
-            return self._ask(host, Chaser(main, referral, self._reach), form, text, until)
+            reach = partial(ChasingServer._reach, proxy(self))  # it ends with its last table
+            return self._ask(host, Chaser(main, referral, reach), form, text, until)
 
     def _ask(self, host: DatabaseHost, chaser: Chaser, form: Form, text: bytes, until: float) -> list[bytes]:
         good = False
