@@ -29,6 +29,7 @@ from oracle import reply
 
 from proxymap.base import _watch
 from proxymap.base.files import stamp_of
+from proxymap.errors import TableRetry
 from proxymap.server.log import Log
 from proxymap.server.threads import crew as crew_module
 from proxymap.server.threads import openers
@@ -444,6 +445,19 @@ def test_update_is_retry_where_no_writer_can_be_had(
         monkeypatch.undo()
         assert peer.ask(slow(b"a")) == value_of(b"a")  # by the one that all tables share
     assert not gate.written
+
+
+def test_update_is_answered_where_there_is_no_memory_to_say_why_it_failed(
+    writer: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: GatedTable, changes: object) -> None:
+        raise TableRetry("server is down")
+
+    monkeypatch.setattr(GatedTable, "write", refuse)
+    monkeypatch.setattr(Log, "warning", no_memory)
+    with writer.connect() as peer:
+        asked = request("update", b"slow:t", key=b"k", value=b"v")
+        assert peer.ask(asked) == reply("update", "3.6", RETRY)
 
 
 def no_memory(*args: object) -> None:

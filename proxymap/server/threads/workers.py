@@ -242,13 +242,15 @@ class Workers:
             crew.patience_ns = min(took // 4, PATIENCE_NS)
         except ProxymapError as error:
             self._fail(jobs, error.status)
-            table.trouble = str(error)
-            self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
+            with contextlib.suppress(MemoryError):
+                table.trouble = str(error)
+                self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
         except BaseException as error:
             self._fail(jobs, STAT_RETRY)
             self._complain(f"{os.fsdecode(table.type_name)} update error", error)
-        crew.expected = len(jobs) + crew.queue.held
-        self.done.put_all(jobs)
+        finally:  # whatever has failed: the clients wait, and nobody watches over changes
+            crew.expected = len(jobs) + crew.queue.held
+            self.done.put_all(jobs)
 
     def _fail(self, jobs: list[Job], status: int) -> None:
         for job in jobs:
