@@ -364,7 +364,7 @@ def _looks(service: Service, tables: list[str], connect: bool) -> dict[str, Look
 
 
 def _look(service: Service, table: str, connect: bool) -> Look:
-    """Looking must not create or mend a table, so none is opened for updates."""
+    """Looking must not create or mend a table, so none that has a file is opened for updates."""
     writes = service.name == "proxywrite"
     if writes and (known := type_of(table)) is not None and known.writable:
         if known.suffix and (reason := _unwritable(os.path.realpath(_file_of(table)))) != "":
