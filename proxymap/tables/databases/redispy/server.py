@@ -33,7 +33,7 @@ from proxymap.base.threads import start_thread
 from proxymap.config.maincf import mask_secrets
 from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.databases.hosts import Hosts
-from proxymap.tables.databases.limits import ServerLimits
+from proxymap.tables.databases.limits import ServerLimits, server_limits
 from proxymap.tables.databases.redispy.nodes import Command, Node
 from proxymap.tables.databases.redispy.places import Place
 from proxymap.tables.databases.redispy.routes import address_of, route_to
@@ -350,7 +350,7 @@ def server_for(place: Place, timeout: int, host: Host, type_name: bytes) -> Serv
     timeout: seconds to connect, and for an answer. host, type_name: for the parameters that hold
     for this table. Raises RuntimeError if there can be no thread.
     """
-    limits = ServerLimits(**host.server_limits(type_name))
+    limits = server_limits(host, type_name)
     seconds = float(min(timeout, limits.time_limit))
     key = place, limits, seconds
     with _lock:

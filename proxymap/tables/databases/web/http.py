@@ -34,7 +34,7 @@ from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.database import DatabaseTable
 from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files
-from proxymap.tables.databases.limits import ServerLimits
+from proxymap.tables.databases.limits import server_limits
 from proxymap.tables.databases.web.site import Tls, site_for
 from proxymap.tables.tablecf import TableCf
 from proxymap.tables.template import BETWEEN, compile_query, filled_with, parted
@@ -187,7 +187,7 @@ class Http(DatabaseTable):
         self.size_limit = cf.integer("size_limit", SIZE_LIMIT, low=1)
         self.tls = Tls(*(cf.text(f"tls_{name}") for name in ("CAfile", "CApath", "cert_file", "key_file")))
         super().__init__(type_name, cf, opening, parted(query), utf8=False, quotes=False)
-        limits = self.limits = ServerLimits(**opening.host.server_limits(type_name))
+        limits = self.limits = server_limits(opening.host, type_name)
         self.seconds = min(cf.integer("timeout", limits.time_limit, low=1), limits.time_limit)
         try:
             self.server = site_for(self.scheme, self.address, self.tls, limits, opening.host)
