@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from pathlib import Path
 from typing import Self
 
 from fix_database import free_port
+from fix_process import OneProcess
 from fix_server import wait_until
 
 
@@ -23,12 +23,11 @@ def unavailable() -> str | None:
     return None if shutil.which("memcached") else "memcached is not installed"
 
 
-class Memcached:
+class Memcached(OneProcess):
     """Started when it is entered."""
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
@@ -55,27 +54,6 @@ class Memcached:
     def get(self, key: bytes) -> bytes | None:
         head, _, rest = self.ask(b"get " + key).partition(b"\r\n")
         return rest.removesuffix(b"\r\nEND\r\n") if head.startswith(b"VALUE") else None
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def pause(self) -> None:
-        """Have it accept connections, and answer nothing."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *details: object) -> None:
-        self.stop()
 
     def table(self, path: Path, **parameters: object) -> bytes:
         """The name of a table with these parameters, and this server."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from fix_process import OneProcess
 from fix_server import wait_until
 
 LIMIT = 60.0  # seconds; for a machine that is very busy
@@ -46,7 +46,7 @@ def free_port() -> int:
             return port
 
 
-class RedisServer:
+class RedisServer(OneProcess):
     """One process. options: of its configuration. program: redis-server, or redis-sentinel."""
 
     program = "redis-server"
@@ -61,7 +61,6 @@ class RedisServer:
             "logfile": self.dir / "log", "enable-debug-command": "local",
         }  # fmt: skip
         self.options |= {name.replace("_", "-"): value for name, value in options.items()}
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
@@ -109,27 +108,6 @@ class RedisServer:
         with contextlib.closing(self.client()) as client:
             for key, value in values.items():
                 client.set(key, value)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def pause(self) -> None:
-        """Have it accept connections, and answer nothing."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *details: object) -> None:
-        self.kill()
 
 
 class Sentinel(RedisServer):

@@ -279,7 +279,7 @@ def test_memcached_that_is_down_leaves_the_backup(tmp_path: Path) -> None:
     with Memcached() as own:
         table = opened(own.table(tmp_path / "t.cf", backup=f"lmdb:{tmp_path}/backup"))
         change(table, b"k", b"old")
-        own.stop()
+        own.kill()
         assert table.answer(b"k", 0) == b"old"
         assert table.answer(b"no", 0) is None
         assert change(table, b"k", b"new") == STAT_OK
