@@ -7,6 +7,7 @@ the other; one that comes to no end is killed. It leaves after IDLE seconds.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -25,8 +26,13 @@ CRASH = "damaged: libdb crashes on it"
 HELPER = f"""
 import sys
 sys.path[:] = sys.argv[1:]
-import os, resource, signal, socket
-from berkeleydb import db
+import os
+try:
+    import resource, signal, socket
+    from berkeleydb import db
+except ModuleNotFoundError:
+    os.write(0, b"forbidden")
+    sys.exit()
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 peer = socket.socket(fileno=0)
 peer.settimeout({IDLE})
@@ -62,7 +68,10 @@ class Helper:
             )  # fmt: skip
         self.peer.settimeout(START)
         try:
-            if self.peer.recv(ANSWER) != b"ready":
+            word = self.peer.recv(ANSWER)
+            if word == b"forbidden":  # root could, before it became mail_owner
+                raise PermissionError(errno.EACCES, "the process that verifies files may not load berkeleydb")
+            if word != b"ready":
                 raise OSError("the process that verifies files does not start")
         except OSError:
             self.end()

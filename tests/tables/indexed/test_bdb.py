@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -607,6 +608,20 @@ def test_file_is_not_verified_here_because_no_process_can_be_had_now(
         assert is_open or b"no process can be had" in table.reason
     monkeypatch.undo()
     assert open_table(name).reason is None
+
+
+def test_file_is_verified_here_where_no_other_process_may_load_libdb(
+    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mail_owner may not, of what root has installed for itself."""
+    import berkeleydb
+
+    fill(maptype, tmp_path / "t", [(b"a", b"1")])
+    monkeypatch.setattr(verifier, "_idle", [])
+    folder = os.path.dirname(os.path.dirname(os.path.realpath(berkeleydb.__file__)))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if os.path.realpath(path) != folder])
+    assert open_table(f"{maptype}:{tmp_path}/t".encode()).reason is None
+    assert not verifier._idle
 
 
 def test_table_spoilt_while_open_is_retry_until_it_is_good_again(maptype: str, tmp_path: Path) -> None:
