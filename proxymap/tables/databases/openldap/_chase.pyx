@@ -24,7 +24,8 @@ from proxymap.tables.databases.openldap._entries cimport (
     Form, form, items, items_free, items_put_before, lib, take_entry, timeval,
 )
 from proxymap.tables.databases.openldap._searches cimport (
-    form_of, search_judged, search_on, search_over, session_of,
+    form_of, ldap_err2string, ldap_msgfree, ldap_parse_result, ldap_result, ldap_search_ext, search_judged,
+    search_on, search_over, session_of,
 )
 
 from proxymap.errors import QuestionRefused, TableRetry
@@ -46,23 +47,11 @@ cdef enum:  # ldap.h
     HOPS_MAX = 5         # referrals from one server to the next, as many as libldap follows
     LINES_MAX = 1000     # for the log, that one lookup may leave
 
-ctypedef int (*search_function)(
-    void *, const char *, int, const char *, const char **, int, void *, void *, const timeval *, int, int *
-) noexcept nogil
-ctypedef int (*result_function)(void *, int, int, timeval *, void **) noexcept nogil
-ctypedef int (*message_function)(void *) noexcept nogil
-ctypedef int (*parse_function)(void *, void *, int *, char **, char **, char ***, void *, int) noexcept nogil
 ctypedef int (*reference_function)(void *, void *, char ***, void *, int) noexcept nogil
 ctypedef void (*free_function)(void **) noexcept nogil
-ctypedef const char *(*text_function)(int) noexcept nogil
 
-cdef search_function ldap_search_ext = <search_function> lib.symbol("ldap_search_ext")
-cdef result_function ldap_result = <result_function> lib.symbol("ldap_result")
-cdef message_function ldap_msgfree = <message_function> lib.symbol("ldap_msgfree")
-cdef parse_function ldap_parse_result = <parse_function> lib.symbol("ldap_parse_result")
 cdef reference_function ldap_parse_reference = <reference_function> lib.symbol("ldap_parse_reference")
 cdef free_function ber_memvfree = <free_function> lib.symbol("ber_memvfree")
-cdef text_function ldap_err2string = <text_function> lib.symbol("ldap_err2string")
 
 
 cdef struct haul:

@@ -22,7 +22,7 @@ from libc.string cimport strlen
 from proxymap.base._clock cimport now_ms
 from proxymap.tables.databases._connection cimport WANT_WRITE, Attempt, Connection, wait_for
 from proxymap.tables.databases.openldap._entries cimport lib, timeval
-from proxymap.tables.databases.openldap._searches cimport joined
+from proxymap.tables.databases.openldap._searches cimport joined, ldap_err2string
 from proxymap.tables.databases.openldap._session cimport Session, session_leave, session_made
 
 from proxymap.tables.databases.hosts import ConnectFailed
@@ -93,7 +93,6 @@ ctypedef int (*tls_function)(void *, void *, void *) noexcept nogil
 ctypedef int (*layer_function)(void *, void *, int, void *) noexcept nogil
 ctypedef int (*one_function)(void *) noexcept nogil
 ctypedef void (*free_function)(void *) noexcept nogil
-ctypedef const char *(*text_function)(int) noexcept nogil
 
 cdef init_function ldap_init_fd = <init_function> lib.symbol("ldap_init_fd")
 cdef option_function ldap_set_option = <option_function> lib.symbol("ldap_set_option")
@@ -104,7 +103,6 @@ cdef tls_function ldap_start_tls_s = <tls_function> lib.symbol("ldap_start_tls_s
 cdef one_function ldap_install_tls = <one_function> lib.symbol("ldap_install_tls")
 cdef tls_function ldap_unbind_ext = <tls_function> lib.symbol("ldap_unbind_ext")
 cdef free_function ldap_memfree = <free_function> lib.symbol("ldap_memfree")
-cdef text_function ldap_err2string = <text_function> lib.symbol("ldap_err2string")
 cdef layer_function ber_sockbuf_add_io = <layer_function> lib.symbol("ber_sockbuf_add_io")
 cdef void *read_ahead = lib.symbol("ber_sockbuf_io_readahead")
 

@@ -3,8 +3,22 @@
 from proxymap.base._buf cimport buf
 from proxymap.tables._jobs cimport queue
 from proxymap.tables.databases._connection cimport Connection, connection
-from proxymap.tables.databases.openldap._entries cimport form, item, items
+from proxymap.tables.databases.openldap._entries cimport form, item, items, timeval
 from proxymap.tables.databases.openldap._session cimport Session, session
+
+ctypedef int (*search_function)(
+    void *, const char *, int, const char *, const char **, int, void *, void *, const timeval *, int, int *
+) noexcept nogil
+ctypedef int (*result_function)(void *, int, int, timeval *, void **) noexcept nogil
+ctypedef int (*message_function)(void *) noexcept nogil
+ctypedef int (*parse_function)(void *, void *, int *, char **, char **, char ***, void *, int) noexcept nogil
+ctypedef const char *(*text_function)(int) noexcept nogil
+
+cdef search_function ldap_search_ext
+cdef result_function ldap_result
+cdef message_function ldap_msgfree
+cdef parse_function ldap_parse_result
+cdef text_function ldap_err2string
 
 
 cdef struct search:

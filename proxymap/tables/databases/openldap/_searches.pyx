@@ -72,14 +72,7 @@ cdef struct url_parts:  # LDAPURLDesc
     char **extensions
     int critical
 
-ctypedef int (*search_function)(
-    void *, const char *, int, const char *, const char **, int, void *, void *, const timeval *, int, int *
-) noexcept nogil
-ctypedef int (*result_function)(void *, int, int, timeval *, void **) noexcept nogil
-ctypedef int (*message_function)(void *) noexcept nogil
-ctypedef int (*parse_function)(void *, void *, int *, char **, char **, char ***, void *, int) noexcept nogil
 ctypedef int (*abandon_function)(void *, int, void *, void *) noexcept nogil
-ctypedef const char *(*text_function)(int) noexcept nogil
 ctypedef int (*is_url_function)(const char *) noexcept nogil
 ctypedef int (*url_function)(const char *, url_parts **) noexcept nogil
 ctypedef void (*free_function)(url_parts *) noexcept nogil
