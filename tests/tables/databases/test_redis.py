@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailabl
 pytest.importorskip("redis", reason="redis-py is not installed")
 
 from fix_server import LIMIT, wait_until  # noqa: E402
+from fix_tables import Logged, change, opened  # noqa: E402
 
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ConfigError, TableRetry  # noqa: E402
 from proxymap.tables._table import Table  # noqa: E402
@@ -54,29 +55,10 @@ def own(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-class Logged:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.host = Host(warn=self.lines.append)
-        self.host.inform = self.lines.append
-
-
-def opened(name: bytes, logged: Logged | None = None, *, writes: bool = False) -> Table:
-    table = open_table(name, writes=writes, host=(logged or Logged()).host)
-    assert table.reason is None, table.reason
-    return table
-
-
 def value(table: Table, key: bytes) -> bytes | None:
     status, _, found = table.ask(key, 0)
     assert status in (STAT_OK, STAT_NOKEY)
     return found if status == STAT_OK else None
-
-
-def change(table: Table, key: bytes, value: bytes | None) -> int:
-    made = Change(key, value, 0)
-    table.write([made])
-    return made.status
 
 
 def records(table: Table, number: int = 1) -> dict[bytes, bytes]:

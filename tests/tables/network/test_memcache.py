@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import time
@@ -12,39 +13,23 @@ import pytest
 from fix_memcached import Memcached, unavailable, write_cf
 from fix_scripted import Scripted
 from fix_server import FOLD_FIX, wait_until
+from fix_tables import Logged, change
+from fix_tables import opened as opened_table
 
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, TableRetry
 from proxymap.tables._table import Table
-from proxymap.tables.base import Change, Host
+from proxymap.tables.base import Change
 from proxymap.tables.network import doubts
 from proxymap.tables.opening import open_table
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+opened = functools.partial(opened_table, writes=True)
 
 
 @pytest.fixture(scope="module")
 def memcached() -> Iterator[Memcached]:
     with Memcached() as server:
         yield server
-
-
-class Logged:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.host = Host(warn=self.lines.append)
-        self.host.inform = self.lines.append
-
-
-def opened(name: bytes, logged: Logged | None = None, *, writes: bool = True) -> Table:
-    table = open_table(name, writes=writes, host=(logged or Logged()).host)
-    assert table.reason is None
-    return table
-
-
-def change(table: Table, key: bytes, value: bytes | None) -> int:
-    made = Change(key, value, 0)
-    table.write([made])
-    return made.status
 
 
 @pytest.fixture
