@@ -20,10 +20,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from fix_database import free_port
+from fix_listening import Listening
 from fix_server import LIMIT, wait_until
 
 
@@ -33,7 +34,7 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
 
-class Server:
+class Server(Listening):
     """A threading server on a port of 127.0.0.1; tls: (certificate, key), as paths."""
 
     handler: type[socketserver.BaseRequestHandler]
@@ -43,7 +44,6 @@ class Server:
         self.requests: list[Request] = []
         self.connections = 0
         self.sockets: set[socket.socket] = set()
-        self.server: socketserver.ThreadingTCPServer | None = None
         self.listen()
 
     def listen(self) -> None:
@@ -78,25 +78,6 @@ class Server:
         self.server.owner = self  # type: ignore[attr-defined]
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def leave(self) -> None:
-        """Listen no more, and end all connections."""
-        if self.server is not None:
-            self.server.shutdown()
-            self.server.server_close()
-            self.server = None
-        self.cut()
-
-    def cut(self) -> None:
-        for one in list(self.sockets):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.leave()
 
 
 class Web(Server):

@@ -17,9 +17,10 @@ import socket
 import socketserver
 import struct
 import threading
-from typing import Any, Self
+from typing import Any
 
 import bson
+from fix_listening import Listening
 
 OP_REPLY, OP_QUERY, OP_MSG = 1, 2004, 2013
 HELLO = {
@@ -33,7 +34,7 @@ ERRORS = {
 }
 
 
-class FakeMongo:
+class FakeMongo(Listening):
     """Listens on a port of 127.0.0.1."""
 
     def __init__(self, documents: list[dict[str, Any]]) -> None:
@@ -41,7 +42,6 @@ class FakeMongo:
         self.finds: list[dict[str, Any]] = []
         self.mute = threading.Event()  # set: who is silent answers after all
         self.sockets: set[socket.socket] = set()
-        self.server: socketserver.ThreadingTCPServer | None = None
         self.port = 0
         self.listen()
 
@@ -64,25 +64,6 @@ class FakeMongo:
         threading.Thread(
             target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         ).start()
-
-    def leave(self) -> None:
-        """Listen no more, and end all connections."""
-        if self.server is not None:
-            self.server.shutdown()
-            self.server.server_close()
-            self.server = None
-        self.cut()
-
-    def cut(self) -> None:
-        for one in list(self.sockets):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.leave()
 
     def serve(self, peer: socket.socket) -> bool:
         """One request; False: no more."""
