@@ -18,7 +18,7 @@ from proxymap.base.threads import start_thread
 from proxymap.errors import ServerDown, TableRetry
 from proxymap.tables.databases.hosts import ConnectFailed, DatabaseHost, Hosts
 from proxymap.tables.databases.limits import ServerLimits
-from proxymap.tables.databases.reports import Reports
+from proxymap.tables.databases.reports import Reports, given_by, queues_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class CrewedServer:
         """As _driver.Driver has them; None: not known."""
         return {
             "open": self.connections(), "opening": 0, "busy": len(self._under_way),
-            "waiting": sum(queue.held for queue in self._queues()), "limit": None,
+            "waiting": sum(queue.held for queue in queues_of(self.tables)), "limit": None,
             "answers": sum(self._answers), "retries": 0, "late": self._late, "shed": 0,
             "mean_ms": self._mean * 1000,
         }  # fmt: skip
@@ -174,15 +174,10 @@ class CrewedServer:
     @property
     def given(self) -> tuple[int, int]:
         """How many answers clients were given from memory, and how many were deferred."""
-        counts = [queue.given for queue in self._queues()]
-        return sum(old for old, _ in counts), sum(deferred for _, deferred in counts)
+        return given_by(self.tables)
 
     def tell_when_shedding(self) -> None:
         """It sheds none: what waits too long is for the crews' watchdog."""
-
-    def _queues(self) -> list[Any]:
-        """What the tables' crews take questions from."""
-        return [table.crews[1] for table in list(self.tables) if isinstance(table.crews, tuple)]
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
         """Have a host probed that has a question for long, or is down and has lost its thread.

@@ -101,6 +101,18 @@ class Reports:
         return ", ".join(host.address.shown for host in self.hosts.all)
 
 
+def queues_of(tables: Collection[Table]) -> list[Any]:
+    """queues_of - what the tables' crews take questions from"""
+    crews = [table.crews for table in list(tables)]
+    return [crew[1] for crew in crews if isinstance(crew, tuple) and crew[1] is not None]
+
+
+def given_by(tables: Collection[Table]) -> tuple[int, int]:
+    """given_by - how many old answers the tables' crews gave clients, and how many answers of RETRY"""
+    counts = [queue.given for queue in queues_of(tables)]
+    return sum(old for old, _ in counts), sum(deferred for _, deferred in counts)
+
+
 def shown_time(seconds: float) -> str:
     """shown_time - as one would write it in proxymap.cf"""
     for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -401,6 +402,9 @@ def test_server_that_is_down_is_not_asked_and_used_again(web: Web) -> None:
         assert time.monotonic() - start < 20
         web.listen()
         place.wait_log(f"http server 127.0.0.1:{web.port} is up again")
+        told = re.search(r"is up again after \d+s; 0 lookups from memory, (\d+) deferred", place.log())
+        assert told is not None
+        assert int(told[1]) >= 50
         assert place.value(table, b"a@b.c") == b"x@y.z"
 
 

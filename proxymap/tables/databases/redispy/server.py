@@ -37,7 +37,7 @@ from proxymap.tables.databases.limits import ServerLimits, server_limits
 from proxymap.tables.databases.redispy.nodes import Command, Node
 from proxymap.tables.databases.redispy.places import Place
 from proxymap.tables.databases.redispy.routes import address_of, route_to
-from proxymap.tables.databases.reports import Reports
+from proxymap.tables.databases.reports import Reports, given_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,9 +275,7 @@ class Service:
     @property
     def given(self) -> tuple[int, int]:
         """(old answers that stood in, answers of RETRY) that clients got, so far."""
-        queues = [table.crews[1] for table in list(self.tables) if isinstance(table.crews, tuple)]
-        given = [queue.given for queue in queues if queue is not None]
-        return sum(old for old, _ in given), sum(deferred for _, deferred in given)
+        return given_by(self.tables)
 
     @property
     def figures(self) -> dict[str, Any]:

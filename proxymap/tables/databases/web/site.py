@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
@@ -26,7 +26,7 @@ from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.hosts import Hosts
 from proxymap.tables.databases.limits import ServerLimits
-from proxymap.tables.databases.reports import Reports
+from proxymap.tables.databases.reports import Reports, given_by, queues_of
 
 try:
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
@@ -148,14 +148,17 @@ class Tls(NamedTuple):
 class Figures:
     """What is counted of a site; Reports asks for it."""
 
-    given = 0, 0  # of answers from memory the loop alone knows
-
-    def __init__(self, limit: int) -> None:
-        self.asks = self
+    def __init__(self, limit: int, tables: Collection[Table]) -> None:
+        self.asks, self._tables = self, tables
         self.figures: dict[str, Any] = {
             "open": 0, "limit": limit, "busy": 0, "waiting": 0, "mean_ms": 0.0,
             "answers": 0, "late": 0, "shed": 0,
         }  # fmt: skip
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """See given_by."""
+        return given_by(self._tables)
 
     def answered(self, seconds: float) -> None:
         figures = self.figures
@@ -176,7 +179,7 @@ class Site:
         self._pool: Any = pool(**self._options, maxsize=limits.connection_limit, retries=False)
         self.hosts = Hosts([address], limits.error_limit, limits.probe_interval, limits.longest_gap)
         self.tables: WeakSet[Table] = WeakSet()
-        self._count = Figures(limits.connection_limit)
+        self._count = Figures(limits.connection_limit, self.tables)
         self._reports = Reports(
             "http", self.hosts, self._count, self.tables, host.warn, host.inform,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -191,8 +194,7 @@ class Site:
             kept = self._pool.pool
             idle = [] if kept is None else [conn for conn in list(kept.queue) if conn and not conn.is_closed]
             self._count.figures["open"] = len(idle) + self._count.figures["busy"]
-            queues = [table.crews[1] for table in list(self.tables) if table.crews is not None]
-            self._count.figures["waiting"] = sum(queue.held for queue in queues if queue is not None)
+            self._count.figures["waiting"] = sum(queue.held for queue in queues_of(self.tables))
             return self._reports.describe(time.monotonic())
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
