@@ -286,10 +286,14 @@ def test_lookup_is_answered_where_there_is_no_memory_to_watch_over_it(
 def test_lookup_that_takes_too_long_is_answered_where_memory_runs_out_while_others_are_taken(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = Crew.take_waiting
-    monkeypatch.setattr(
-        Crew, "take_waiting", lambda crew, ms: take(crew, ms) if crew.name == "opener" else no_memory()
-    )
+    late, take, full = Crew.late, Crew.take_waiting, []
+
+    def late_ones(crew: Crew, limit_ms: int) -> list[Job]:
+        full[:] = late(crew, limit_ms)
+        return list(full)
+
+    monkeypatch.setattr(Crew, "late", late_ones)
+    monkeypatch.setattr(Crew, "take_waiting", lambda crew, ms: no_memory() if full else take(crew, ms))
     gate.time_limit = 1
     with gated_server(gate) as server, server.connect() as peer:
         peer.send(slow(b"wait"))
