@@ -384,6 +384,13 @@ def peers(server: ServerProcess, count: int) -> Iterator[list[Peer]]:
         yield [stack.enter_context(server.connect()) for _ in range(count)]
 
 
+def ask_at_once(clients: list[Peer], question: bytes, expected: Attributes) -> None:
+    for peer in clients:
+        peer.send(question)
+    for peer in clients:
+        assert peer.reply() == expected
+
+
 def can_lock(file: Path, kind: str = "EX") -> bool:
     """Could another process, as Postfix does it?"""
     script = f"import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_{kind} | fcntl.LOCK_NB)"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 from fix_database import PASSWORD, PrivateDatabase, free_port
 from fix_relay import Relay
-from fix_server import NOT_FOUND, found, lookup, peers, wait_until
+from fix_server import NOT_FOUND, ask_at_once, found, lookup, peers, wait_until
 from fix_sql import CLIENTS, MANY, RETRY, Clients, Service, database, key_of, served, sleeping
 from oracle import Attributes
 
@@ -252,10 +252,7 @@ def test_more_connections_come_when_lookups_wait(database: PrivateDatabase) -> N
         assert database.connections() == 1
         with peers(service, CLIENTS) as clients:
             for _ in range(6):
-                for peer in clients:
-                    peer.send(lookup(table, b"k"))
-                for peer in clients:
-                    assert peer.reply() == found(b"k")
+                ask_at_once(clients, lookup(table, b"k"), found(b"k"))
             assert 8 <= database.connections() <= 16
 
 
@@ -268,10 +265,7 @@ def test_limit_by_type_and_by_table(database: PrivateDatabase) -> None:
         for name, limit in ((table, 2), (other, 3)):
             with peers(service, 8) as clients:
                 for _ in range(5):
-                    for peer in clients:
-                        peer.send(lookup(name, b"k"))
-                    for peer in clients:
-                        assert peer.reply() == found(b"k")
+                    ask_at_once(clients, lookup(name, b"k"), found(b"k"))
             assert database.connections() == (limit if name is table else limit + 2)
 
 
@@ -314,10 +308,7 @@ def test_too_many_connections_are_no_trouble_for_clients(database: PrivateDataba
             service.start()
             with peers(service, CLIENTS) as clients:
                 for _ in range(10):
-                    for peer in clients:
-                        peer.send(lookup(table, b"k"))
-                    for peer in clients:
-                        assert peer.reply() == found(b"k")
+                    ask_at_once(clients, lookup(table, b"k"), found(b"k"))
     finally:
         if database.maptype == "mysql":
             database.execute("ALTER USER pm@'%' WITH MAX_USER_CONNECTIONS 0")
@@ -363,10 +354,7 @@ def test_reload_changes_the_limits_of_open_tables(database: PrivateDatabase) -> 
             wait_until(lambda n=loads: service.log().count("read anew") > n, "the reload")
             with peers(service, 16) as clients:
                 for _ in range(12):
-                    for peer in clients:
-                        peer.send(lookup(table, b"k"))
-                    for peer in clients:
-                        assert peer.reply() == found(b"k")
+                    ask_at_once(clients, lookup(table, b"k"), found(b"k"))
                 wait_until(lambda limit=limit: database.connections() == limit, f"{limit} connections")
 
 

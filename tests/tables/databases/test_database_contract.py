@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fix_database import PrivateDatabase
 from fix_fake import FakeMySQL, FakePostgreSQL, FakeServer
-from fix_server import NOT_FOUND, Peer, ServerProcess, found, lookup, peers, wait_until
+from fix_server import NOT_FOUND, Peer, ServerProcess, ask_at_once, found, lookup, peers, wait_until
 from fix_slapd import PEOPLE, Slapd, entry
 from oracle import Attributes
 
@@ -403,9 +403,6 @@ def test_slow_server_is_given_more_connections_but_no_more_than_the_limit(
     server.delay = 0.05
     with peers(place, 16) as clients:
         for _ in range(6):
-            for peer in clients:
-                peer.send(lookup(table, b"a"))
-            for peer in clients:
-                assert peer.reply() == found(b"1")
+            ask_at_once(clients, lookup(table, b"a"), found(b"1"))
             assert server.open <= 5
         assert server.open >= 3
