@@ -137,11 +137,13 @@ class CrewedServer:
             self._probed.discard(host.number)
 
     def _is_up(self, host: DatabaseHost) -> bool:
-        began = time.monotonic()
+        began, answers = time.monotonic(), self._answers[host.number]
         try:
             self.probe(host.address)
         except Exception as error:  # whatever it is, it cannot be used
             with self._lock:
+                if host.down_since is None and self._answers[host.number] > answers:
+                    return True  # a question tells more, and was answered meanwhile
                 self._count_failure(host, began, str(error) or "no answer", outright=True)
             return False
         with self._lock:

@@ -395,6 +395,28 @@ def test_silent_server_is_retry_and_its_late_answers_are_nobodys(own: RedisServe
         assert (answer(table, b"a"), answer(table, b"b"), answer(table, b"c")) == (b"1", b"2", None)
 
 
+def test_probe_that_fails_after_an_answer_says_nothing(
+    own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.put({"a": "1"})
+    table = opened(write_cf(tmp_path / "t.cf", uri=own.uri))
+    assert answer(table, b"a") == b"1"
+    service = table.answers.table.redis.service
+    (node,) = service.masters()
+
+    def fail(*commands: object) -> None:
+        if answered:
+            service._answered(node, 0.1)
+        raise TimeoutError("no answer")
+
+    for answered in (True, False):
+        monkeypatch.setattr(node, "ask", fail)
+        monkeypatch.setattr(service, "_probe", lambda node: None)  # of the keeper
+        service._try(node)
+        assert (node.host.down_since is None) is answered
+        monkeypatch.undo()
+
+
 def test_slow_answer_does_not_take_the_server_down(own: RedisServer, tmp_path: Path) -> None:
     own.put({"k": "v"})
     logged = Logged()

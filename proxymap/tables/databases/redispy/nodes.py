@@ -49,12 +49,15 @@ class Line:
 
 
 class Node:
-    """host: what is known of its health. probed: does a thread find out if it is well again?"""
+    """host: what is known of its health. probed: does a thread find out if it is well again?
+
+    answers: how many questions it has answered.
+    """
 
     def __init__(self, place: Place, address: Address, host: DatabaseHost, timeout: float) -> None:
         self.place, self.address, self.host, self.timeout = place, address, host, timeout
         self.probed = False
-        self.open = self.busy = 0
+        self.open = self.busy = self.answers = 0
         self._idle: list[Line] = []
         self._lock = threading.Lock()
         self._ended_before = 0.0  # connections that were made before then are of no use

@@ -151,8 +151,9 @@ class Service:
     def _answered(self, node: Node, seconds: float) -> None:
         with self._lock:
             self.answers += 1
+            node.answers += 1
             self.spent += seconds
-        if node.host.up_since is None:
+        if node.host.up_since is None or node.host.down_since is not None:  # as a probe said just now
             self._succeeded(node)
 
     def _went_wrong(self, node: Node, began: float, error: Exception) -> None:
@@ -246,12 +247,13 @@ class Service:
             node.probed = False
 
     def _try(self, node: Node) -> None:
-        began = time.monotonic()
+        began, answers = time.monotonic(), node.answers
         try:
             with contextlib.suppress(ResponseError):  # the login does not allow even that
                 node.ask(["PING"])
         except Exception as error:
-            self._failed(node, began, error, outright=True)
+            if node.host.down_since is not None or node.answers == answers:  # a question tells more
+                self._failed(node, began, error, outright=True)
         else:
             self._succeeded(node)
         node.probed = False
