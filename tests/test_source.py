@@ -19,10 +19,11 @@ MAY_KNOW = {
     "base": set[str](),
     "protocol": {"base"},
     "config": {"protocol", "base"},
-    "tables": {"config", "protocol", "base"},
-    **{f"tables.{name}": {"tables", "config", "protocol", "base"} for name in FAMILIES},
-    "server": {"tables", "config", "protocol", "base"},
-    "ctl": {"tables", "config", "protocol", "base", "server.control"},
+    "metrics": {"protocol", "base"},
+    "tables": {"metrics", "config", "protocol", "base"},
+    **{f"tables.{name}": {"tables", "metrics", "config", "protocol", "base"} for name in FAMILIES},
+    "server": {"tables", "metrics", "config", "protocol", "base"},
+    "ctl": {"tables", "metrics", "config", "protocol", "base", "server.control"},
     "main": {"server", "config", "protocol", "base", "tables._jobs"},
 }
 PROTOCOL = ["_words", "_codec", "errors", "client"]  # these lie in the package itself

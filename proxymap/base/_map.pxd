@@ -1,4 +1,4 @@
-# _map - files mapped for reading that survive whatever happens to the file (see _map.pyx)
+# _map - mapped files that survive whatever happens to the file (see _map.pyx)
 
 from libc.stdint cimport uint64_t
 
@@ -18,6 +18,7 @@ cdef struct region:
     const char *data
     size_t length   # of address space; 0: not in use
     int damaged     # set by the handler: a page of the file was gone
+    bint written    # it is written to as well
     region *grown   # the larger mapping of the same file that is used by now
     region *outgrown  # the smaller one, which lasts as long: views may point there
     region *next
@@ -48,6 +49,7 @@ cdef inline tuple map_stamp(const mapped *m):
 
 cdef int map_open(mapped *m, const char *path, size_t length) noexcept nogil
 cdef int map_data(mapped *m, size_t length) noexcept nogil
+cdef region *map_to_write(int fd, size_t length) noexcept nogil
 cdef int map_grow(mapped *m) noexcept nogil
 cdef bint map_cut(const mapped *m) noexcept nogil
 cdef uint64_t map_changed_ns(const mapped *m) noexcept nogil

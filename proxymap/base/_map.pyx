@@ -1,6 +1,6 @@
-"""_map - files mapped for reading that survive whatever happens to the file
+"""_map - mapped files that survive whatever happens to the file
 
-A file that is cut short while mapped raises SIGBUS when the lost part is read.
+A file that is cut short while mapped raises SIGBUS when the lost part is read or written.
 The handler finds the mapping, puts a page of zeros there, marks the mapping as
 damaged and lets the read go on: the readers check every offset, so zeros are
 harmless, and the mark tells them that the answer must not be used.
@@ -17,7 +17,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, open
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.signal cimport SA_SIGINFO, sigaction, sigaction_t, sigemptyset, siginfo_t
 from posix.stat cimport S_ISREG, fstat, struct_stat
@@ -60,13 +60,15 @@ cdef void on_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
     cdef bint sent = info.si_code <= 0  # by kill(2): there is no address, and nothing that would fault again
     cdef region *r = NULL if sent else regions
     cdef sigaction_t default
+    cdef int allowed
     while r != NULL:
         if <uintptr_t> r.data <= address < <uintptr_t> r.data + r.length:
+            allowed = PROT_READ | PROT_WRITE if r.written else PROT_READ
             while r != NULL:
                 r.damaged = 1
                 r = r.grown
             address -= address % page_size
-            if mmap(<void *> address, page_size, PROT_READ, ZEROS, -1, 0) != MAP_FAILED:
+            if mmap(<void *> address, page_size, allowed, ZEROS, -1, 0) != MAP_FAILED:
                 return
             break
         r = r.next
@@ -100,6 +102,7 @@ cdef region *region_new(const char *data, size_t length) noexcept nogil:
             regions_publish(r)
     if r != NULL:
         r.damaged = 0
+        r.written = False
         r.grown = r.outgrown = NULL
         r.data = data
         r.length = length
@@ -135,6 +138,24 @@ cdef int map_data(mapped *m, size_t length) noexcept nogil:
     m.data = <const char *> data
     m.region = r
     return 0
+
+
+cdef region *map_to_write(int fd, size_t length) noexcept nogil:
+    """Map so much of the open file, for good, to be written to by all who map it; NULL with errno.
+
+    Of pages that are cut off, what is written from then on is lost.
+    """
+    cdef void *data = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    cdef region *r
+    if data == MAP_FAILED:
+        return NULL
+    r = region_new(<const char *> data, length)
+    if r == NULL:
+        munmap(data, length)
+        set_errno(ENOMEM)
+        return NULL
+    r.written = True
+    return r
 
 
 cdef void unmap_data(region *r) noexcept nogil:

@@ -41,6 +41,7 @@ COMMANDS = {
     "delete": "delete keys through proxywrite",
     "tables": "which tables a running server has open, and how they do",
     "servers": "which database servers a running server uses, and how they do",
+    "metrics": "what the server counts and measures, for Prometheus",
     "flush": "have a running server forget cached answers",
     "reload": "have a standalone server read main.cf and proxymap.cf anew",
     "build": "build FILE.cdb or FILE.lmdb from a text as postmap(1) does",
@@ -62,6 +63,7 @@ examples:
   proxymapctl disable
   proxymapctl tables
   proxymapctl servers
+  proxymapctl metrics
   proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl --socket /run/proxymap/socket reload
 

@@ -16,6 +16,7 @@ from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_ctl, epoll_event,
 )
+from proxymap.metrics._counters cimport PAUSES, count_one
 from proxymap.server._client cimport clients, source
 from proxymap.server._turn cimport client_new
 from proxymap.tables._jobs cimport LEVEL_ERROR, log_line
@@ -78,6 +79,7 @@ cdef void pause(listening *l, clients *all, const char *why) noexcept nogil:
     parts[2] = view_str(b"; pausing")
     log_line(all.service.log, LEVEL_ERROR, parts, 3)
     accept_set(l, False)
+    count_one(all.service.figures, PAUSES)
 
 
 cdef void accept_clients(listening *l, clients *all, source *listener) noexcept nogil:

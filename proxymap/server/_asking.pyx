@@ -8,6 +8,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view, view_of
 from proxymap.base._fold cimport utf8_valid
+from proxymap.metrics._counters cimport FROM_CACHE
 from proxymap.server._cache cimport cache_find, cache_store, entry, entry_value
 from proxymap.server._catalog cimport instance
 from proxymap._codec cimport request
@@ -58,6 +59,7 @@ cdef int lookup_cached(
     cdef int status
     if e != NULL and e.life.fresh_until > s.now_ms and e.status != STAT_RETRY:
         i.hits += 1
+        who.source = FROM_CACHE
         flags[0] &= ~e.cleared
         value[0] = entry_value(e)
         if e.asked < 255:

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from proxymap.base._buf cimport view
+from proxymap.metrics._counters cimport figures
 from proxymap.tables._table cimport glimpse
 
 cdef enum:
@@ -49,6 +50,7 @@ cdef struct cache:
     sieve found           # STAT_OK
     sieve absent          # all else: a dictionary attack must not drive out the values
     uint64_t evicted
+    figures *figures      # of the service, where evictions are counted, too; or NULL
 
 
 cdef int cache_init(cache *c, size_t bytes, int absent_percent, uint64_t seed) noexcept nogil

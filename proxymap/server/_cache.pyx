@@ -24,6 +24,7 @@ from libc.string cimport memcmp, memcpy
 
 from proxymap.base._buf cimport view, view_of
 from proxymap.base._hash cimport K1, hash_view, mum
+from proxymap.metrics._counters cimport EVICTIONS, count_one
 from proxymap.tables._table cimport glimpse, prefetch
 from proxymap._words cimport *
 
@@ -48,6 +49,7 @@ cdef int cache_init(cache *c, size_t bytes, int absent_percent, uint64_t seed) n
     sieve_init(&c.absent, bytes // 100 * absent_percent)
     sieve_init(&c.found, bytes - c.absent.limit)
     c.evicted = 0
+    c.figures = NULL
     return 0
 
 
@@ -221,6 +223,8 @@ cdef void sieve_evict(cache *c, sieve *s) noexcept nogil:
     s.hand = e
     entry_drop(c, s, e)
     c.evicted += 1
+    if c.figures != NULL:
+        count_one(c.figures, EVICTIONS)
 
 
 cdef void entry_drop(cache *c, sieve *s, entry *e) noexcept nogil:

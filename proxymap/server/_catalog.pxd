@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
+from proxymap.metrics._counters cimport figures
 from proxymap.tables._table cimport table
 
 cdef enum:  # what a worker is doing for an instance; docs/architecture.md has a diagram
@@ -44,6 +45,7 @@ cdef struct instance:
     void *waiters       # connections that wait until it is open
     size_t waiting      # how many connections wait for that, or for answers that are shared
     unsigned int jobs   # requests that workers have; their replies need it
+    figures *figures    # what is counted of its table, by all processes
 
 
 cdef struct approved:

@@ -15,6 +15,7 @@ from libc.string cimport memset
 
 from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
 from proxymap.base._hash cimport hash_view
+from proxymap.metrics._counters cimport OF_TABLE, figures_of
 from proxymap.tables._table cimport CHANGED_SPOILED, table, table_flags
 from proxymap._words cimport *
 
@@ -183,6 +184,7 @@ cdef instance *catalog_add(
     if buf_append_view(&i.name, name) < 0:
         free(i)
         return NULL
+    i.figures = figures_of(OF_TABLE, name)
     i.approved = True
     i.dialect = dialect
     i.inst_flags = inst_flags

@@ -20,6 +20,7 @@ from proxymap.base._os cimport (
     shutdown, timerfd_settime,
 )
 from proxymap._codec cimport list_restart
+from proxymap.metrics._counters cimport CONNECTIONS, HANGUPS, count_one
 from proxymap.server._catalog cimport instance
 from proxymap.server._flight cimport flight_leave
 from proxymap.server._service cimport service, service_warn, session_free
@@ -72,6 +73,7 @@ cdef client *client_add(clients *all, int fd) noexcept nogil:
         all.first.previous = c
     all.first = c
     all.count += 1
+    count_one(all.service.figures, CONNECTIONS)
     return c
 
 
@@ -183,6 +185,7 @@ cdef int keep(clients *all, client *c, buf *kept, const char *data, size_t len) 
     cdef client *other
     while all.buffered > all.buffer_size_limit:
         other = heaviest(all)
+        count_one(all.service.figures, HANGUPS)
         service_warn(all.service, view_str(b"hanging up on a client that has "), view_str(
             b"an unfinished request" if is_unfinished(other) else b"unread replies"),
             view_str(b": all clients together have buffer_size_limit"))

@@ -26,6 +26,7 @@ from proxymap._codec cimport (
     FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_flags, request_read, scan,
     without_proxy,
 )
+from proxymap.metrics._counters cimport REQUESTS, STATUSES, count_one
 from proxymap.server._asking cimport CHANGE_FITS, change_fits
 from proxymap.tables._jobs cimport (
     JOB_DELETE, JOB_UPDATE, NEXT_JOB_NS, Job, Queue, job, queue,
@@ -127,6 +128,7 @@ cdef bint read(job *j) noexcept nogil:
 
 cdef bint take_change(job *j, const request *r) noexcept nogil:
     """Have the job ask for it. The loop deals with what is not UTF-8, and logs it."""
+    cdef const request *before = <const request *> j.lent.request
     cdef view key = r.key
     cdef int flags = request_flags(r, j.flags)
     buf_clear(&j.lent.folded)
@@ -136,6 +138,7 @@ cdef bint take_change(job *j, const request *r) noexcept nogil:
     buf_clear(&j.value)
     if buf_append_view(&j.key, key) < 0 or buf_append_view(&j.value, r.value) < 0:
         return False
+    count_one(j.lent.figures, REQUESTS + before.kind * STATUSES + j.status)  # the loop counts the last one
     j.kind = JOB_UPDATE if r.kind == REQ_UPDATE else JOB_DELETE
     j.status = STAT_RETRY
     j.flags = j.lent.asked_flags = flags

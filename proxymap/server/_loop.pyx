@@ -24,6 +24,9 @@ from libc.string cimport memset
 from posix.unistd cimport close, read
 
 from proxymap.base._buf cimport view_of, view_str
+from proxymap.metrics._counters cimport (
+    FASTER, OF_SERVICE, TURN_CLIENTS, TURN_SECONDS, count_size, figures_of,
+)
 from proxymap.server._accept cimport (
     accept_clients, accept_is_pausing, accept_resume, accept_set, listening, watch_source,
 )
@@ -60,6 +63,7 @@ cdef enum:
     LINGER_MS = 30     # after the last was told end-of-file, for what it may have sent just before
     PAUSE_MS = 100     # without accepting, when descriptors or memory have run out
     EAGER_NS = 50000   # a client that was answered asks again within that time, or after a while
+    TURNS_APART = 64   # of those that are measured
     BUSY_EVENTS = 64   # ready in one turn: a client that comes now waits some hundred microseconds
 
 cpdef enum:  # why run returned
@@ -205,6 +209,7 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     cdef source *s
     cdef bint paused = accept_is_pausing(&l.door)
     cdef int i, n, count = 0
+    cdef uint64_t began = 0
     if paused or (l.status.fd >= 0 and status_is_changing(&l.status)):
         timeout_ms = PAUSE_MS
     timeout_ms = clients_patience(&l.all, timeout_ms)
@@ -216,6 +221,8 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
     l.turns += 1
     if n < 0:
         return 0 if errno == EINTR else -1
+    if l.turns % TURNS_APART == 0:
+        began = now_ns()
     opening_turn(&l.service)
     l.answered = l.done.held
     take_changes(l, events, n)
@@ -234,7 +241,15 @@ cdef int serve_turn(loop *l, int timeout_ms) noexcept nogil:
         status_watch(&l.status, n >= BUSY_EVENTS or l.service.todo.held > 0, l.service.requests > 0)
     if paused:
         accept_resume(&l.door)
+    measured(l, began, count)
     return 0
+
+
+cdef void measured(loop *l, uint64_t began, int served) noexcept nogil:
+    """A turn that began then has served so many clients; 0: this one is not measured."""
+    if began:
+        count_size(l.service.figures, TURN_SECONDS, FASTER, now_ns() - began)
+        count_size(l.service.figures, TURN_CLIENTS, 0, served)
 
 
 cdef class Loop:
@@ -313,6 +328,7 @@ cdef class Loop:
             if cache_size and cache_init(
                     &self.l.results, cache_size, cache_negative_share, self.seed ^ 1) < 0:
                 raise MemoryError
+            self.l.results.figures = self.l.service.figures
             self.l.service.results = &self.l.results if cache_size else NULL
             self.cache_size, self.cache_negative_share = cache_size, cache_negative_share
 
@@ -364,6 +380,7 @@ cdef class Loop:
         """Serve until something needs the daemon; returns what, END_*. OSError if the loop cannot go on."""
         cdef int failed = 0
         self.l.ended = 0
+        self.l.service.figures = self.l.results.figures = figures_of(OF_SERVICE, view_str(b""))
         with nogil:
             watch_use(&self.l)
             while not failed and not self.l.ended:

@@ -10,6 +10,7 @@ One thread, the loop's; no GIL.
 from proxymap.base._buf cimport buf_append_view, buf_view, view, view_equal, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._stamp cimport same_content, stamp_at
+from proxymap.metrics._counters cimport OPEN_FAILED, OPENED, OPENINGS, count_one
 from proxymap.server._catalog cimport (
     AT_REST, LOOKING, OPENING, RENEWING, catalog_add, catalog_next, catalog_opened, instance,
 )
@@ -97,6 +98,7 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
     elif j.t == NULL:  # no memory
         i.retry_ms = now_ms() + OPEN_RETRY_MS
         i.doubtful = i.t != NULL
+        count_one(i.figures, OPENINGS + OPEN_FAILED)
     else:
         take(s, i, j.t)
     look_again(s, i)
@@ -105,6 +107,7 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
 
 cdef void take(service *s, instance *i, table *t) noexcept nogil:
     """t was opened for the instance."""
+    count_one(i.figures, OPENINGS + (OPENED if t.reason == NULL else OPEN_FAILED))
     cdef table *retired = catalog_opened(&s.tables, i, t, s.utf8_layer)
     i.doubtful = retired == t and t != i.t
     if i.t.reason != NULL or i.t.incomplete or retired == t:

@@ -11,6 +11,10 @@ One thread, the loop's; no GIL. Source: proxymap(8); wire.md, tables.md 1 and 2.
 from libc.string cimport memset
 
 from proxymap.base._buf cimport buf, buf_len, buf_view, memchr, view, view_of, view_str
+from proxymap.metrics._counters cimport (
+    FROM_SHED, FROM_TABLE, REFUSED, REFUSED_BAD, REFUSED_MEMORY, REFUSED_READ_ONLY, REFUSED_UNAPPROVED,
+    count_one,
+)
 from proxymap.server._asking cimport ask_check, ask_lookup, ask_sequence, ask_write
 from proxymap.server._cache cimport cache_foresee
 from proxymap.server._catalog cimport OPENING, RENEWING, catalog_find, catalog_is_approved, instance
@@ -22,7 +26,8 @@ from proxymap._codec cimport (
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
 from proxymap.server._service cimport (
-    PARKED, SERVED, answers_owner, is_crowded, is_shared, service, service_too_long, service_warn, session,
+    PARKED, SERVED, answers_owner, count_request, is_crowded, is_shared, service, service_too_long,
+    service_warn, session,
 )
 from proxymap.server._sharing cimport sharing_refresh, sharing_send
 from proxymap.server._work cimport work_send
@@ -81,9 +86,10 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
     if who.verdict == PARSE_UNKNOWN:
         service_warn(s, view_str(b'unrecognized request: "'), r.name, view_str(b'", ignored'))
         reply_append_bare(out, STAT_BAD)
+        count_one(s.figures, REFUSED + REFUSED_BAD)
         return SERVED
     if who.verdict == PARSE_BAD:
-        return refuse(r, STAT_BAD, out)
+        return refuse(s, r, STAT_BAD, REFUSED_BAD, out)
     if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
         return deny_change(s, r, out)
     r.table = without_proxy(r.table)
@@ -92,22 +98,23 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
         i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
     if i == NULL or not i.approved:
         if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
-            return refuse(r, STAT_BAD, out)
+            return refuse(s, r, STAT_BAD, REFUSED_BAD, out)
         if not catalog_is_approved(&s.tables, r.table):
             return deny(s, r, out)
         i = opening_add(s, r)
         if i == NULL:
-            return refuse(r, STAT_RETRY, out)
+            return refuse(s, r, STAT_RETRY, REFUSED_MEMORY, out)
+    who.asked_ns, who.source = 0, FROM_SHED
     if not opening_ready(s, i):
         if is_crowded(s, i):
-            return refuse(r, STAT_RETRY, out)
+            return answer(i, who, r, STAT_RETRY, 0, out)
         who.waits_for = i
         return PARKED
     if i.t == NULL:
-        return refuse(r, STAT_RETRY, out)  # without memory to have it opened
+        return answer(i, who, r, STAT_RETRY, 0, out)  # without memory to have it opened
     if r.kind == REQ_OPEN:
-        reply_append(out, r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, NONE, NONE)
-        return SERVED
+        return answer(i, who, r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, out)
+    who.source = FROM_TABLE
     return serve(s, who, i, r, out)
 
 
@@ -116,8 +123,19 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
 cdef view NONE = view_of(NULL, 0)
 
 
-cdef int refuse(const request *r, int status, buf *out) noexcept nogil:
+cdef int refuse(service *s, const request *r, int status, int why, buf *out) noexcept nogil:
+    """No table is asked, and none counts it. why: REFUSED_*."""
+    count_one(s.figures, REFUSED + why)
     reply_append(out, r, status, 0, NONE, NONE)
+    return SERVED
+
+
+cdef int answer(
+    const instance *i, const session *who, const request *r, int status, int flags, buf *out
+) noexcept nogil:
+    """A reply without key and value."""
+    count_request(i, who, status)
+    reply_append(out, r, status, flags, NONE, NONE)
     return SERVED
 
 
@@ -125,7 +143,7 @@ cdef int deny_change(service *s, const request *r, buf *out) noexcept nogil:
     service_warn(s, view_str(b"refusing "), r.table,
                  view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
                           else b" delete request on non-proxywrite service"))
-    return refuse(r, STAT_DENY, out)
+    return refuse(s, r, STAT_DENY, REFUSED_READ_ONLY, out)
 
 
 cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
@@ -136,7 +154,7 @@ cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
     parts[1] = r.table
     parts[2] = view_str(b" in main.cf:proxy_write_maps" if s.writes else b" in main.cf:proxy_read_maps")
     log_line(s.log, LEVEL_WARNING, parts, 3)
-    return refuse(r, STAT_DENY, out)
+    return refuse(s, r, STAT_DENY, REFUSED_UNAPPROVED, out)
 
 
 cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
@@ -177,7 +195,8 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
             who.waits_for = i
             return PARKED  # what is there now is to answer
         opening_distrust(s, i)
-        reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+        return answer(i, who, r, STAT_RETRY, flags, out)
+    count_request(i, who, status)
     return SERVED
 
 

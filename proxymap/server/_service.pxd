@@ -3,13 +3,17 @@
 from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
+from proxymap.base._clock cimport now_ns
+from proxymap.metrics._counters cimport (
+    LOOKUP_SECONDS, LOOKUPS, REQUESTS, SLOWER, STATUSES, count_one, count_size, figures,
+)
 from proxymap.server._cache cimport cache
 from proxymap.server._catalog cimport catalog, instance
 from proxymap._codec cimport request
 from proxymap.server._flight cimport flights, waiter
 from proxymap.tables._jobs cimport queue
 from proxymap.tables._table cimport cursor, glimpse, table
-from proxymap._words cimport DICT_FLAGS_TRY, STAT_RETRY
+from proxymap._words cimport DICT_FLAGS_TRY, REQ_LOOKUP, STAT_RETRY
 
 cdef enum:  # what became of a request
     SERVED = 0  # the reply, if any, is in out
@@ -33,6 +37,8 @@ cdef struct session:
     int flags            # dictionary flags of a lookup that was sent
     bint due             # the answer from the cache is near the end of its life
     waiter waits         # for a question that others may ask as well
+    int source           # of the answer to a lookup, FROM_*
+    uint64_t asked_ns    # when the request was sent to a worker; 0: it was not
 
 
 cdef struct service:
@@ -59,6 +65,7 @@ cdef struct service:
     bint timed           # there are tables whose answers age
     uint64_t now_ms      # when this turn began, if so
     uint64_t dice        # for lifetimes that do not end together
+    figures *figures     # what is counted of the service, by all its processes
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
@@ -69,6 +76,16 @@ cdef void service_warn(service *s, view before, view what, view after) noexcept 
 cdef void service_complain(service *s, instance *i, const char *what) noexcept nogil
 cdef int service_too_long(service *s, const instance *i) noexcept nogil
 cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil
+
+
+cdef inline void count_request(const instance *i, const session *who, int status) noexcept nogil:
+    """The request of who has its reply: each is counted here, when that is appended, and nowhere else."""
+    if who.request.kind == REQ_LOOKUP:
+        count_one(i.figures, LOOKUPS + who.source * STATUSES + (status & STATUSES - 1))
+        if who.asked_ns:
+            count_size(i.figures, LOOKUP_SECONDS, SLOWER, now_ns() - who.asked_ns)
+    else:
+        count_one(i.figures, REQUESTS + who.request.kind * STATUSES + (status & STATUSES - 1))
 
 
 cdef inline bint is_shared(const service *s, const instance *i) noexcept nogil:

@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from proxymap.base._buf cimport buf_clear, buf_free, buf_view, view, view_str
 from proxymap.server._catalog cimport catalog_free, catalog_init, instance
+from proxymap.metrics._counters cimport OF_SERVICE, figures_of
 from proxymap.server._flight cimport flights_free, flights_init
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.tables._table cimport cursor
@@ -26,6 +27,7 @@ cdef enum:
 cdef void service_init(service *s, uint64_t seed) noexcept nogil:
     memset(s, 0, sizeof(service))
     s.lends = True
+    s.figures = figures_of(OF_SERVICE, view_str(b""))
     s.dice = seed | 1
     s.waiting_limit = s.value_size_limit = <size_t> -1
     catalog_init(&s.tables, seed)

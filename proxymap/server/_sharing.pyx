@@ -16,7 +16,11 @@ One thread, the loop's; no GIL. Source: RFC 8767, RFC 9520.
 from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, buf_append_view, buf_view, view, view_of
+from proxymap.base._clock cimport now_ns
 from proxymap.base._fold cimport utf8_valid
+from proxymap.metrics._counters cimport (
+    FROM_CACHE, FROM_JOINED, FROM_SERVER, FROM_SHED, FROM_STALE,
+)
 from proxymap.server._asking cimport ask_check
 from proxymap.server._cache cimport (
     FOREVER, cache_find, cache_forget, cache_store, entry, entry_value, lifetime,
@@ -28,8 +32,8 @@ from proxymap.server._flight cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, answers_owner, count_deferred, generation_of, is_crowded, service, service_too_long,
-    service_warn_not_utf8, session,
+    SENT, SERVED, answers_owner, count_deferred, count_request, generation_of, is_crowded, service,
+    service_too_long, service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
 from proxymap.tables._table cimport SLOW_WRITE, STAT_LATER, policy, table
@@ -53,32 +57,36 @@ cdef int sharing_send(
     cdef int status = ask_check(s, i, r, flags, &key)
     cdef entry *e
     cdef flight *f = NULL
-    who.lent = False
-    who.flags = flags
+    who.lent, who.flags, who.source = False, flags, FROM_SERVER
     if status != STAT_LATER:
+        count_request(i, who, status)
         reply_append(out, r, status, flags, NONE, NONE)
         return SERVED
     e = cache_find(s.results, owner, generation_of(i), key)
     if e != NULL and e.status == STAT_RETRY and e.life.fresh_until > s.now_ms:
-        defer(i, r, flags, out)
+        who.source = FROM_CACHE
+        defer(i, who, r, flags, out)
         return SERVED
     if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
-        reply_old(i, e, r, flags, out)
+        reply_old(i, e, who, r, flags, out)
         return SERVED
     if not is_crowded(s, i):
         f = flight_find(&s.flights, owner, key)
         if f != NULL:
             i.joined += 1
+            who.source = FROM_JOINED
         else:
             f = send(s, i, owner, flags, key, False)
             if f != NULL and s.writes and i.t.slow & SLOW_WRITE:
                 flight_close(&s.flights, f)  # who joined after a change might get what was before it
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
-            reply_old(i, e, r, flags, out)
+            reply_old(i, e, who, r, flags, out)
         else:
-            defer(i, r, flags, out)
+            who.source = FROM_SHED
+            defer(i, who, r, flags, out)
         return SERVED
+    who.asked_ns = now_ns()
     flight_join(&s.flights, f, &who.waits, who, old_from(s, i, e))
     return SENT
 
@@ -206,12 +214,16 @@ cdef void sharing_reply(service *s, const flight *f, const job *j, session *who,
         return
     if who.request.dialect == DIALECT_3_6:
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
+    if j.shed:
+        who.source = FROM_SHED
+    count_request(i, who, j.status)
     count_deferred(i.t, j.status)
     reply_append(out, &who.request, j.status, flags, NONE, buf_view(&j.value))
 
 
-cdef void defer(instance *i, const request *r, int flags, buf *out) noexcept nogil:
+cdef void defer(instance *i, const session *who, const request *r, int flags, buf *out) noexcept nogil:
     i.errors += 1
+    count_request(i, who, STAT_RETRY)
     count_deferred(i.t, STAT_RETRY)
     reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
 
@@ -225,7 +237,7 @@ cdef bint sharing_old(service *s, const flight *f, session *who, buf *out) noexc
         e = cache_find(s.results, f.owner, f.generation, flight_key(f))
     if e == NULL or not is_good_enough(s, e):
         return False
-    reply_old(f.of, e, &who.request, who.flags, out)
+    reply_old(f.of, e, who, &who.request, who.flags, out)
     return True
 
 
@@ -241,10 +253,14 @@ cdef inline uint64_t old_from(const service *s, const instance *i, const entry *
     return s.now_ms + i.t.keeps.stale_wait_ms
 
 
-cdef void reply_old(instance *i, entry *e, const request *r, int flags, buf *out) noexcept nogil:
+cdef void reply_old(
+    instance *i, entry *e, session *who, const request *r, int flags, buf *out
+) noexcept nogil:
     cdef queue *instead_of = <queue *> i.t.asks
     flags &= ~e.cleared
     i.stale += 1
+    who.source = FROM_STALE
+    count_request(i, who, e.status)
     if instead_of != NULL:
         instead_of.stood_in += 1
     if r.dialect == DIALECT_3_6:

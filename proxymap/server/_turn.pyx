@@ -25,6 +25,7 @@ from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, recv, send, shutdown,
 )
+from proxymap.metrics._counters cimport REFUSED, REFUSED_TOO_LONG, count_one
 from proxymap.server._catalog cimport AT_REST, LOOKING, instance
 from proxymap.server._client cimport (
     DISCARD_MS, LEAVING, READING, READ_APART, READ_SIZE, client, client_add, client_bury,
@@ -465,6 +466,7 @@ cdef void client_go_on(clients *all, client *c) noexcept nogil:
 cdef void client_refuse(clients *all, client *c) noexcept nogil:
     """Too much, or never a list: BAD, and hang up once that is sent."""
     c.discarding = True
+    count_one(all.service.figures, REFUSED + REFUSED_TOO_LONG)
     all.buffered -= c.input.cap
     buf_free(&c.input)
     reply_append_bare(&all.replies, STAT_BAD)

@@ -7,8 +7,9 @@ One thread, the loop's; no GIL.
 from proxymap.base._buf cimport (
     buf, buf_append_view, buf_consume, buf_len, buf_view, view, view_of,
 )
-from proxymap.base._clock cimport now_ms
+from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._fold cimport utf8_valid
+from proxymap.metrics._counters cimport FROM_SERVER, FROM_SHED
 from proxymap.server._asking cimport ask_check
 from proxymap.server._catalog cimport instance
 from proxymap._codec cimport reply_append, request
@@ -17,8 +18,8 @@ from proxymap.tables._jobs cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, count_deferred, is_crowded, service, service_too_long, service_warn_not_utf8, session,
-    session_cursor,
+    SENT, SERVED, count_deferred, count_request, is_crowded, service, service_too_long,
+    service_warn_not_utf8, session, session_cursor,
 )
 from proxymap.tables._table cimport STAT_LATER, cursor
 from proxymap._words cimport *
@@ -43,6 +44,7 @@ cdef int work_send(
         to = s.asks
     if status == STAT_LATER and is_crowded(s, i):
         status = STAT_RETRY
+        who.source = FROM_SHED
     if status == STAT_LATER:
         j = job_for(s, who, i, r, flags, key)
         who.lent = (change and j != NULL and s.lends and who.alone and i.t.jobs == 0
@@ -51,10 +53,14 @@ cdef int work_send(
             i.jobs += 1
             i.t.jobs += 1
             who.waits_for = i
+            who.source = FROM_SERVER
+            who.asked_ns = now_ns()
             return SENT
         if j != NULL:
             job_free(j)
         status = STAT_RETRY
+        who.source = FROM_SHED
+    count_request(i, who, status)
     reply_append(out, r, status, flags, NONE, NONE)
     return SERVED
 
@@ -65,6 +71,7 @@ cdef int lend(session *who, const instance *i, job *j) noexcept nogil:
         return -1
     j.lent.fd = who.fd
     j.lent.request = &who.request
+    j.lent.figures = i.figures
     j.lent.utf8 = i.open_flags & DICT_FLAG_UTF8_ACTIVE
     j.lent.until_ms = now_ms() + LENT_MS
     return 0
@@ -130,5 +137,8 @@ cdef void work_answered(service *s, session *who, job *j, buf *out) noexcept nog
         if j.lent.taken:
             i.flags = j.lent.asked_flags
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
+    if j.shed:
+        who.source = FROM_SHED
+    count_request(i, who, j.status)
     reply_append(out, &who.request, j.status, j.flags, key, value)
     buf_consume(out, min(j.lent.sent, buf_len(out)))  # there may be no memory for a reply

@@ -19,6 +19,8 @@ from proxymap.config.approval import FilesInValues, approve
 from proxymap.config.maincf import MainCf
 from proxymap.config.settings import Settings
 from proxymap.errors import ConfigError
+from proxymap.metrics._counters import OF_SERVICE, RELOADS, STARTS, Figures
+from proxymap.metrics.files import count_in, path_beside
 from proxymap.server._loop import END_WOKEN, Loop
 from proxymap.server.control import Control, Refused
 from proxymap.server.log import Log
@@ -45,7 +47,8 @@ class Daemon:
     """Serves the listening sockets `listeners` (descriptors) until its life is over.
 
     writes: the service is proxywrite, and approves by proxy_write_maps. control: the path
-    that its control socket's begins with; None: no such socket. life: what the loop of a
+    that its control socket's and its counters' begin with; None: there are none. service: its name
+    among the metrics. life: what the loop of a
     child of master(8) has to know: status_fd, generation, max_idle, max_use.
     signal_fd is for signal.set_wakeup_fd: a byte there has the loop return, so that
     Python's signal handlers get to run.
@@ -60,9 +63,11 @@ class Daemon:
         *,
         writes: bool,
         control: str | None = None,
+        service: str = "",
         **life: int,
     ) -> None:
         self.log, self.writes = log, writes
+        self.beside, self.service = control, service or ("proxywrite" if writes else "proxymap")
         self.done, self.lines = Queue(wakes_loop=True), Queue(limit=LOG_LINES_MAX)
         self.wake_fd, self.signal_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.drain_limit = float(settings.drain_time_limit)
@@ -90,6 +95,10 @@ class Daemon:
 
         ready: called when everything is there but the loop's first turn.
         """
+        if self.beside:
+            count_in(path_beside(self.beside), self.service, self.log.warning)
+        self.figures = Figures(OF_SERVICE, b"")
+        self.figures.count(STARTS)
         self.log.queue = self.lines
         self.logger.start()
         self.workers.start()
@@ -133,6 +142,7 @@ class Daemon:
             self.drain_limit = float(settings.drain_time_limit)
             limits = self._obey(settings, main_cf)
             self.between_turns(lambda: self._configure_loop(settings, limits))
+        self.figures.count(RELOADS)
         self.log.info("configuration read anew")
 
     def _configure_loop(self, settings: Settings, limits: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from proxymap.metrics._counters import LOG_LOST, OF_SERVICE, Figures
 from proxymap.tables._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
 
 PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
@@ -185,6 +186,7 @@ class Log:
             if job is not None:
                 self._write(job.status, job.name.decode(errors="surrogateescape"))
             if lost := queue.take_lost():
+                Figures(OF_SERVICE, b"").count(LOG_LOST, lost)
                 self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
             self.tell_counts(time.monotonic())
         self.tell_counts(float("inf"))

@@ -49,7 +49,9 @@ def run(
         }
     enter_queue_directory(settings)
     control = None if start.on_stdin else f"private/{service_name}"  # in queue_directory
-    server = Daemon(settings, main_cf, log, listeners, writes=writes, control=control, **life)
+    server = Daemon(
+        settings, main_cf, log, listeners, writes=writes, control=control, service=service_name, **life
+    )
     load_what_is_needed_later(server.approved, writes=writes, all_types=start.chroot)
     drop_privileges(settings, start)
     if writes:

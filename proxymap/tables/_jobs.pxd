@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from proxymap.base._buf cimport buf, view
 from proxymap.base._eager cimport eagerness
 from proxymap.base._os cimport pthread_mutex_t
+from proxymap.metrics._counters cimport figures
 from proxymap.tables._table cimport table
 
 cdef extern from "<semaphore.h>" nogil:
@@ -27,6 +28,7 @@ cdef struct loan:
     # A connection that a worker has together with a change, see _lent.
     int fd              # -1: none
     void *request       # struct request: what the change asks for, which gives the reply its shape
+    figures *figures    # what is counted of the table
     bint utf8           # is the table asked for UTF-8 only?
     uint64_t until_ms   # when the loop wants it back
     unsigned int taken  # how many requests the worker has taken from it since

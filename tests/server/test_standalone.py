@@ -203,7 +203,7 @@ def test_of_servers_that_start_at_the_same_time_one_lives(server: ServerProcess)
             for one in started:
                 one.terminate()
         assert sorted(one.wait(LIMIT) for one in started) == [0, 1, 1, 1]
-    assert sorted(os.listdir(server.dir)) == ["main.cf", "proxymap.cf", "t.cdb"]
+    assert sorted(os.listdir(server.dir)) == ["main.cf", "proxymap.cf", "s.metrics", "t.cdb"]
 
 
 def test_path_where_another_server_is_starting_is_refused(server: ServerProcess) -> None:
@@ -411,7 +411,7 @@ def test_signal_ends_it_with_status_0_and_removes_the_socket(server: ServerProce
     assert_serves(server)
     assert server.stop(number) == 0
     assert not os.path.exists(server.path)
-    assert sorted(os.listdir(server.dir)) == ["log", "main.cf", "proxymap.cf", "t.cdb"]
+    assert sorted(os.listdir(server.dir)) == ["log", "main.cf", "proxymap.cf", "s.metrics", "t.cdb"]
     assert len(server.log_lines()) == 1
 
 

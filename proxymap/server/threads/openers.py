@@ -118,10 +118,10 @@ class Openers:
         table = open_table(job.name, job.flags, writes=self.writes, host=self.host, settle=job.settle)
         self._kept.pop(key, None)
         self.equip(table)
-        if table.slow & SLOW_LOOKUP:
+        if job.name.partition(b":")[0] in self.cached:  # rules are, which have workers, too
+            table.cached = True
+        elif table.slow & SLOW_LOOKUP:
             table.keep_for(**self.keeps(table.type_name))
-        else:
-            table.cached = job.name.partition(b":")[0] in self.cached
         return table
 
     def _keep(self, key: Key, table: Table) -> None:
