@@ -58,6 +58,7 @@ cdef enum:
     OPENING_MAX = 4        # connections that are opened at the same time
     SWEEP_MS = 100         # between two looks for late jobs and old connections
     SHED_MS = 20           # between two looks for jobs that come while others wait
+    REFUSE_MS = 10         # the same while no server can be reached
     IDLE_MS = 1000         # the same while nothing is under way
     TRIES = 3              # times that a job is asked, at most
     PROOF = 10             # answers after which twice as many connections are allowed
@@ -116,6 +117,9 @@ cdef int time_to_wait(driver *d) noexcept nogil:
     """Milliseconds until something is to be done without an event."""
     if d.waiting.count:  # then jobs that come wake nobody
         return PATIENCE_MS if may_grow(d) else SHED_MS
+    if d.has_refused:  # the same: clients that ask again at once take the CPU from nobody
+        d.has_refused = False
+        return REFUSE_MS
     if queue_sleep(d.asks):
         return SWEEP_MS if d.busy else IDLE_MS
     return 0

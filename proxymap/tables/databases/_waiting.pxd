@@ -36,6 +36,7 @@ cdef struct driver:
     connection *ended      # in this turn
     uint64_t turn          # their number
     bint heard_all         # epoll told of all that there was, in this turn
+    bint has_refused       # jobs came in this turn, and no server can be reached
     uint64_t starved_ns    # since when jobs wait for a connection; 0: none does
     uint64_t mean_us       # what a question takes, lately; of the first ones not yet all of it
     uint64_t swept_ms      # when late jobs and old connections were looked for

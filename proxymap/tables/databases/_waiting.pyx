@@ -36,6 +36,7 @@ cdef void waiting_collect(driver *d) noexcept nogil:
         if j == NULL:
             return
         if d.refusing:
+            d.has_refused = True
             refuse(d, j, b"no server can be reached")
         elif is_hopeless(d, j):
             shed(d, j)

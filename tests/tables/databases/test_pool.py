@@ -264,6 +264,21 @@ def test_refused_keys_need_no_server(place: Place) -> None:
     place.server.listen()
 
 
+def test_those_who_ask_again_at_once_are_refused_in_batches(place: Place) -> None:
+    """During an outage; else clients that try again would take the CPU from all other tables."""
+    table = place.table()
+    place.server.leave()
+    with pytest.raises(TableRetry):
+        table.ask(b"a", 0)
+    wait_until(lambda: place.warned, "the outage")
+    began = time.monotonic()
+    for _ in range(50):
+        with pytest.raises(TableRetry):
+            table.ask(b"a", 0)
+    assert time.monotonic() - began > 49 * 0.005
+    place.server.listen()
+
+
 def test_outage_is_one_line_and_its_end_another(place: Place) -> None:
     table, other = place.table("one"), place.table("two")
     assert table.ask(b"a", 0) == other.ask(b"a", 0)
