@@ -126,6 +126,22 @@ def seconds(low: int) -> Callable[[str], int]:
     return _number(low, INT_MAX, units, "a time such as 10, 10s, 5m, 2h, 1d, 1w", ignore_rest=True)
 
 
+def fine_seconds(low: int) -> Callable[[str], float]:
+    """The same, and in milliseconds: 250ms."""
+    whole = seconds(low)
+    expected = "a time such as 250ms, 2s, 1m" + f", at least {low}"
+
+    def convert(value: str) -> float:
+        if value.endswith("ms") and _is_digits(value[:-2]) and len(value) <= 12:
+            return max(float(value[:-2]) / 1000, low)
+        try:
+            return whole(value)
+        except ValueError:
+            raise ValueError(expected) from None
+
+    return convert
+
+
 def _number(
     low: int, high: int, units: dict[str, int], kind: str, ignore_rest: bool = False
 ) -> Callable[[str], int]:
@@ -235,6 +251,7 @@ class Settings:
     server_error_limit = each("3", integer(1), "failures in a row")
     server_probe_interval = each("1s", seconds(1), "seconds")
     retry_budget_percent = each("10", integer(0, 100), "second tries per 100 answers")
+    slow_lookup_log_limit = each("0s", fine_seconds(0), "seconds until a slow lookup is logged, 0 = none are")
     table_options = own("", text, "{ type:name, parameter=value, ... } ...")
     greeting = own("auto", one_of("auto", "yes", "no"))  # auto: as mail_version does it
     request_size_limit = own("1M", size(1024), "bytes of one attribute list")

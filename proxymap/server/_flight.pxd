@@ -24,6 +24,7 @@ cdef struct flight:
     instance *of
     waiter *waiters
     int flags             # dictionary flags that were asked with
+    uint64_t began_ns     # when the question was sent
     bint joinable         # it is in its slot
     bint keeps            # may the answer be kept?
     size_t key_len

@@ -14,6 +14,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from proxymap.base._buf cimport view
+from proxymap.base._clock cimport now_ns
 from proxymap.base._hash cimport K1, hash_view, mum
 from proxymap.server._catalog cimport instance
 
@@ -59,6 +60,7 @@ cdef flight *flight_begin(
     f.hash = flight_hash(all, owner, key)
     f.owner, f.generation, f.of, f.flags = owner, generation, of, flags
     f.waiters = NULL
+    f.began_ns = now_ns()
     f.joinable = f.keeps = True
     f.key_len = key.len
     if key.len:

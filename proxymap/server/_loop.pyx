@@ -52,6 +52,7 @@ from proxymap.server._turn cimport (
     client_answered, client_new, client_noticed, clients_landed, clients_opened, clients_patience,
     clients_serve, clients_take_old,
 )
+from proxymap.server.tracing._trace cimport Tracer, trace_begin, trace_end
 from proxymap.tables._table cimport Table
 from proxymap.base._watch cimport Watch, watch, watch_take, watch_was_taken
 
@@ -266,6 +267,7 @@ cdef class Loop:
     cdef Queue todo, asks, done, log
     cdef Watch watching
     cdef Table config
+    cdef list tracers  # that the loop tells of lookups
     cdef uint64_t seed
     cdef size_t cache_size
     cdef int cache_negative_share
@@ -291,6 +293,7 @@ cdef class Loop:
         if clients_init(&self.l.all, &self.l.service, self.l.epoll, self.l.timer.fd) < 0:
             raise MemoryError
         self.configure(**settings)
+        self.tracers = []
         self.l.done = self.l.service.done = &done.q
         self.watching = watching
         self.l.watch = &watching.w
@@ -468,6 +471,18 @@ cdef class Loop:
     def known(self, bytes name not None, bytes key not None) -> list:
         """What the cache has of a key, and whether it is being asked for; see report_key."""
         return report_key(&self.l.service, name, key)
+
+    def trace(self, Tracer tracer not None) -> bool:
+        """Have it told of lookups that it wants; False if there are too many. Between two turns."""
+        if not trace_begin(&self.l.service.tracing, &tracer.t):
+            return False
+        self.tracers.append(tracer)
+        return True
+
+    def untrace(self, Tracer tracer not None):
+        """Have it told of nothing any more. Between two turns."""
+        trace_end(&self.l.service.tracing, &tracer.t)
+        self.tracers.remove(tracer)
 
     def counters(self) -> dict:
         """What has been served so far, and what is held."""

@@ -8,7 +8,7 @@ One thread, the loop's; no GIL.
 """
 
 from proxymap.base._buf cimport buf_append_view, buf_view, view, view_equal, view_str
-from proxymap.base._clock cimport now_ms
+from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._stamp cimport same_content, stamp_at
 from proxymap.metrics._counters cimport OPEN_FAILED, OPENED, OPENINGS, count_one
 from proxymap.server._catalog cimport (
@@ -137,6 +137,8 @@ cdef void opening_turn(service *s) noexcept nogil:
     s.turn += 1
     if s.timed:
         s.now_ms = now_ms()
+    if s.tracing.count:
+        s.turn_ns = now_ns()
     if s.config != NULL and s.config.polled and not s.config_looking and now_ms() >= s.config_ms:
         have_config_looked_at(s)
 

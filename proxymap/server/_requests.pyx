@@ -27,10 +27,11 @@ from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
 from proxymap.server._service cimport (
     PARKED, SERVED, answers_owner, count_request, is_crowded, is_shared, service, service_too_long,
-    service_warn, session,
+    service_trace, service_warn, session,
 )
 from proxymap.server._sharing cimport sharing_refresh, sharing_send
 from proxymap.server._work cimport work_send
+from proxymap.server.tracing._trace cimport FROM_NOBODY
 from proxymap.tables._table cimport STAT_LATER, glimpse
 from proxymap._words cimport *
 
@@ -89,31 +90,31 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
         count_one(s.figures, REFUSED + REFUSED_BAD)
         return SERVED
     if who.verdict == PARSE_BAD:
-        return refuse(s, r, STAT_BAD, REFUSED_BAD, out)
+        return refuse_list(s, r, out)
     if (r.kind == REQ_UPDATE or r.kind == REQ_DELETE) and not s.writes:
-        return deny_change(s, r, out)
+        return deny_change(s, who, out)
     r.table = without_proxy(r.table)
+    who.asked_ns, who.source = 0, FROM_SHED
     i = who.found
     if i == NULL or who.forgotten != s.tables.forgotten:  # others were served since
         i = catalog_find(&s.tables, r.table, r.dialect, r.inst_flags)
     if i == NULL or not i.approved:
         if r.table.len == 0 or memchr(r.table.ptr, c":", r.table.len) == NULL:
-            return refuse(s, r, STAT_BAD, REFUSED_BAD, out)
+            return refuse(s, who, STAT_BAD, REFUSED_BAD, out)
         if not catalog_is_approved(&s.tables, r.table):
-            return deny(s, r, out)
+            return deny(s, who, out)
         i = opening_add(s, r)
         if i == NULL:
-            return refuse(s, r, STAT_RETRY, REFUSED_MEMORY, out)
-    who.asked_ns, who.source = 0, FROM_SHED
+            return refuse(s, who, STAT_RETRY, REFUSED_MEMORY, out)
     if not opening_ready(s, i):
         if is_crowded(s, i):
-            return answer(i, who, r, STAT_RETRY, 0, out)
+            return answer(s, i, who, STAT_RETRY, 0, out)
         who.waits_for = i
         return PARKED
     if i.t == NULL:
-        return answer(i, who, r, STAT_RETRY, 0, out)  # without memory to have it opened
+        return answer(s, i, who, STAT_RETRY, 0, out)  # without memory to have it opened
     if r.kind == REQ_OPEN:
-        return answer(i, who, r, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, out)
+        return answer(s, i, who, STAT_OK, i.flags if r.dialect == DIALECT_3_6 else i.open_flags, out)
     who.source = FROM_TABLE
     return serve(s, who, i, r, out)
 
@@ -123,30 +124,42 @@ cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
 cdef view NONE = view_of(NULL, 0)
 
 
-cdef int refuse(service *s, const request *r, int status, int why, buf *out) noexcept nogil:
+cdef int refuse_list(service *s, const request *r, buf *out) noexcept nogil:
+    """It is not what this request has to be."""
+    count_one(s.figures, REFUSED + REFUSED_BAD)
+    reply_append(out, r, STAT_BAD, 0, NONE, NONE)
+    return SERVED
+
+
+cdef int refuse(service *s, const session *who, int status, int why, buf *out) noexcept nogil:
     """No table is asked, and none counts it. why: REFUSED_*."""
+    cdef const request *r = &who.request
     count_one(s.figures, REFUSED + why)
+    if s.tracing.count and r.kind == REQ_LOOKUP:
+        service_trace(s, who, r.table, r.key, status, FROM_NOBODY)
     reply_append(out, r, status, 0, NONE, NONE)
     return SERVED
 
 
 cdef int answer(
-    const instance *i, const session *who, const request *r, int status, int flags, buf *out
+    service *s, const instance *i, const session *who, int status, int flags, buf *out
 ) noexcept nogil:
     """A reply without key and value."""
-    count_request(i, who, status)
-    reply_append(out, r, status, flags, NONE, NONE)
+    count_request(s, i, who, who.request.key, status)
+    reply_append(out, &who.request, status, flags, NONE, NONE)
     return SERVED
 
 
-cdef int deny_change(service *s, const request *r, buf *out) noexcept nogil:
+cdef int deny_change(service *s, const session *who, buf *out) noexcept nogil:
+    cdef const request *r = &who.request
     service_warn(s, view_str(b"refusing "), r.table,
                  view_str(b" update request on non-proxywrite service" if r.kind == REQ_UPDATE
                           else b" delete request on non-proxywrite service"))
-    return refuse(s, r, STAT_DENY, REFUSED_READ_ONLY, out)
+    return refuse(s, who, STAT_DENY, REFUSED_READ_ONLY, out)
 
 
-cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
+cdef int deny(service *s, const session *who, buf *out) noexcept nogil:
+    cdef const request *r = &who.request
     cdef view parts[4]
     service_warn(s, view_str(b'request for unapproved table: "'), r.table, view_str(b'"'))
     parts[0] = view_str(b"to approve this table for read-write access, list proxy:" if s.writes
@@ -154,7 +167,7 @@ cdef int deny(service *s, const request *r, buf *out) noexcept nogil:
     parts[1] = r.table
     parts[2] = view_str(b" in main.cf:proxy_write_maps" if s.writes else b" in main.cf:proxy_read_maps")
     log_line(s.log, LEVEL_WARNING, parts, 3)
-    return refuse(s, r, STAT_DENY, REFUSED_UNAPPROVED, out)
+    return refuse(s, who, STAT_DENY, REFUSED_UNAPPROVED, out)
 
 
 cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
@@ -195,8 +208,8 @@ cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noex
             who.waits_for = i
             return PARKED  # what is there now is to answer
         opening_distrust(s, i)
-        return answer(i, who, r, STAT_RETRY, flags, out)
-    count_request(i, who, status)
+        return answer(s, i, who, STAT_RETRY, flags, out)
+    count_request(s, i, who, r.key, status)
     return SERVED
 
 

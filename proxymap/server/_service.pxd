@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from proxymap.base._buf cimport buf, view
+from proxymap.base._buf cimport buf, buf_view, view
 from proxymap.base._clock cimport now_ns
 from proxymap.metrics._counters cimport (
     LOOKUP_SECONDS, LOOKUPS, REQUESTS, SLOWER, STATUSES, count_one, count_size, figures,
@@ -13,6 +13,7 @@ from proxymap._codec cimport request
 from proxymap.server._flight cimport flights, waiter
 from proxymap.tables._jobs cimport queue
 from proxymap.tables._table cimport cursor, glimpse, table
+from proxymap.server.tracing._trace cimport tracers
 from proxymap._words cimport DICT_FLAGS_TRY, REQ_LOOKUP, STAT_RETRY
 
 cdef enum:  # what became of a request
@@ -39,6 +40,7 @@ cdef struct session:
     waiter waits         # for a question that others may ask as well
     int source           # of the answer to a lookup, FROM_*
     uint64_t asked_ns    # when the request was sent to a worker; 0: it was not
+    uint64_t parked_ns   # when it began to wait for a table to open; 0: it did not
 
 
 cdef struct service:
@@ -66,6 +68,11 @@ cdef struct service:
     uint64_t now_ms      # when this turn began, if so
     uint64_t dice        # for lifetimes that do not end together
     figures *figures     # what is counted of the service, by all its processes
+    tracers tracing      # who follows the lookups
+    uint64_t turn_ns     # when this turn began, if anybody does
+    uint64_t slow_since_ns  # when the current second of lines about slow lookups began,
+    unsigned int slow_lines  # how many were written in it,
+    uint64_t slow_more   # and how many were not since the latest line
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil
@@ -78,8 +85,20 @@ cdef int service_too_long(service *s, const instance *i) noexcept nogil
 cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view text) noexcept nogil
 
 
-cdef inline void count_request(const instance *i, const session *who, int status) noexcept nogil:
-    """The request of who has its reply: each is counted here, when that is appended, and nowhere else."""
+cdef void service_trace(
+    service *s, const session *who, view table, view key, int status, int source) noexcept nogil
+cdef void service_tell_slow(service *s, const instance *i, int status, uint64_t began_ns) noexcept nogil
+
+
+cdef inline void count_request(
+    service *s, const instance *i, const session *who, view key, int status
+) noexcept nogil:
+    """The request of who has its reply: each is counted here, when that is appended, and nowhere else.
+
+    key: of a lookup, as it was asked for in the end.
+    """
+    if s.tracing.count and who.request.kind == REQ_LOOKUP:
+        service_trace(s, who, buf_view(&i.name), key, status, who.source)
     if who.request.kind == REQ_LOOKUP:
         count_one(i.figures, LOOKUPS + who.source * STATUSES + (status & STATUSES - 1))
         if who.asked_ns:

@@ -9,19 +9,25 @@ One thread, the loop's; no GIL. The texts are Postfix's where it has one.
 """
 
 from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap.base._buf cimport buf_clear, buf_free, buf_view, view, view_str
+from proxymap.base._clock cimport now_ns
 from proxymap.server._catalog cimport catalog_free, catalog_init, instance
 from proxymap.metrics._counters cimport OF_SERVICE, figures_of
 from proxymap.server._flight cimport flights_free, flights_init
-from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
+from proxymap.server.tracing._trace cimport answer, trace_answer
+from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, log_line
 from proxymap.tables._table cimport cursor
-from proxymap._words cimport STAT_RETRY
+from proxymap._words cimport STAT_NOKEY, STAT_OK, STAT_RETRY
 
 cdef enum:
     CURSORS_MAX = 16  # sequences that one connection may have under way
+    SLOW_LINES = 25   # about slow lookups in a second: the log takes twice as many of a kind
+    SLOW_TEXT = 120
+    SECOND_NS = 1000000000
 
 
 cdef void service_init(service *s, uint64_t seed) noexcept nogil:
@@ -79,6 +85,21 @@ cdef cursor *session_cursor(session *who, instance *i) noexcept nogil:
     return c
 
 
+# Who follows
+
+cdef void service_trace(
+    service *s, const session *who, view table, view key, int status, int source
+) noexcept nogil:
+    """Tell those who follow the lookups of this answer."""
+    cdef answer a
+    a.table, a.key = table, key
+    a.status, a.source, a.fd = status, source, who.fd
+    a.began_ns = who.asked_ns if who.asked_ns else s.turn_ns
+    if who.parked_ns:
+        a.began_ns = who.parked_ns
+    trace_answer(&s.tracing, &a)
+
+
 # What is logged
 
 cdef void service_warn(service *s, view before, view what, view after) noexcept nogil:
@@ -103,6 +124,44 @@ cdef void service_warn_not_utf8(service *s, instance *i, const char *what, view 
     parts[2] = text
     parts[3] = view_str(b'": malformed UTF-8 or invalid codepoint')
     log_line(s.log, LEVEL_WARNING, parts, 4)
+
+
+cdef void service_tell_slow(service *s, const instance *i, int status, uint64_t began_ns) noexcept nogil:
+    """Log a lookup that began then and is answered now, if that took longer than slow_lookup_log_limit.
+
+    So many in a second; how many there were besides is said with the next one.
+    """
+    cdef view parts[3]
+    cdef char text[SLOW_TEXT]
+    cdef uint64_t now
+    cdef int len
+    if i.t.slow_log_ns == 0 or began_ns == 0:
+        return
+    now = now_ns()
+    if now - began_ns < i.t.slow_log_ns:
+        return
+    if now - s.slow_since_ns >= SECOND_NS:
+        s.slow_since_ns, s.slow_lines = now, 0
+    if s.slow_lines >= SLOW_LINES:
+        s.slow_more += 1
+        return
+    s.slow_lines += 1
+    len = snprintf(text, SLOW_TEXT, b": %.3f s, status %s, source server",
+                   (now - began_ns) / 1e9, status_name(status))
+    if s.slow_more and len < SLOW_TEXT:
+        snprintf(text + len, SLOW_TEXT - len, b"; %llu more before", <unsigned long long> s.slow_more)
+        s.slow_more = 0
+    parts[0], parts[1], parts[2] = view_str(b"slow lookup in "), buf_view(&i.name), view_str(text)
+    log_line(s.log, LEVEL_INFO, parts, 3)
+
+
+cdef const char *status_name(int status) noexcept nogil:
+    """As it is called on the wire."""
+    if status == STAT_OK:
+        return b"OK"
+    if status == STAT_NOKEY:
+        return b"NOKEY"
+    return b"RETRY" if status == STAT_RETRY else b"CONFIG"
 
 
 cdef int service_too_long(service *s, const instance *i) noexcept nogil:

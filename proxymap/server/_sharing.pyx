@@ -33,7 +33,7 @@ from proxymap.server._flight cimport (
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
     SENT, SERVED, answers_owner, count_deferred, count_request, generation_of, is_crowded, service,
-    service_too_long, service_warn_not_utf8, session,
+    service_tell_slow, service_too_long, service_warn_not_utf8, session,
 )
 from proxymap.tables._jobs cimport JOB_LOOKUP, job, job_free, job_new, queue, queue_put
 from proxymap.tables._table cimport SLOW_WRITE, STAT_LATER, policy, table
@@ -59,16 +59,16 @@ cdef int sharing_send(
     cdef flight *f = NULL
     who.lent, who.flags, who.source = False, flags, FROM_SERVER
     if status != STAT_LATER:
-        count_request(i, who, status)
+        count_request(s, i, who, key, status)
         reply_append(out, r, status, flags, NONE, NONE)
         return SERVED
     e = cache_find(s.results, owner, generation_of(i), key)
     if e != NULL and e.status == STAT_RETRY and e.life.fresh_until > s.now_ms:
         who.source = FROM_CACHE
-        defer(i, who, r, flags, out)
+        defer(s, i, who, key, out)
         return SERVED
     if e != NULL and e.rest_until > s.now_ms and is_good_enough(s, e):
-        reply_old(i, e, who, r, flags, out)
+        reply_old(s, i, e, who, key, out)
         return SERVED
     if not is_crowded(s, i):
         f = flight_find(&s.flights, owner, key)
@@ -81,10 +81,10 @@ cdef int sharing_send(
                 flight_close(&s.flights, f)  # who joined after a change might get what was before it
     if f == NULL:
         if e != NULL and is_good_enough(s, e):
-            reply_old(i, e, who, r, flags, out)
+            reply_old(s, i, e, who, key, out)
         else:
             who.source = FROM_SHED
-            defer(i, who, r, flags, out)
+            defer(s, i, who, key, out)
         return SERVED
     who.asked_ns = now_ns()
     flight_join(&s.flights, f, &who.waits, who, old_from(s, i, e))
@@ -150,6 +150,8 @@ cdef void sharing_landed(service *s, flight *f, job *j) noexcept nogil:
             and not utf8_valid(buf_view(&j.value))):
         service_warn_not_utf8(s, i, b': non-UTF-8 value "', buf_view(&j.value))
         j.status = STAT_CONFIG
+    if not (j.refresh or j.shed):
+        service_tell_slow(s, i, j.status, f.began_ns)
     if f.keeps and s.results != NULL and i.cache_id == f.owner >> 2:
         if i.t.timed:
             keep_for_a_time(s, f, j)
@@ -216,16 +218,16 @@ cdef void sharing_reply(service *s, const flight *f, const job *j, session *who,
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
     if j.shed:
         who.source = FROM_SHED
-    count_request(i, who, j.status)
+    count_request(s, i, who, flight_key(f), j.status)
     count_deferred(i.t, j.status)
     reply_append(out, &who.request, j.status, flags, NONE, buf_view(&j.value))
 
 
-cdef void defer(instance *i, const session *who, const request *r, int flags, buf *out) noexcept nogil:
+cdef void defer(service *s, instance *i, const session *who, view key, buf *out) noexcept nogil:
     i.errors += 1
-    count_request(i, who, STAT_RETRY)
+    count_request(s, i, who, key, STAT_RETRY)
     count_deferred(i.t, STAT_RETRY)
-    reply_append(out, r, STAT_RETRY, flags, NONE, NONE)
+    reply_append(out, &who.request, STAT_RETRY, who.flags, NONE, NONE)
 
 
 # Old answers
@@ -237,7 +239,7 @@ cdef bint sharing_old(service *s, const flight *f, session *who, buf *out) noexc
         e = cache_find(s.results, f.owner, f.generation, flight_key(f))
     if e == NULL or not is_good_enough(s, e):
         return False
-    reply_old(f.of, e, who, &who.request, who.flags, out)
+    reply_old(s, f.of, e, who, flight_key(f), out)
     return True
 
 
@@ -253,16 +255,14 @@ cdef inline uint64_t old_from(const service *s, const instance *i, const entry *
     return s.now_ms + i.t.keeps.stale_wait_ms
 
 
-cdef void reply_old(
-    instance *i, entry *e, session *who, const request *r, int flags, buf *out
-) noexcept nogil:
+cdef void reply_old(service *s, instance *i, entry *e, session *who, view key, buf *out) noexcept nogil:
     cdef queue *instead_of = <queue *> i.t.asks
-    flags &= ~e.cleared
+    cdef int flags = who.flags & ~e.cleared
     i.stale += 1
     who.source = FROM_STALE
-    count_request(i, who, e.status)
+    count_request(s, i, who, key, e.status)
     if instead_of != NULL:
         instead_of.stood_in += 1
-    if r.dialect == DIALECT_3_6:
+    if who.request.dialect == DIALECT_3_6:
         i.flags = flags
-    reply_append(out, r, e.status, flags, NONE, entry_value(e))
+    reply_append(out, &who.request, e.status, flags, NONE, entry_value(e))

@@ -21,7 +21,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
 from proxymap.base._buf cimport buf_clear, buf_consume, buf_free, buf_len
-from proxymap.base._clock cimport now_ms
+from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, recv, send, shutdown,
 )
@@ -222,6 +222,8 @@ cdef size_t serve_lists(clients *all, client *c, const char *data, size_t len) n
             c.starved = True
             break
         if became == PARKED:
+            if c.session.parked_ns == 0:
+                c.session.parked_ns = now_ns()
             c.parked = c.awaits_table = True
             c.since_turn = all.service.turn
             c.session.waits_for.waiting += 1
@@ -365,12 +367,15 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
         ready = c.waiter
         if unpark(all, c):
             client_resume(all, c)
+            if not c.parked:
+                c.session.parked_ns = 0
     if i.state == AT_REST:
         i.looked = began  # whatever else comes in this turn may have been sent after that look
     while i.waiters != NULL and i.state == AT_REST and not opening_start(all.service, i, LOOKING, False):
         c = <client *> i.waiters  # without memory for a look: with what there is
         forget_waiter(c)
         client_resume(all, c)
+        c.session.parked_ns = 0
     i.jobs -= 1
 
 
@@ -381,6 +386,7 @@ cdef void client_answered(clients *all, job *j) noexcept nogil:
     cdef arrival rest
     buf_clear(&all.replies)
     work_answered(all.service, who, j, &all.replies)
+    who.parked_ns = 0
     if not unpark(all, c):
         return
     if buf_len(&j.lent.rest):
@@ -454,6 +460,7 @@ cdef void client_take_old(clients *all, flight *f, session *who) noexcept nogil:
 
 cdef void client_go_on(clients *all, client *c) noexcept nogil:
     """c has its reply in all.replies and waits no longer."""
+    c.session.parked_ns = 0
     if unpark(all, c):
         if buf_len(&all.replies):
             client_finish(all, c)

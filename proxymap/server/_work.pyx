@@ -18,7 +18,7 @@ from proxymap.tables._jobs cimport (
 )
 from proxymap.server._opening cimport opening_job_is_back
 from proxymap.server._service cimport (
-    SENT, SERVED, count_deferred, count_request, is_crowded, service, service_too_long,
+    SENT, SERVED, count_deferred, count_request, is_crowded, service, service_tell_slow, service_too_long,
     service_warn_not_utf8, session, session_cursor,
 )
 from proxymap.tables._table cimport STAT_LATER, cursor
@@ -60,7 +60,7 @@ cdef int work_send(
             job_free(j)
         status = STAT_RETRY
         who.source = FROM_SHED
-    count_request(i, who, status)
+    count_request(s, i, who, r.key, status)
     reply_append(out, r, status, flags, NONE, NONE)
     return SERVED
 
@@ -139,6 +139,8 @@ cdef void work_answered(service *s, session *who, job *j, buf *out) noexcept nog
         i.flags = (i.flags & DICT_FLAGS_REQUEST) | (j.flags & ~DICT_FLAGS_REQUEST)  # others asked meanwhile
     if j.shed:
         who.source = FROM_SHED
-    count_request(i, who, j.status)
+    elif j.kind == JOB_LOOKUP:
+        service_tell_slow(s, i, j.status, who.asked_ns)
+    count_request(s, i, who, key, j.status)
     reply_append(out, &who.request, j.status, j.flags, key, value)
     buf_consume(out, min(j.lent.sent, buf_len(out)))  # there may be no memory for a reply

@@ -203,6 +203,7 @@ class Daemon:
             host, count=settings.worker_count, time_limit=settings.lookup_time_limit,
             open_time_limit=settings.open_time_limit, value_limit=settings.value_size_limit, cached=cached,
             keeps=lambda type_name: {} if self.writes else settings.tables.group("cache_", type_name),
+            slow=lambda type_name: settings.tables.of(type_name)["slow_lookup_log_limit"],
         )  # fmt: skip
         return {
             "approved": approved, "utf8_layer": settings.smtputf8_enable, "greeting": settings.greets,

@@ -110,6 +110,7 @@ cdef struct table:
     bint cached          # may the cache stand in front of it?
     bint timed           # then answers are kept for a time, as `keeps` says; else until `generation` changes
     policy keeps
+    uint64_t slow_log_ns  # a lookup that a worker or server has answered after so long is logged; 0: none
     int flags            # implementation and try bits, as an open reply shows them
     int fold_bit         # which request bit makes the type fold keys without the UTF-8 layer; 0: none
     void *owner          # the Table that this struct is part of (borrowed)

@@ -14,6 +14,7 @@ class Table:
     def __init__(self, type_name: bytes) -> None: ...
     type_name: bytes
     cached: bool
+    def log_slow(self, seconds: float) -> None: ...
     def keep_for(
         self,
         *,

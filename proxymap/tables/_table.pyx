@@ -65,6 +65,7 @@ cdef class Table:
         self.t.fold_bit = 0
         self.t.cached = self.t.timed = False
         memset(&self.t.keeps, 0, sizeof(policy))
+        self.t.slow_log_ns = 0
         self.t.origins = NULL
         self.t.quick = self.t.polled = self.t.incomplete = False
         self.t.jobs = self.t.retired = 0
@@ -229,6 +230,10 @@ cdef class Table:
         p.stale_ttl_ms = <uint64_t> (stale_ttl * 1000) if ttl else 0
         p.stale_negative_ttl_ms = <uint64_t> (stale_negative_ttl * 1000)
         p.refresh_percent = refresh_percent
+
+    def log_slow(self, double seconds):
+        """Have each lookup logged that takes so long, where it is not answered at once; 0: none."""
+        self.t.slow_log_ns = <uint64_t> (seconds * 1e9)
 
     @property
     def stale_ttl(self) -> float:

@@ -112,6 +112,10 @@ def test_smtputf8_follows_compatibility_level(directory: Path, level: str, wante
         ("drain_time_limit=0", 0),
         ("syslog_name=x/$service_name/$process_name", "x/proxymap/proxymap"),
         ("max_use=${e?1}${e:2}", 2),
+        ("slow_lookup_log_limit=250ms", 0.25),
+        ("slow_lookup_log_limit=2s", 2),
+        ("slow_lookup_log_limit=1m", 60),
+        ("slow_lookup_log_limit=0", 0),
     ],
 )
 def test_value(directory: Path, override: str, wanted: object) -> None:
@@ -131,6 +135,7 @@ OWN_BAD = {
     "worker_count": ["0", "1001", "4K"],
     "greeting": ["", "YES", "maybe"],
     "request_size_limit": ["1023"],
+    "slow_lookup_log_limit": ["", "ms", "-5ms", "1.5ms", "5 ms", "-1", "1.5", "9" * 20 + "ms"],
 }
 
 

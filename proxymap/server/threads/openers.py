@@ -45,6 +45,7 @@ class Openers:
         self.host, self.limit_ms = Host(), 0
         self.cached: frozenset[bytes] = frozenset()
         self.keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {}
+        self.slow: Callable[[bytes], float] = lambda type_name: 0
         self._installation = Installation(log)
         self._lock = threading.Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
@@ -53,9 +54,9 @@ class Openers:
 
     def configure(
         self, host: Host, *, keep: int, limit_ms: int, cached: frozenset[bytes],
-        keeps: Callable[[bytes], Mapping[str, int]],
+        keeps: Callable[[bytes], Mapping[str, int]], slow: Callable[[bytes], float],
     ) -> None:  # fmt: skip
-        self.host, self.limit_ms, self.cached, self.keeps = host, limit_ms, cached, keeps
+        self.host, self.limit_ms, self.cached, self.keeps, self.slow = host, limit_ms, cached, keeps, slow
         self.crew.keep = keep
 
     def _do(self, crew: Crew, job: Job) -> None:
@@ -122,6 +123,7 @@ class Openers:
             table.cached = True
         elif table.slow & SLOW_LOOKUP:
             table.keep_for(**self.keeps(table.type_name))
+        table.log_slow(self.slow(table.type_name))
         return table
 
     def _keep(self, key: Key, table: Table) -> None:

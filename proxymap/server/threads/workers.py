@@ -57,19 +57,21 @@ class Workers:
         self, host: Host, *, count: int, time_limit: int, open_time_limit: int, value_limit: int,
         cached: Iterable[str],
         keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {},
+        slow: Callable[[bytes], float] = lambda type_name: 0,
     ) -> None:  # fmt: skip
         """Obey these settings for what comes from now on.
 
         count: threads for each slow table. time_limit: seconds for a lookup. value_limit: bytes of a
         value; a longer one is not copied, and its answer is RETRY. cached: maptypes that the cache may
         stand in front of. keeps: a table's name -> how long its answers are kept (Table.keep_for).
+        slow: the same -> seconds after which a lookup is logged; 0: never.
         """
         host.watch = self.watch
         self.count, self.limit_ms, self.value_limit = count, time_limit * 1000, value_limit
         self._askers.limit = count
         self._openers.configure(
             host, keep=count, limit_ms=open_time_limit * 1000,
-            cached=frozenset(maptype.encode() for maptype in cached), keeps=keeps,
+            cached=frozenset(maptype.encode() for maptype in cached), keeps=keeps, slow=slow,
         )  # fmt: skip
 
     def start(self) -> None:
