@@ -42,6 +42,7 @@ COMMANDS = {
     "tables": "which tables a running server has open, and how they do",
     "servers": "which database servers a running server uses, and how they do",
     "metrics": "what the server counts and measures, for Prometheus",
+    "trace": "follow lookups as a running server answers them",
     "flush": "have a running server forget cached answers",
     "reload": "have a standalone server read main.cf and proxymap.cf anew",
     "build": "build FILE.cdb or FILE.lmdb from a text as postmap(1) does",
@@ -63,6 +64,7 @@ examples:
   proxymapctl disable
   proxymapctl tables
   proxymapctl servers
+  proxymapctl trace --slow 100ms
   proxymapctl metrics
   proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl --socket /run/proxymap/socket reload

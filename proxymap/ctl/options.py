@@ -50,6 +50,18 @@ def table_name(text: str) -> str:
     return text
 
 
+def duration(text: str) -> float:
+    """duration - seconds, of a time such as 100ms, 2s, 1m; without a unit, seconds"""
+    units = {"ms": 0.001, "s": 1, "m": 60, "": 1}
+    number = text.rstrip("ms")
+    try:
+        if not number.replace(".", "", 1).isdecimal() or not number.isascii():
+            raise ValueError
+        return float(number) * units[text[len(number) :]]
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a time such as 100ms, 2s, 1m') from None
+
+
 def directory_of(arguments: argparse.Namespace) -> str:
     """directory_of - where main.cf is"""
     return arguments.config or os.environ.get("MAIL_CONFIG") or "/etc/postfix"

@@ -2,7 +2,8 @@
 
 A socket of its own beside the one that is served, `SOCKET.PID.ctl`, open to its
 owner and root alone: one process, one socket. A request is one line of JSON,
-{"do": WORD, ...}; the reply is one line, {"ok": VALUE} or {"error": TEXT}.
+{"do": WORD, ...}; the reply is one line, {"ok": VALUE} or {"error": TEXT}. Where a
+command is a Stream (tracing/streams), lines follow {"ok": null}, from another thread.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from proxymap.base._listen import accept_from, listen_at, stop_listening
 from proxymap.server.log import Log
+from proxymap.server.tracing.streams import Stream
 
 # json and socket are imported where they are used: the server has no need of them at its start.
 TYPE_CHECKING = False
@@ -97,6 +99,9 @@ class Control:
             raise
         with socket.socket(fileno=fd) as asker:
             reply = self._answer(_line_from(asker, LINE_MAX, SERVER_PATIENCE))
+            if isinstance(reply.get("ok"), Stream):
+                reply["ok"].start(asker.detach())
+                return
             asker.settimeout(SERVER_PATIENCE)
             asker.sendall(json.dumps(reply).encode() + b"\n")
 
@@ -181,10 +186,7 @@ def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, A
     owners of the served socket and its folder are asked. A reply is {"ok": VALUE} or {"error": TEXT}.
     A process that has gone, or goes before it has answered, is passed over.
     """
-    trusted = {0, os.geteuid()}
-    for path in (socket_path, os.path.dirname(socket_path) or "."):
-        with contextlib.suppress(OSError):
-            trusted.add(os.lstat(path).st_uid)
+    trusted = _trusted_with(socket_path)
     for pid, path in _sockets_beside(socket_path):
         try:
             reply = _ask(path, request, trusted)
@@ -196,6 +198,40 @@ def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, A
             raise OSError(error.errno, error.strerror or str(error), path) from None
         if reply is not None:
             yield pid, reply
+
+
+def follow_all(
+    socket_path: str, known: Container[int], **request: Any
+) -> Iterator[tuple[int, socket.socket]]:
+    """Ask each process but the known ones for a Stream: (process id, where its lines come). As ask_all."""
+    import json
+
+    trusted = _trusted_with(socket_path)
+    for pid, path in _sockets_beside(socket_path):
+        if pid in known:
+            continue
+        asker = None
+        try:
+            asker = _connected(path, trusted)
+            if asker is not None:
+                asker.sendall(json.dumps(request).encode() + b"\n")
+        except (ConnectionError, FileNotFoundError):
+            if asker is not None:
+                asker.close()
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+        if asker is not None:
+            yield pid, asker
+
+
+def _trusted_with(socket_path: str) -> set[int]:
+    """The users whose control sockets are asked."""
+    trusted = {0, os.geteuid()}
+    for path in (socket_path, os.path.dirname(socket_path) or "."):
+        with contextlib.suppress(OSError):
+            trusted.add(os.lstat(path).st_uid)
+    return trusted
 
 
 def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
@@ -212,24 +248,39 @@ def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
 def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any] | None:
     """The reply; None from a stranger, or if the process ended before it was complete."""
     import json
+
+    asker = _connected(path, trusted)
+    if asker is None:
+        return None
+    with asker:
+        asker.sendall(json.dumps(request).encode() + b"\n")
+        line = _line_from(asker, ANSWER_MAX, ASKER_PATIENCE)
+    if not line.endswith(b"\n"):
+        return None if len(line) <= ANSWER_MAX else {"error": f"its answer has more than {ANSWER_MAX} bytes"}
+    return _checked(line)
+
+
+def _connected(path: str, trusted: set[int]) -> socket.socket | None:
+    """A connection to a control socket; None if it is a stranger's."""
     import socket
     from struct import Struct
 
     status = os.lstat(path)
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in trusted:
         return None
-    with socket.socket(socket.AF_UNIX) as asker:
+    asker = socket.socket(socket.AF_UNIX)
+    try:
         asker.settimeout(ASKER_PATIENCE)
         asker.connect(path)
         credentials = Struct("3i")  # process, user, group
         told = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-        if credentials.unpack(told)[1] not in trusted:
-            return None
-        asker.sendall(json.dumps(request).encode() + b"\n")
-        line = _line_from(asker, ANSWER_MAX, ASKER_PATIENCE)
-    if not line.endswith(b"\n"):
-        return None if len(line) <= ANSWER_MAX else {"error": f"its answer has more than {ANSWER_MAX} bytes"}
-    return _checked(line)
+        if credentials.unpack(told)[1] in trusted:
+            return asker
+    except BaseException:
+        asker.close()
+        raise
+    asker.close()
+    return None
 
 
 def _checked(line: bytes) -> dict[str, Any]:

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from proxymap.server.control import Command
+    from proxymap.server.tracing.streams import Stream
 
     T = TypeVar("T")
 
+LOOK = 1.0  # seconds between two looks whether the loop still takes calls
 STOP_WAIT = 0.2  # seconds for each thread to finish what it has at the end
 LOG_LINES_MAX = 1000  # waiting for the logger; more are lost and counted
 
@@ -83,12 +85,13 @@ class Daemon:
         self._watch_configuration(settings)
         commands: dict[str, Command] = {
             "tables": self._tables, "servers": self._servers, "known": self._known, "flush": self._flush,
-            "reload": self._reload,
+            "reload": self._reload, "trace": self._trace,
         }  # fmt: skip
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
         self._calls: deque[Callable[[], None]] = deque()
         self._reloading = threading.Lock()
+        self._over = False  # the loop takes no more calls
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered.
@@ -108,12 +111,14 @@ class Daemon:
             ready()
             while self.loop.run() == END_WOKEN and not self.stopping:
                 self._take_wake()
+            self._over = True
             if self.control:
                 self.control.stop()  # the loop makes no more calls for it
             left = self.loop.drain(self.drain_limit)
             if left:
                 self.log.warning(f"{left} clients were still waiting for a table after {self.drain_limit} s")
         finally:
+            self._over = True
             if self.control:
                 self.control.stop()
             self.workers.stop(STOP_WAIT)
@@ -158,7 +163,10 @@ class Daemon:
         self.loop.open_anew(name)
 
     def between_turns(self, call: Callable[[], T]) -> T:
-        """Have the loop's thread make the call while it serves nobody; any thread but that one."""
+        """Have the loop's thread make the call while it serves nobody; any thread but that one.
+
+        Raises Refused when the loop has come to its end.
+        """
         made = threading.Event()
         results: list[T] = []
         errors: list[BaseException] = []
@@ -172,7 +180,9 @@ class Daemon:
 
         self._calls.append(report)
         self._wake()
-        made.wait()
+        while not made.wait(LOOK):
+            if self._over:
+                raise Refused("the server is ending")
         if errors:
             raise errors[0]
         return results[0]
@@ -261,6 +271,15 @@ class Daemon:
             self.reload()
         except ConfigError as error:
             raise Refused(f"{error}; the previous configuration stays in force") from None
+
+    def _trace(self, request: dict[str, Any]) -> Stream:
+        """Lookups as they are answered, to who asks, until they are no longer read."""
+        from proxymap.server.tracing.requests import Watching
+
+        try:
+            return Watching(self.loop, self.between_turns, lambda: self._over).trace(request)
+        except ValueError as error:
+            raise Refused(str(error)) from None
 
     def start_watchdog(self, seconds: float) -> None:
         """End the process if the loop makes no turn for so long while it has something to do."""
