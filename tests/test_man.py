@@ -18,7 +18,10 @@ from proxymap.ctl import outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["proxymap.8", "proxymapctl.1", "proxymap.cf.5", "proxymap_tables.5"]
-CHECKERS = {"groff": ["groff", "-man", "-ww", "-z", "-Tutf8"], "mandoc": ["mandoc", "-T", "lint"]}
+CHECKERS = {
+    "groff": ["groff", "-man", "-ww", "-z", "-Tutf8"],
+    "mandoc": ["mandoc", "-T", "lint", "-W", "warning"],  # below that it counts the characters of a line
+}
 OWN = [name for name, param in PARAMETERS.items() if param.file == "proxymap.cf"]
 ELSEWHERE = {"config_directory"}  # an option
 

@@ -11,7 +11,7 @@ from proxymap.base._fold import fold
 from proxymap.client import Client
 from proxymap.ctl.options import directory_of, socket_of
 from proxymap.ctl.outcome import advice_on, printable
-from proxymap.errors import BadRequest, ConfigError, ProxymapError
+from proxymap.errors import BadRequest, ConfigError, NotApproved, ProxymapError
 from proxymap.tables.flags import FIXED
 
 
@@ -57,7 +57,9 @@ class Connection:
         return self._client.items(self.table)
 
     def trouble(self, error: ProxymapError) -> str:
-        """What to tell of an error that this table's requests have met."""
+        """What to tell of an error that this table's requests have met. It was approved: it was opened."""
+        if isinstance(error, NotApproved) and self._service == "proxywrite":
+            return f"{self.table}: may only be read there; is {self._path} the socket of a proxywrite server?"
         return advice_on(error, self.table, self._service)[0]
 
 

@@ -82,6 +82,18 @@ def test_update_that_is_not_approved_names_the_parameter(writing: ServerProcess)
     assert b'"proxy:lmdb:/tmp/other" in proxy_write_maps' in done.stderr
 
 
+@pytest.mark.parametrize("command", [["update", "a", "1"], ["delete", "a"]])
+def test_change_asked_of_a_read_only_server_says_so(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "t").write_text("a 1\n")
+    with ServerProcess() as server:
+        server.approve(f"texthash:{tmp_path}/t")
+        server.start()
+        done = run("--socket", server.path, command[0], f"texthash:{tmp_path}/t", *command[1:])
+    assert done.returncode == 77
+    told = f"may only be read there; is {server.path} the socket of a proxywrite server?"
+    assert done.stderr.decode() == f"proxymapctl: texthash:{tmp_path}/t: {told}\n"
+
+
 def test_update_of_a_table_that_cannot_is_status_75(writing: ServerProcess) -> None:
     with ServerProcess() as server:
         table = server.cdb("c", {b"k": b"v"})
