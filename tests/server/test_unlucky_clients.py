@@ -32,6 +32,7 @@ def sqlite_table(server: ServerProcess, query: str) -> bytes:
     file = server.dir / "database"
     with sqlite3.connect(file) as database:
         database.execute("CREATE TABLE t (k TEXT, v TEXT)")
+    database.close()
     give(file)
     (server.dir / "sqlite.cf").write_text(f"dbpath = {file}\nquery = {query}\n")
     server.approve(name := f"sqlite:{server.dir}/sqlite.cf".encode())

@@ -79,9 +79,9 @@ class Sqlite(DatabaseTable):
     """One .cf file."""
 
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
+        self._idle: list[Connection] = []
         self.path = cf.required("dbpath")
         super().__init__(type_name, cf, opening, query_of(cf))
-        self._idle: list[Connection] = []
         try:
             self._idle.append(Connection(self.path, self._identity()))
         except sqlite3.Error as error:
@@ -98,6 +98,8 @@ class Sqlite(DatabaseTable):
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+    __del__ = close
 
     def statement(self, text: bytes) -> bytes:
         return first_statement(text.decode()).encode()

@@ -37,6 +37,9 @@ _PARAMETERS = inspect.signature(AbstractConnection).parameters
 SILENT = {name: None for name in ("driver_info", "lib_name", "lib_version") if name in _PARAMETERS}
 if "driver_info" in SILENT:
     SILENT = {"driver_info": None}
+# Python 3.13 refuses many private authorities. Older releases of redis-py cannot be told.
+_LENIENT = {"ssl_exclude_verify_flags": [ssl.VERIFY_X509_STRICT]}
+LENIENT = _LENIENT if set(_LENIENT) <= set(inspect.signature(SSLConnection).parameters) else {}
 FORM = re.compile(
     r"(?:(?P<unix>unix)|(?:redis|valkey)(?P<tls>s?)(?:\+(?P<kind>sentinel|cluster))?)"
     r"://(?:(?P<login>[^@/\s]*)@)?(?P<hosts>[^@/?#]*)(?P<path>[^?#]*)(?:\?db=(?P<number>\d{1,6}))?"
@@ -122,7 +125,8 @@ def connection_to(place: Place, address: Address, timeout: float) -> Any:
         return Connection(**common)
     return SSLConnection(
         ssl_ca_certs=place.tls.ca_file or None, ssl_certfile=place.tls.cert_file or None,
-        ssl_keyfile=place.tls.key_file or None, ssl_cert_reqs="required", ssl_check_hostname=True, **common,
+        ssl_keyfile=place.tls.key_file or None, ssl_cert_reqs="required", ssl_check_hostname=True,
+        **LENIENT, **common,
     )  # fmt: skip
 
 
