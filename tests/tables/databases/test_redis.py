@@ -22,7 +22,7 @@ from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ConfigError, TableR
 from proxymap.tables._table import Table  # noqa: E402
 from proxymap.tables.base import Change, Host  # noqa: E402
 from proxymap.tables.databases.redispy.places import Login, read_place  # noqa: E402
-from proxymap.tables.databases.redispy.walks import escaped  # noqa: E402
+from proxymap.tables.databases.redispy.walks import WALKS_MAX, escaped  # noqa: E402
 from proxymap.tables.opening import open_table  # noqa: E402
 from proxymap.tables.tablecf import TableCf  # noqa: E402
 
@@ -305,6 +305,31 @@ def test_records_of_one_table_only(shared: RedisServer, cache: Table, tmp_path: 
 def test_walk_that_nobody_began_is_retry(cache: Table) -> None:
     with pytest.raises(TableRetry):
         cache.answers.sequence(99, False)
+
+
+def test_walks_that_nobody_goes_on_with_keep_no_connections(
+    own: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = opened(write_cf(tmp_path / "t.cf", uri=own.uri, key_format="w:%s"), writes=True)
+    table.write([Change(b"%d" % n, b"v", 0) for n in range(100)])
+    (node,) = table.answers.table.redis.masters()
+    for number in range(3 * WALKS_MAX):
+        assert table.answers.sequence(number, True) is not None
+    assert WALKS_MAX <= node.open <= WALKS_MAX + 1
+    with pytest.raises(TableRetry, match="this walk has ended"):
+        table.answers.sequence(0, False)
+    service = table.answers.table.redis.service
+    assert table.answers.sequence(3 * WALKS_MAX - 1, False) is not None
+    service._trimmed = 0.0
+    service._tend(time.monotonic())  # they have not rested for long
+    assert node.open >= WALKS_MAX
+    monkeypatch.setattr(service, "limits", service.limits._replace(idle_limit=0))
+    service._trimmed = 0.0
+    service._tend(time.monotonic())
+    assert node.open == 0
+    with pytest.raises(TableRetry, match="this walk has ended"):
+        table.answers.sequence(3 * WALKS_MAX - 1, False)
+    assert len(records(table)) == 100
 
 
 def test_walk_ends_with_its_server(own: RedisServer, tmp_path: Path) -> None:

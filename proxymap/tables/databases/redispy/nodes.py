@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as NotConnected
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from proxymap.tables.databases.hosts import DatabaseHost
@@ -33,9 +33,16 @@ class Line:
         self.born = self.rested = time.monotonic()
 
     def ask(self, command: Command) -> Any:
-        """What the process answers: bytes, a number, a list or None. Raises what redis-py does."""
+        """What the process answers: bytes, a number, a list or None. Raises what redis-py does.
+
+        Raises QuestionRefused for an answer that is too large.
+        """
+        self.connection.expect()
         self.connection.send_command(*command)
-        return self.connection.read_response()
+        try:
+            return self.connection.read_response()
+        except (RecursionError, IndexError) as error:
+            raise InvalidResponse(f"not the protocol of Redis: {type(error).__name__}") from None
 
     def is_dead(self) -> bool:
         """Was it closed, or is there something that nobody asked for?"""
@@ -78,9 +85,11 @@ class Node:
     def told(self) -> dict[str, str]:
         """What it says of itself, as far as the login allows. Raises what redis-py does."""
         try:
-            text: bytes = self.ask(["INFO"])
+            text = self.ask(["INFO"])
         except ResponseError:
             return {}
+        if not isinstance(text, bytes):
+            raise InvalidResponse("no answer to INFO")
         pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines())
         return {name: value for name, _, value in pairs}
 
@@ -107,7 +116,7 @@ class Node:
             role = line.ask(["ROLE"])
         except ResponseError:  # the login does not allow that
             return
-        if role[0] != b"master":
+        if not isinstance(role, list) or role[:1] != [b"master"]:
             raise NotConnected(f"{self.address.shown} is no master, whatever sentinels say")
 
     def _ask(self, line: Line, commands: Sequence[Command]) -> Any:

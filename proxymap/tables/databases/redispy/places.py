@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from proxymap.config.maincf import mask_secrets
 from proxymap.errors import ConfigError
 from proxymap.tables.databases.addresses import Address
+from proxymap.tables.databases.redispy.bounded import OverTcp, OverTls, OverUnix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def of_sentinel(place: Place, address: Address) -> Place:
 def connection_to(place: Place, address: Address, timeout: float) -> Any:
     """connection_to - a connection of redis-py's, not connected yet; nothing is tried again by itself
 
-    timeout: seconds to connect, and for an answer.
+    timeout: seconds to connect, and for an answer; see bounded.Bounds.
     """
     common: dict[str, Any] = {
         "db": place.number, "username": place.login.user or None, "password": place.login.password or None,
@@ -119,11 +120,11 @@ def connection_to(place: Place, address: Address, timeout: float) -> Any:
         "protocol": 2, **SILENT,
     }  # fmt: skip
     if address.kind == "unix":
-        return UnixDomainSocketConnection(path=address.host, **common)
+        return OverUnix(path=address.host, **common)
     common |= {"host": address.host, "port": address.port}
     if place.tls is None:
-        return Connection(**common)
-    return SSLConnection(
+        return OverTcp(**common)
+    return OverTls(
         ssl_ca_certs=place.tls.ca_file or None, ssl_certfile=place.tls.cert_file or None,
         ssl_keyfile=place.tls.key_file or None, ssl_cert_reqs="required", ssl_check_hostname=True,
         **LENIENT, **common,

@@ -36,7 +36,7 @@ except ImportError as error:
 
 from proxymap.tables.databases.redispy.places import read_place
 from proxymap.tables.databases.redispy.server import server_for, shown
-from proxymap.tables.databases.redispy.walks import Walks, keys_like
+from proxymap.tables.databases.redispy.walks import keys_like
 
 COMMANDS = ("get", "hget", "smembers")
 BETWEEN = b"\0"  # hash and field; no key has that
@@ -97,7 +97,7 @@ class Redis(DatabaseTable):
         place, query = read_place(cf), read_query(cf, self.command)
         super().__init__(type_name, cf, opening, query, utf8=False, result_set_required=False, quotes=False)
         self.ttl = cf.integer("ttl", 0, low=0, high=TTL_MAX)
-        self.host, self.walks = opening.host, Walks()
+        self.host = opening.host
         self.frame = frame_of(query) if self.command == "get" else None
         if opening.writes:
             _check_for_updates(cf, self)
@@ -105,6 +105,7 @@ class Redis(DatabaseTable):
         timeout = cf.integer("timeout", 2, low=1)
         self.server = self.redis = server_for(place, timeout, opening.host, type_name)
         self.redis.attach(self)
+        self.walks = self.redis.new_walks()
 
     @property
     def answers(self) -> Records:
@@ -117,13 +118,12 @@ class Redis(DatabaseTable):
     def values(self, text: bytes) -> Iterator[Iterator[bytes]]:
         name, _, field = text.partition(BETWEEN)
         if self.command == "smembers":
-            members = self.redis.ask(name, "SMEMBERS", name)
-            yield iter(sorted(members))
+            yield iter(sorted(self.redis.members(name, "SMEMBERS", name)))
             return
         if self.command == "hget":
-            value = self.redis.ask(name, "HGET", name, field)
+            value = self.redis.value(name, "HGET", name, field)
         else:
-            value = self.redis.ask(name, "GET", name)
+            value = self.redis.value(name, "GET", name)
         yield iter(() if value is None else (value,))
 
     def shown(self, text: bytes) -> str:
@@ -169,7 +169,7 @@ class Redis(DatabaseTable):
         for name in keys_like(self.redis.masters(), prefix, suffix):
             key = name.removeprefix(prefix).removesuffix(suffix)
             with contextlib.suppress(QuestionRefused):  # it is of another type, so not one of ours
-                value = self.redis.ask(name, "GET", name)
+                value = self.redis.value(name, "GET", name)
                 if key and BETWEEN not in key and value is not None:  # Postfix's keys have none
                     yield key, value.partition(BETWEEN)[0]
 

@@ -23,6 +23,7 @@ from proxymap.tables.databases.redispy.places import CLUSTER, SENTINEL, Place, o
 SENTINEL_TIMEOUT = 0.5  # seconds for a sentinel
 LOOK_AT_SENTINELS = 1.0  # seconds between two looks while there is something to do
 LOOK_AT_CLUSTER = 15.0
+NODES_MAX = 1000  # masters that a cluster may have
 
 
 class Single:
@@ -84,10 +85,8 @@ class BySentinels(Single):
         reasons = []
         for sentinel in self._sentinels:
             try:
-                told = sentinel.ask(["SENTINEL", "MASTER", self.place.name])
-                state = dict(zip(told[::2], told[1::2], strict=True))
-                known.append((int(state[b"config-epoch"]), state[b"ip"].decode(), int(state[b"port"])))
-            except (RedisError, OSError, KeyError, ValueError) as error:
+                known.append(master_in(sentinel.ask(["SENTINEL", "MASTER", self.place.name])))
+            except (RedisError, OSError, TableRetry) as error:
                 reasons.append(f"{sentinel.address.shown}: {error}")
             if len(known) * 2 > len(self._sentinels):
                 break
@@ -135,6 +134,8 @@ class Cluster(Single):
     def moved(self, key: bytes, address: Address, for_good: bool) -> Node:
         node = self._node_at(address, self.nodes)
         if node not in self.nodes:
+            if len(self.nodes) >= NODES_MAX:
+                raise TableRetry(f"cluster {self.place.shown}: it has more than {NODES_MAX} masters")
             self.nodes = [*self.nodes, node]
         if for_good:
             self._slots[key_slot(key)] = node
@@ -148,22 +149,21 @@ class Cluster(Single):
         reasons = []
         for node in [*well, *self._seeds]:
             try:
-                ranges = node.ask(["CLUSTER", "SLOTS"])
-            except (RedisError, OSError) as error:
+                ranges = ranges_in(node.ask(["CLUSTER", "SLOTS"]), node)
+            except (RedisError, OSError, TableRetry) as error:
                 reasons.append(f"{node.address.shown}: {error}")
                 continue
             if ranges:
-                self._use(ranges, node)
+                self._use(ranges)
                 return
             reasons.append(f"{node.address.shown}: it knows of no slots")
         self.reason = f"cluster {self.place.shown}: no node tells of the others: {'; '.join(reasons)}"
         raise NotConnected(self.reason)
 
-    def _use(self, ranges: list[Any], asked: Node) -> None:
+    def _use(self, ranges: list[tuple[int, int, Address]]) -> None:
         slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         nodes: list[Node] = []
-        for first, last, master, *_ in ranges:
-            address = address_of(master[0] or b"", master[1], asked)
+        for first, last, address in ranges:
             node = self._node_at(address, [*nodes, *self.nodes])
             if node not in nodes:
                 nodes.append(node)
@@ -181,9 +181,39 @@ class Cluster(Single):
         return Node(self.place, address, DatabaseHost(len(known), address), self.timeout)
 
 
+def master_in(told: Any) -> tuple[int, str, int]:
+    """master_in - epoch, host and port in an answer to SENTINEL MASTER; TableRetry if it is none"""
+    try:
+        state = dict(zip(told[::2], told[1::2], strict=True))
+        found = int(state[b"config-epoch"]), state[b"ip"].decode(), int(state[b"port"])
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise TableRetry("it tells of no master") from None
+    if not found[1] or not 0 < found[2] < 65536:
+        raise TableRetry("it tells of no master")
+    return found
+
+
+def ranges_in(told: Any, asked: Node) -> list[tuple[int, int, Address]]:
+    """ranges_in - (first slot, last, master) in an answer to CLUSTER SLOTS; TableRetry if it is none"""
+    found = []
+    try:
+        for first, last, master, *_ in told:
+            if not 0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS:
+                raise ValueError
+            found.append((first, last, address_of(master[0] or b"", master[1], asked)))
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise TableRetry("what it tells of slots cannot be used") from None
+    return found
+
+
 def address_of(name: bytes, port: int, asked: Node) -> Address:
-    """address_of - as a node of a cluster tells it; without a name it means the one that it was asked by"""
+    """address_of - as a node of a cluster tells it; without a name it means the one that it was asked by
+
+    Raises ValueError if there can be none.
+    """
     shown = name.decode() or asked.address.host
+    if not 0 < port < 65536:
+        raise ValueError(f"no port: {port}")
     return Address("inet", shown, port, f"{shown}:{port}")
 
 

@@ -37,6 +37,7 @@ from proxymap.tables.databases.limits import ServerLimits, server_limits
 from proxymap.tables.databases.redispy.nodes import Command, Node
 from proxymap.tables.databases.redispy.places import Place
 from proxymap.tables.databases.redispy.routes import address_of, route_to
+from proxymap.tables.databases.redispy.walks import Walks
 from proxymap.tables.databases.reports import Reports, given_by
 
 TYPE_CHECKING = False
@@ -62,6 +63,7 @@ class Service:
     def __init__(self, place: Place, limits: ServerLimits, timeout: float, host: Host) -> None:
         self.place, self.limits, self.timeout, self.warn = place, limits, timeout, host.warn
         self.tables: WeakSet[Table] = WeakSet()
+        self.walks: WeakSet[Walks] = WeakSet()
         self.route = route_to(place, timeout, host.inform)
         self.hosts = Hosts([], 1, min(PROBE_EACH, limits.probe_interval), limits.longest_gap)
         self.reports = Reports("redis", self.hosts, self, self.tables, host.warn, host.inform)
@@ -141,7 +143,10 @@ class Service:
             self._wake.set()
         if kind in ("MOVED", "ASK") and len(words) == 2:
             name, _, port = words[1].rpartition(":")
-            address = address_of(name.encode(), int(port), node)
+            try:
+                address = address_of(name.encode(), int(port), node)
+            except ValueError:
+                raise TableRetry(f"{node.address.shown}: {shown(error)}") from None
             other = self.route.moved(key, address, kind == "MOVED")
             self.retries += 1
             return other, [command] if kind == "MOVED" else [["ASKING"], command]
@@ -213,6 +218,8 @@ class Service:
                     pause = min(pause, node.host.next_probe - now)
         if now - self._trimmed >= TRIM_EACH:
             self._trimmed = now
+            for walks in list(self.walks):
+                walks.trim(self.limits.idle_limit)
             for node in self.route.all_nodes:
                 node.trim(self.limits.idle_limit, self.limits.age_limit)
         if any(node.open for node in self.route.all_nodes):
@@ -230,7 +237,7 @@ class Service:
         idle = self._found.is_set() and not self.route.look_each
         if not idle and now - self._looked >= each:
             self._unsettled = False
-            with contextlib.suppress(RedisError, OSError, ValueError):  # the route knows why
+            with contextlib.suppress(RedisError, OSError):  # the route knows why
                 self.route.find()
             self._looked = time.monotonic()
         return FIND_EACH if (down or self._unsettled) and self.route.look_each else 3600.0
@@ -310,6 +317,12 @@ class Server:
     def attach(self, table: Table) -> None:
         self.service.tables.add(table)
 
+    def new_walks(self) -> Walks:
+        """For the walks of a table, which end when they rest for as long as a connection may."""
+        made = Walks()
+        self.service.walks.add(made)
+        return made
+
     @property
     def shown(self) -> str:
         return self.service.place.shown
@@ -317,6 +330,22 @@ class Server:
     def ask(self, key: bytes, *command: bytes | str | int) -> Any:
         """See Service.ask."""
         return self.service.ask(key, *command)
+
+    def value(self, key: bytes, *command: bytes | str | int) -> bytes | None:
+        """The same, where the answer is text, or that there is none. TableRetry: it is neither."""
+        return self._as_value(self.service.ask(key, *command))
+
+    def members(self, key: bytes, *command: bytes | str | int) -> list[bytes]:
+        """The same, where the answer is a list of texts."""
+        found = self.service.ask(key, *command)
+        if not isinstance(found, list) or None in found:
+            raise TableRetry(f"{self.shown}: the answer is no list of texts")
+        return [self._as_value(one) or b"" for one in found]
+
+    def _as_value(self, answer: Any) -> bytes | None:
+        if answer is None or isinstance(answer, bytes):
+            return answer
+        raise TableRetry(f"{self.shown}: the answer is {type(answer).__name__}, and no text")
 
     def masters(self) -> list[Node]:
         """See Service.masters."""
