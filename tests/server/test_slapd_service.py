@@ -29,9 +29,7 @@ def test_connections_that_slapd_ends_when_idle_cost_no_retry(impatient: Slapd) -
     with Service(impatient) as service:
         table = service.table()
         service.start()
-        for number, pause in enumerate(
-            (0, 0.9, 1.0, 1.1, 2.1, 3.2), start=1
-        ):
+        for number, pause in enumerate((0, 0.9, 1.0, 1.1, 2.1, 3.2), start=1):
             time.sleep(pause)
             assert service.ask(table, key_of(number)) == found(b"box%d" % number)
         for _ in range(3):
