@@ -23,7 +23,7 @@ Answer = bytes | tuple[bytes] | Callable[[list[bytes]], bytes] | None
 
 
 class Resp(Listening):
-    """On a port of 127.0.0.1; tls: (certificate, key), as paths. The answer None: hang up; b"": say nothing."""
+    """On a port of 127.0.0.1; tls: (certificate, key), as paths. Answers: None hangs up, b"" says nothing."""
 
     def __init__(self, answers: dict[bytes, Answer], tls: tuple[str, str] | None = None) -> None:
         self.answers: dict[bytes, Answer] = {b"PING": b"+PONG\r\n", **answers}

@@ -71,13 +71,13 @@ class Bounds:
             self._sock.until, self._sock.left = time.monotonic() + self.socket_timeout, ANSWER_MAX
 
 
-class OverTcp(Bounds, Connection):
+class OverTcp(Bounds, Connection):  # type: ignore[misc]
     """redis://"""
 
 
-class OverTls(Bounds, SSLConnection):
+class OverTls(Bounds, SSLConnection):  # type: ignore[misc]
     """rediss://"""
 
 
-class OverUnix(Bounds, UnixDomainSocketConnection):
+class OverUnix(Bounds, UnixDomainSocketConnection):  # type: ignore[misc]
     """unix://"""

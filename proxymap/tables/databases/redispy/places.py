@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection
+from redis.connection import AbstractConnection, SSLConnection
 from redis.retry import Retry
 
 from proxymap.config.maincf import mask_secrets
