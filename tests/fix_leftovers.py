@@ -126,7 +126,7 @@ def left(before: Open) -> Open:
 def assert_nothing_left(before: Open, by: str) -> None:
     if not any(left(before)):
         return
-    end_verifiers()
+    end_verifier()
     gc.collect()  # tables in a circle of references close their files then
     deadline = time.monotonic() + GRACE
     while any(found := left(before)):
@@ -134,11 +134,10 @@ def assert_nothing_left(before: Open, by: str) -> None:
         time.sleep(0.01)
 
 
-def end_verifiers() -> None:
-    """The processes that verify hash: and btree: files wait for the next one, on purpose."""
-    verifier = sys.modules.get("proxymap.tables.indexed.verifier")
-    while verifier is not None and verifier._idle:
-        verifier._idle.pop().end()
+def end_verifier() -> None:
+    """The process that verifies hash: and btree: files waits for the next one, on purpose."""
+    if verifier := sys.modules.get("proxymap.tables.indexed.verifier"):
+        verifier.dismiss()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

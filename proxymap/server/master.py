@@ -23,6 +23,7 @@ from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.launch import Start, account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
+from proxymap.tables.types import stand_by
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5
@@ -56,6 +57,7 @@ def run(
     drop_privileges(settings, start)
     if writes:
         start_session()
+    stand_by()
     if start.debug:
         run_debugger(main_cf)
     server.drain_limit = DRAIN_LIMIT

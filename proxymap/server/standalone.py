@@ -22,7 +22,7 @@ from proxymap.server.daemon import Daemon
 from proxymap.server.launch import account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
 from proxymap.server.sockets import inherited_sockets, own_socket
-from proxymap.tables.types import load_types
+from proxymap.tables.types import load_types, stand_by
 
 Load = Callable[[], tuple[Settings, MainCf]]
 
@@ -77,6 +77,7 @@ def become_unprivileged(settings: Settings, main_cf: MainCf, user: str, *, write
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)
     os.environ["HOME"] = owner.pw_dir  # where libpq looks for certificates, and may not look in root's
+    stand_by()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 
@@ -122,6 +123,17 @@ def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
                         loaded = import_module(f"proxymap.tables.{module}")
                         if hasattr(loaded, "preload_tables"):
                             loaded.preload_tables(_mapnames(text, name))
+
+
+def stand_by() -> None:
+    """stand_by - have the loaded types start what they cannot start later
+
+    Call this when privileges were dropped and there are no threads yet.
+    """
+    for maptype in TABLE_TYPES.values():
+        loaded = sys.modules.get(f"proxymap.tables.{maptype.module}")
+        if begin := getattr(loaded, "stand_by", None):
+            begin()
 
 
 def _mapnames(text: str, maptype: str) -> Iterator[bytes]:

@@ -58,13 +58,13 @@ METADATA_SIZE = 36  # bytes of it that are looked at
 PAGE_SIZES = [512 << i for i in range(8)]
 # What libdb is not to verify; of a hash the order, where it prints the pages that it complains of.
 UNVERIFIED = {db.DB_HASH: db.DB_NOORDERCHK, db.DB_BTREE: 0}
-# Where a process is never to be had, as opposed to now.
-FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENOSYS)
 NEW_HASH_RECORDS = 4096  # the size of a new hash, as Postfix's
 CACHE_SIZE = "131072"  # bytes; default of berkeley_db_read_buffer_size
 CHUNK = 1 << 20  # bytes read at a time; whole pages
 TICK_NS = 20_000_000  # a file changed twice within this time may bear the same time; Linux: up to 10 ms
 WALKS_MAX = 64  # sequences under way; the one that rested longest makes room
+
+stand_by = verifier.stand_by  # see tables/types
 
 
 class Place:
@@ -283,19 +283,12 @@ class BerkeleyDB(SlowTable):
         return self._handle
 
     def _verify(self, file: int, path: str) -> None:
-        """OSError if libdb finds damage, or if no process can be had to look for it now.
-
-        Only where the system never allows one is it done here, where libdb may crash, or come to no end.
-        """
+        """OSError if libdb finds damage, or if no process can be had to look for it."""
         try:
-            found = verifier.verify(file, UNVERIFIED[self.kind])
+            found = verifier.verify(file, path, UNVERIFIED[self.kind])
         except OSError as error:
-            if error.errno not in FORBIDDEN:
-                why = f"no process can be had to verify it: {error.strerror or error}"
-                raise OSError(errno.ENOMEM, why, self.path) from error  # which passes
-            with db_errors_as_os_errors(self.path):
-                db.DB().verify(path, flags=UNVERIFIED[self.kind])
-            return
+            why = f"no process can be had to verify it: {error.strerror or error}"
+            raise OSError(errno.ENOMEM, why, self.path) from error
         if found:
             raise trouble_of(*found, self.path)
 
