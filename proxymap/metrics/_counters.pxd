@@ -54,12 +54,11 @@ cpdef enum:  # cells of a server's row
     RETRIES = 3
     PROBES = 4
     ERRORS = 8             # ERROR_*
-    QUEUE_SECONDS = 32     # from the question to its turn
+    QUEUE_SECONDS = 32     # from the question to its turn, as far as it is measured
 
 cpdef enum:  # what went wrong with a server
-    ERROR_CONNECT = 0      # no connection could be made
-    ERROR_LOST = 1         # a connection broke
-    ERROR_QUERY = 2        # the server refused a question
+    ERROR_FAILED = 0       # a connection or a probe
+    ERROR_DOWN = 1         # a host went down
 
 cpdef enum:  # cells of the service's row
     REFUSED = 0            # REFUSED_*
@@ -97,6 +96,12 @@ cdef figures *figures_of(int kind, view name) noexcept nogil
 cdef inline void count_one(figures *f, int cell) noexcept nogil:
     """One more."""
     atomic_add(&f.cells[cell], 1)
+
+
+cdef inline void count_both(uint64_t *own, figures *f, int cell) noexcept nogil:
+    """One more, of this process and of all."""
+    own[0] += 1
+    count_one(f, cell)
 
 
 cdef inline void count_more(figures *f, int cell, uint64_t n) noexcept nogil:

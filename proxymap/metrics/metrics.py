@@ -89,6 +89,34 @@ METRICS = (
         _of_each(c.OPENINGS, {"done": c.OPENED, "failed": c.OPEN_FAILED}),
     ),
     Metric(
+        "proxymap_server_answers_total", COUNTER, c.OF_SERVER, (), "Questions that the server has answered.",
+        {(): c.ANSWERS},
+    ),
+    Metric(
+        "proxymap_server_errors_total", COUNTER, c.OF_SERVER, ("kind",),
+        "What went wrong with a server: failed (a connection, or a probe of a host that is down), late (no"
+        " answer in time), down (a host has gone down).",
+        {("failed",): c.ERRORS + c.ERROR_FAILED, ("late",): c.LATE, ("down",): c.ERRORS + c.ERROR_DOWN},
+    ),
+    Metric(
+        "proxymap_server_shed_total", COUNTER, c.OF_SERVER, (),
+        "Lookups answered RETRY at once, since an answer would have come too late.", {(): c.SHED},
+    ),
+    Metric(
+        "proxymap_server_retries_total", COUNTER, c.OF_SERVER, (),
+        "Questions asked once more, since a connection broke or another host has the key.",
+        {(): c.RETRIES},
+    ),
+    Metric(
+        "proxymap_server_probes_total", COUNTER, c.OF_SERVER, (), "Probes of hosts that are down.",
+        {(): c.PROBES},
+    ),
+    Metric(
+        "proxymap_server_queue_seconds", HISTOGRAM, c.OF_SERVER, (),
+        "How long questions waited for a connection; mysql, pgsql and ldap without referrals.",
+        first=c.QUEUE_SECONDS, shift=c.SLOWER, unit=1e9,
+    ),
+    Metric(
         "proxymap_refused_total", COUNTER, c.OF_SERVICE, ("reason",),
         "Requests refused: for a table that main.cf does not approve, a change asked of the read-only"
         " service, a bad request, one over request_size_limit, or for want of memory.",
@@ -130,7 +158,43 @@ METRICS = (
         first=c.TURN_CLIENTS,
     ),
     Metric(
-        "proxymap_up", GAUGE, c.OF_SERVICE, (), "Processes that serve and answer; 0: none.",
+        "proxymap_up", GAUGE, c.OF_SERVICE, (), "Processes whose loop answers; 0: none.",
+    ),
+    Metric(
+        "proxymap_clients", GAUGE, c.OF_SERVICE, (), "Connections that are open.",
+    ),
+    Metric(
+        "proxymap_buffered_bytes", GAUGE, c.OF_SERVICE, (),
+        "Unfinished requests and unread replies; buffer_size_limit bounds them.",
+    ),
+    Metric(
+        "proxymap_cache_bytes", GAUGE, c.OF_SERVICE, ("kind",),
+        "Answers kept, with all that belongs to them: found, or absent.",
+    ),
+    Metric(
+        "proxymap_cache_evictions_total", COUNTER, c.OF_SERVICE, (),
+        "Answers that made room for others in the cache.", {(): c.EVICTIONS},
+    ),
+    Metric(
+        "proxymap_stale_age_seconds_max", GAUGE, c.OF_SERVICE, (),
+        "Age of the oldest answer that a running process has had stand in.",
+    ),
+    Metric(
+        "proxymap_table_open", GAUGE, c.OF_TABLE, (),
+        "Is the table open (1), or can it not be opened (0)? Only of tables asked for since the start.",
+    ),
+    Metric(
+        "proxymap_table_entries", GAUGE, c.OF_TABLE, (), "Entries of the table, where that is known.",
+    ),
+    Metric(
+        "proxymap_server_up", GAUGE, c.OF_SERVER, (), "Is a host of the server up (1), or none (0)?",
+    ),
+    Metric(
+        "proxymap_server_connections", GAUGE, c.OF_SERVER, ("state",),
+        "Connections to the server: busy, idle or opening.",
+    ),
+    Metric(
+        "proxymap_server_queue", GAUGE, c.OF_SERVER, (), "Questions that wait for a connection.",
     ),
 )  # fmt: skip
 

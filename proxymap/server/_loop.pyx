@@ -491,4 +491,6 @@ cdef class Loop:
             "clients": self.l.all.count,
             "buffered_bytes": self.l.all.buffered,
             "instances": self.l.service.tables.count,
+            "cache_bytes": [self.l.results.found.bytes, self.l.results.absent.bytes],
+            "stale_age": self.l.service.stale_age_ms / 1000,
         }

@@ -66,6 +66,7 @@ cdef struct service:
     flights flights      # questions under way
     bint timed           # there are tables whose answers age
     uint64_t now_ms      # when this turn began, if so
+    uint64_t stale_age_ms  # of the oldest answer that has stood in
     uint64_t dice        # for lifetimes that do not end together
     figures *figures     # what is counted of the service, by all its processes
     tracers tracing      # who follows the lookups

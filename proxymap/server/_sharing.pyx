@@ -260,6 +260,7 @@ cdef void reply_old(service *s, instance *i, entry *e, session *who, view key, b
     cdef int flags = who.flags & ~e.cleared
     i.stale += 1
     who.source = FROM_STALE
+    s.stale_age_ms = max(s.stale_age_ms, s.now_ms - e.life.since)
     count_request(s, i, who, key, e.status)
     if instead_of != NULL:
         instead_of.stood_in += 1

@@ -179,17 +179,20 @@ def _line_from(asker: socket.socket, limit: int, patience: float) -> bytes:
 # The other end
 
 
-def ask_all(socket_path: str, **request: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def ask_all(
+    socket_path: str, patience: float = ASKER_PATIENCE, **request: Any
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Ask each process that serves that socket: (process id, reply). Raises OSError, with the path.
 
     Others may have put sockets into the folder, too: only those of root, of the caller and of the
     owners of the served socket and its folder are asked. A reply is {"ok": VALUE} or {"error": TEXT}.
-    A process that has gone, or goes before it has answered, is passed over.
+    A process that has gone, or goes before it has answered, is passed over. patience: seconds for
+    each answer.
     """
     trusted = _trusted_with(socket_path)
     for pid, path in _sockets_beside(socket_path):
         try:
-            reply = _ask(path, request, trusted)
+            reply = _ask(path, request, trusted, patience)
         except (ConnectionError, FileNotFoundError):
             continue
         except TimeoutError:
@@ -245,22 +248,22 @@ def _sockets_beside(socket_path: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def _ask(path: str, request: dict[str, Any], trusted: set[int]) -> dict[str, Any] | None:
+def _ask(path: str, request: dict[str, Any], trusted: set[int], patience: float) -> dict[str, Any] | None:
     """The reply; None from a stranger, or if the process ended before it was complete."""
     import json
 
-    asker = _connected(path, trusted)
+    asker = _connected(path, trusted, patience)
     if asker is None:
         return None
     with asker:
         asker.sendall(json.dumps(request).encode() + b"\n")
-        line = _line_from(asker, ANSWER_MAX, ASKER_PATIENCE)
+        line = _line_from(asker, ANSWER_MAX, patience)
     if not line.endswith(b"\n"):
         return None if len(line) <= ANSWER_MAX else {"error": f"its answer has more than {ANSWER_MAX} bytes"}
     return _checked(line)
 
 
-def _connected(path: str, trusted: set[int]) -> socket.socket | None:
+def _connected(path: str, trusted: set[int], patience: float = ASKER_PATIENCE) -> socket.socket | None:
     """A connection to a control socket; None if it is a stranger's."""
     import socket
     from struct import Struct
@@ -270,7 +273,7 @@ def _connected(path: str, trusted: set[int]) -> socket.socket | None:
         return None
     asker = socket.socket(socket.AF_UNIX)
     try:
-        asker.settimeout(ASKER_PATIENCE)
+        asker.settimeout(patience)
         asker.connect(path)
         credentials = Struct("3i")  # process, user, group
         told = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)

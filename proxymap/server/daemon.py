@@ -85,7 +85,7 @@ class Daemon:
         self._watch_configuration(settings)
         commands: dict[str, Command] = {
             "tables": self._tables, "servers": self._servers, "known": self._known, "flush": self._flush,
-            "reload": self._reload, "trace": self._trace,
+            "reload": self._reload, "trace": self._trace, "figures": self._figures,
         }  # fmt: skip
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
@@ -236,6 +236,9 @@ class Daemon:
 
     def _tables(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return self.between_turns(self.loop.tables)
+
+    def _figures(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self.between_turns(self.loop.counters)
 
     def _servers(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         return [server.describe() for server in self.workers.servers()]

@@ -41,7 +41,7 @@ from proxymap.server.control import LINE_MAX, ask_all
 
 RETRY, DENY = 2, 4
 TABLE = {b"k": b"v", b"l": b"w"}
-PROTOCOL = b'{"error": "expected {\\"do\\": one of tables servers known flush reload trace}"}\n'
+PROTOCOL = b'{"error": "expected {\\"do\\": one of tables servers known flush reload trace figures}"}\n'
 
 
 @pytest.fixture

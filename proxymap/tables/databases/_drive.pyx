@@ -31,6 +31,7 @@ from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait,
     pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
+from proxymap.metrics._counters cimport ANSWERS, LATE, RETRIES, count_one
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, LEVEL_WARNING, job, job_answer, job_new, log_line, note_put, queue_put, queue_sleep,
     queue_wake,
@@ -294,6 +295,7 @@ cdef void settle(driver *d, connection *c, int outcome) noexcept nogil:
 cdef void prove(driver *d) noexcept nogil:
     """A server that was down gets more to do as it answers."""
     d.answers += 1
+    count_one(d.figures, ANSWERS)
     budget_earn(&d.tries)
     if d.allowed < d.limit:
         d.successes += 1
@@ -405,6 +407,7 @@ cdef void end(driver *d, connection *c, int why) noexcept nogil:
         if may_try_again(d, why, reused, j):
             j.tries += 1
             d.retries += 1
+            count_one(d.figures, RETRIES)
             waiting_return(d, j)
         else:
             job_answer(
@@ -465,6 +468,7 @@ cdef void sweep(driver *d) noexcept nogil:
         if c.busy:
             if c.given_up or now - c.job.since_ms >= d.time_limit_ms:
                 d.late += 1
+                count_one(d.figures, LATE)
                 waiting_learn(d, c)
                 connection_say(c, b"no answer in time")
                 complain(d, c)

@@ -11,12 +11,13 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport close as close_fd
 
 from proxymap._words cimport STAT_RETRY
-from proxymap.base._buf cimport buf_append, buf_free
+from proxymap.base._buf cimport buf_append, buf_free, view_str
 from proxymap.base._clock cimport now_ms
 from proxymap.base._os cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock,
 )
+from proxymap.metrics._counters cimport OF_SERVER, Figures, figures_of
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, JOB_LOOKUP, Job, Queue, job, job_free, job_new, note_put, queue_put, queue_take_old,
 )
@@ -41,6 +42,7 @@ cdef class Driver:
         self.asks, self.notes, self.log = Queue(wakes_loop=True), Queue(), Queue(limit=LINES_MAX)
         self.d.asks, self.d.notes, self.d.log = &self.asks.q, &self.notes.q, &self.log.q
         self.asks.q.sleepy = True
+        self.d.figures = figures_of(OF_SERVER, view_str(b"unnamed"))
         pthread_mutex_init(&self.d.lock, NULL)
         self.d.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.d.epoll < 0:
@@ -85,6 +87,10 @@ cdef class Driver:
         self.d.age_limit_ms = <uint64_t> (age_limit * 1000)
         self.d.suspect_ms = <uint64_t> (suspect_after * 1000)
         budget_set(&self.d.tries, retry_budget, limit)
+
+    def count_in(self, Figures row not None):
+        """Count for all processes there."""
+        self.d.figures = row.f
 
     def run(self):
         """Serve, until `stop`; then all connections have ended."""

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf
 from proxymap.base._os cimport pthread_mutex_t
+from proxymap.metrics._counters cimport figures
 from proxymap.tables._jobs cimport job, queue
 from proxymap.tables.databases._budget cimport budget
 from proxymap.tables.databases._connection cimport connection
@@ -64,6 +65,7 @@ cdef struct driver:
     uint64_t retries
     uint64_t answered[HOSTS_MAX]  # by each host
     uint64_t late
+    figures *figures       # where all processes count that
     uint64_t shed          # answered RETRY at once, since there would have been no answer in time
 
 

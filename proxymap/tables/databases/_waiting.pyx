@@ -16,6 +16,7 @@ from proxymap._words cimport STAT_OK, STAT_RETRY
 from proxymap.base._buf cimport buf_view
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport pthread_mutex_lock, pthread_mutex_unlock
+from proxymap.metrics._counters cimport LATE, QUEUE_SECONDS, SHED, SLOWER, count_one, count_size
 from proxymap.tables._jobs cimport job, job_answer, note_put, queue_take
 from proxymap.tables.databases._connection cimport connection
 from proxymap.tables.databases._lanes cimport (
@@ -59,6 +60,7 @@ cdef job *waiting_next(driver *d) noexcept nogil:
     elif left_us(d, j) < least_us(d):
         shed(d, j)
     else:
+        count_size(d.figures, QUEUE_SECONDS, SLOWER, (now_ms() - j.since_ms) * 1000000)
         return j
     return NULL
 
@@ -80,6 +82,7 @@ cdef void waiting_late(driver *d, uint64_t now) noexcept nogil:
         if j == NULL:
             return
         d.late += 1
+        count_one(d.figures, LATE)
         job_answer(j, STAT_RETRY, b"no connection in time", &d.woken)
 
 
@@ -120,6 +123,7 @@ cdef void shed(driver *d, job *j) noexcept nogil:
     j.shed = True
     if not j.refresh:
         d.shed += 1
+        count_one(d.figures, SHED)
         if not d.shedding:
             d.shedding = note_put(d.notes, NOTE_SHED, NULL) == 0
     refuse(d, j, b"there would be no answer in time")

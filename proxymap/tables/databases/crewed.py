@@ -16,6 +16,7 @@ from weakref import WeakSet, WeakValueDictionary, proxy
 
 from proxymap.base.threads import start_thread
 from proxymap.errors import ServerDown, TableRetry
+from proxymap.metrics._counters import ANSWERS, LATE
 from proxymap.tables.databases.hosts import ConnectFailed, DatabaseHost, Hosts
 from proxymap.tables.databases.limits import ServerLimits
 from proxymap.tables.databases.reports import Reports, given_by, queues_of
@@ -92,6 +93,7 @@ class CrewedServer:
         now = time.monotonic()
         with self._lock:
             self._answers[host.number] += 1
+            self.reports.row.count(ANSWERS)
             self._mean += (now - began - self._mean) * (NEWEST if self._mean else 1)
             if host.down_since is None and (host.up_since is None or host.failures):
                 self.hosts.succeeded(host, now, self._answers[host.number])
@@ -100,6 +102,7 @@ class CrewedServer:
         """late: it may be slow, or silent: a probe tells."""
         with self._lock:
             self._late += late
+            self.reports.row.count(LATE, late)
             down = self._count_failure(host, began, reason)
         if down or late:
             self._have_probed(host)

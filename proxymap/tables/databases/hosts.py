@@ -16,6 +16,8 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
+from proxymap.metrics._counters import ERROR_DOWN, ERROR_FAILED, ERRORS, PROBES, Figures
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proxymap.tables.databases.addresses import Address
@@ -101,6 +103,7 @@ class Hosts:
     ) -> None:
         self.all = [DatabaseHost(number, address) for number, address in enumerate(addresses)]
         self.error_limit, self.interval, self.longest_gap = error_limit, probe_interval, longest_gap
+        self.row: Figures | None = None  # where failures are counted
 
     def choose(self) -> DatabaseHost | None:
         """The host for the next connection; None if all are down."""
@@ -126,6 +129,9 @@ class Hosts:
         if began <= host.failed_at and not outright:
             return False
         host.failed_at = now
+        self._count(ERRORS + ERROR_FAILED)
+        if host.down_since is not None:
+            self._count(PROBES)
         host.failures += row
         host.reason = reason
         mostly = host.mostly_fails(now, answers)
@@ -143,7 +149,13 @@ class Hosts:
         else:
             return False
         host.next_probe = now + (gap or host.gap) * random.uniform(1 - JITTER, 1 + JITTER)
+        if host.down_since == now:
+            self._count(ERRORS + ERROR_DOWN)
         return host.down_since == now
+
+    def _count(self, cell: int) -> None:
+        if self.row is not None:
+            self.row.count(cell)
 
     def succeeded(self, host: DatabaseHost, now: float, answers: int = 0) -> float | None:
         """A connection was made; how long was the host down? None: it was up."""
@@ -151,6 +163,7 @@ class Hosts:
         if host.up_since is None or down_since is not None:
             host.up_since = now
         if down_since is not None:
+            self._count(PROBES)
             host.proven = answers + PROOF, now + PROOF
             host.recent.clear()
         host.failures = 0

@@ -84,6 +84,7 @@ class Pool:
             retry_budget=limits.retry_budget,
         )  # fmt: skip
         self.reports = Reports(maptype, self.hosts, self.driver, self.tables, host.warn, host.inform)
+        self.driver.count_in(self.reports.row)
         self.refusing = False
         self._trials: set[_Trial] = set()
         self._finished: deque[_Trial] = deque()

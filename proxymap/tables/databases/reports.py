@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 
+from proxymap.metrics._counters import OF_SERVER, Figures
 from proxymap.tables.databases.hosts import DatabaseHost, Hosts
 
 TYPE_CHECKING = False
@@ -36,10 +37,13 @@ class Reports:
 
     def __init__(
         self, maptype: str, hosts: Hosts, driver: Asked, tables: Collection[Table],
-        warn: Callable[[str], None], inform: Callable[[str], None],
+        warn: Callable[[str], None], inform: Callable[[str], None], name: str = "",
     ) -> None:  # fmt: skip
+        """name: of the server; else it is that of its hosts."""
         self.maptype, self.hosts, self.driver, self.tables = maptype, hosts, driver, tables
         self.warn, self.inform = warn, inform
+        self.name = f"{maptype} {name or self._shown()}"
+        self.row = hosts.row = Figures(OF_SERVER, os.fsencode(self.name))  # what all processes count of it
         self.due: float | None = None  # when to look again whether lookups are shed
         self._shed = 0  # so many were when the log was last told
         self._given: tuple[int, int] | None = None  # old answers and deferred ones when the server went down
@@ -91,7 +95,7 @@ class Reports:
     def describe(self, now: float) -> dict[str, object]:
         """What is known of it, for the administrator; times in seconds."""
         return {
-            "server": f"{self.maptype} {self._shown()}", "state": self.hosts.state,
+            "server": self.name, "state": self.hosts.state,
             "hosts": [host.describe(now) for host in self.hosts.all],
             "tables": sorted(os.fsdecode(table.type_name) for table in list(self.tables)),
             **self.driver.figures,

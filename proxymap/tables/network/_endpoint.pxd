@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
+from proxymap.metrics._counters cimport figures
 from proxymap.tables._jobs cimport job, queue
 
 
@@ -77,6 +78,7 @@ cdef struct endpoint:
     int busy              # those that are asking
     int owing             # none of `open`: see OWING
     uint64_t spent_ms     # by all answers
+    figures *figures      # where all processes count the next three
     uint64_t answers, retries, late  # answers so far; questions asked once more; without answer
     int ready             # those that are connected
     bint down             # all that comes is answered RETRY at once,

@@ -16,6 +16,7 @@ from proxymap.base._os cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC,
     SOCK_NONBLOCK, epoll_ctl, epoll_event, recv, send,
 )
+from proxymap.metrics._counters cimport ERROR_DOWN, ERRORS, count_one
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, JOB_LOOKUP, LEVEL_INFO, LEVEL_WARNING, job, log_line, queue,
 )
@@ -239,6 +240,7 @@ cdef void tell_trouble(queue *log, asker *a, uint64_t now, const char *words, vi
 
 cdef void tell_down(queue *log, const endpoint *e, const char *why) noexcept nogil:
     cdef view parts[4]
+    count_one(e.figures, ERRORS + ERROR_DOWN)
     parts[0] = view_str(b"connect to ")
     parts[1] = e.shown
     parts[2] = view_str(b": ")

@@ -27,6 +27,7 @@ from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._os cimport (
     EPOLLOUT, MSG_DONTWAIT, epoll_event, epoll_wait, pthread_mutex_lock, pthread_mutex_unlock, recv,
 )
+from proxymap.metrics._counters cimport ANSWERS, LATE, RETRIES, count_both
 from proxymap.tables._jobs cimport job, job_answer, note_put, queue_put, queue_sleep, queue_take, queue_wake
 from proxymap.tables.network._endpoint cimport (
     ANSWERED, BUSY, CONNECTING, ENDED, GREETING, IDLE, MORE, NONSENSE, OWING, address, answer, asker,
@@ -373,7 +374,7 @@ cdef bint read_answer(exchange *x, connection *c, bint at_end) noexcept nogil:
     if seen == MORE:
         return False
     c.answers += 1
-    e.answers += 1
+    count_both(&e.answers, e.figures, ANSWERS)
     e.spent_ms += x.now_ms - c.since_ms
     e.silences = 0
     is_up(x, e)
@@ -414,7 +415,7 @@ cdef void broke(exchange *x, connection *c, int why) noexcept nogil:
         return
     if old and j.tries == 0:
         j.tries += 1
-        e.retries += 1
+        count_both(&e.retries, e.figures, RETRIES)
         while e.idle != NULL:  # they are likely to have the same fate
             end(x, e.idle)
         wait_again(e, j)
@@ -492,7 +493,7 @@ cdef void sweep_connection(exchange *x, endpoint *e, connection *c, uint64_t age
             else:
                 end(x, c)
             e.silences += 1
-            e.late += 1
+            count_both(&e.late, e.figures, LATE)
             e.last_error = b"time limit exceeded"
             fail(x, j, e.last_error)
             if e.speaks.hello != NULL and e.silences >= SILENCES_MAX and not e.down:

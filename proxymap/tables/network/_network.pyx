@@ -20,6 +20,7 @@ from proxymap.base._os cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock,
 )
+from proxymap.metrics._counters cimport OF_SERVER, figures_of
 from proxymap.tables._jobs cimport (
     JOB_EXPLAIN, Job, Queue, job, job_free, job_new, queue_put,
 )
@@ -119,6 +120,8 @@ cdef class Endpoint:
             memcpy(e.addresses[e.count].data, <const char *> <bytes> packed, len(packed))
             e.count += 1
         e.limit = connection_limit
+        named = os.fsencode(f"{maptype} {shown}")
+        e.figures = figures_of(OF_SERVER, view_of(named, len(named)))
         e.time_limit_ms = <uint64_t> (time_limit * 1000)
         e.connect_limit_ms = <uint64_t> (connect_time_limit * 1000)
         e.idle_limit_ms, e.age_limit_ms = <uint64_t> (idle_limit * 1000), <uint64_t> (age_limit * 1000)

@@ -32,6 +32,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from proxymap.base.threads import start_thread
 from proxymap.config.maincf import mask_secrets
 from proxymap.errors import QuestionRefused, TableRetry
+from proxymap.metrics._counters import ANSWERS, LATE, RETRIES, SHED
 from proxymap.tables.databases.hosts import Hosts
 from proxymap.tables.databases.limits import ServerLimits, server_limits
 from proxymap.tables.databases.redispy.nodes import Command, Node
@@ -66,7 +67,7 @@ class Service:
         self.walks: WeakSet[Walks] = WeakSet()
         self.route = route_to(place, timeout, host.inform)
         self.hosts = Hosts([], 1, min(PROBE_EACH, limits.probe_interval), limits.longest_gap)
-        self.reports = Reports("redis", self.hosts, self, self.tables, host.warn, host.inform)
+        self.reports = Reports("redis", self.hosts, self, self.tables, host.warn, host.inform, place.shown)
         self.answers = self.retries = self.late = self.shed = self.waiting = 0
         self.spent = 0.0  # seconds
         self.ended = False
@@ -102,6 +103,7 @@ class Service:
 
     def _shed(self) -> None:
         self.shed += 1
+        self.reports.row.count(SHED)
         if not self._told_of_shedding:
             self._told_of_shedding = True
             self.reports.shedding(time.monotonic())
@@ -149,6 +151,7 @@ class Service:
                 raise TableRetry(f"{node.address.shown}: {shown(error)}") from None
             other = self.route.moved(key, address, kind == "MOVED")
             self.retries += 1
+            self.reports.row.count(RETRIES)
             return other, [command] if kind == "MOVED" else [["ASKING"], command]
         how = QuestionRefused if kind == "WRONGTYPE" else TableRetry
         raise how(f"{node.address.shown}: {shown(error)}") from error
@@ -156,6 +159,7 @@ class Service:
     def _answered(self, node: Node, seconds: float) -> None:
         with self._lock:
             self.answers += 1
+            self.reports.row.count(ANSWERS)
             node.answers += 1
             self.spent += seconds
         if node.host.up_since is None or node.host.down_since is not None:  # as a probe said just now
@@ -164,6 +168,7 @@ class Service:
     def _went_wrong(self, node: Node, began: float, error: Exception) -> None:
         if isinstance(error, TimedOut):
             self.late += 1
+            self.reports.row.count(LATE)
             self._probe(node)
         elif node.host.down_since is None:
             self._failed(node, began, error)
@@ -298,7 +303,7 @@ class Service:
 
     def describe(self) -> dict[str, object]:
         now = time.monotonic()
-        told = self.reports.describe(now) | {"server": f"redis {self.place.shown}"}
+        told = self.reports.describe(now)
         if not self.route.nodes:
             told["hosts"] = [{
                 "host": self.place.shown, "state": told["state"], "seconds": None, "failures": 0,

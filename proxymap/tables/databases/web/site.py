@@ -23,6 +23,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from proxymap.base.threads import start_thread
 from proxymap.errors import QuestionRefused, TableRetry
+from proxymap.metrics._counters import ANSWERS, LATE, SHED
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.hosts import Hosts
 from proxymap.tables.databases.limits import ServerLimits
@@ -216,6 +217,7 @@ class Site:
         with self._lock:
             if host.down_since is not None:
                 self._count.figures["shed"] += 1
+                self._reports.row.count(SHED)
                 raise TableRetry(f"{self.address.shown} is down: {host.reason}")
             self._count.figures["busy"] += 1
         try:
@@ -271,6 +273,7 @@ class Site:
         now = time.monotonic()
         with self._lock:
             self._count.answered(now - began)
+            self._reports.row.count(ANSWERS)
             host = self.hosts.all[0]
             if host.down_since is None and (host.failures or host.up_since is None):
                 self.hosts.succeeded(host, now, self._count.figures["answers"])
@@ -279,6 +282,7 @@ class Site:
         with self._lock:
             host = self.hosts.all[0]
             self._count.figures["late"] += late
+            self._reports.row.count(LATE, late)
             answers = self._count.figures["answers"]
             if self.hosts.failed(host, began, time.monotonic(), reason, answers=answers):
                 self._reports.down(host, reason)
