@@ -94,9 +94,7 @@ def test_counters_equal_what_was_asked(server: ServerProcess, service: str) -> N
     asking.mix(ROUNDS)
     asking.check()
     for number in range(RELOADS):
-        assert server.process is not None
-        server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda n=number: reloads(server) > n, "the reload")
+        reload(server, number, asking.rules if asking.cached else None)
         asking.mix(ROUNDS // 10)
     restart(server)
     asking.mix(ROUNDS)
@@ -110,8 +108,15 @@ def test_counters_equal_what_was_asked(server: ServerProcess, service: str) -> N
     assert counted["proxymap_up"] == {(service,): 0}
 
 
-def reloads(server: ServerProcess) -> int:
-    return read(str(counters_file(server))).of(c.OF_SERVICE)[c.RELOADS]
+def reload(server: ServerProcess, before: int, table: bytes | None) -> None:
+    """Returns when main.cf was read again, for one time more than before, and the table was opened anew."""
+    file, name = str(counters_file(server)), (table or b"").decode()
+    openings = read(file).of(c.OF_TABLE, name)[c.OPENINGS]
+    assert server.process is not None
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: read(file).of(c.OF_SERVICE)[c.RELOADS] > before, "the reload")
+    if table:
+        wait_until(lambda: read(file).of(c.OF_TABLE, name)[c.OPENINGS] > openings, "the table")
 
 
 def test_changes_are_counted_each_on_its_own(server: ServerProcess) -> None:
