@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -32,6 +32,7 @@ help:
 	@echo "make soak-redis  masters of Redis are killed and paused at random under load, with sentinels and as a cluster; ten minutes"
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
+	@echo "make docs    the pages of docs/, README and the manual as a site in build/site; needs mandoc"
 	@echo "make clean   remove all that was built"
 
 # The virtual environment, with all that tests and linters need.
@@ -133,6 +134,10 @@ differential: build
 
 dist: $(VENV)/ready
 	$(PY) -m build --quiet --outdir dist .
+
+docs: $(VENV)/ready
+	$(PY) -c "import mkdocs" 2>/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check "mkdocs>=1.6,<2"
+	$(PY) -m mkdocs build --quiet --clean
 
 clean:
 	rm -rf build dist *.egg-info demo $(VENV)
