@@ -22,7 +22,7 @@ def citations(text: str) -> list[tuple[str, str]]:
     """The pages that a text names, each with a section or ""."""
     found = []
     for page, numbers in CITED.findall(text):
-        if (ROOT / "docs" / page).exists() or (ROOT / page).exists():
+        if page == "index.md" or (ROOT / "docs" / page).exists() or (ROOT / page).exists():
             continue  # about this project
         found += [(page, number) for number in re.findall(NUMBER, numbers) or [""]]
     return found
