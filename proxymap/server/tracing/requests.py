@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STATUSES = ("OK", "NOKEY", "RETRY", "BAD", "DENY", "CONFIG")  # as in the protocol
 AT_ONCE = 250  # events that are taken from a ring
 TELL = 1.0  # seconds between two words of what was left out
-FORMS = {"table": str, "key": str, "status": str, "slow": (int, float)}
+FORMS: dict[str, Any] = {"table": str, "key": str, "status": str, "slow": (int, float)}
 
 
 class Watching:
@@ -50,7 +50,9 @@ def _wanted(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if not all(isinstance(value, FORMS[name]) for name, value in wanted.items()):
             raise TypeError
-        found = {name: os.fsencode(wanted[name]) for name in ("table", "key") if name in wanted}
+        found: dict[str, Any] = {
+            name: os.fsencode(wanted[name]) for name in ("table", "key") if name in wanted
+        }
         if "status" in wanted:
             found["status"] = STATUSES.index(wanted["status"])
         if "slow" in wanted and 0 <= wanted["slow"] <= 1e6:
