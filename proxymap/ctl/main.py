@@ -43,6 +43,7 @@ COMMANDS = {
     "servers": "which database servers a running server uses, and how they do",
     "metrics": "what the server counts and measures, for Prometheus",
     "trace": "follow lookups as a running server answers them",
+    "top": "what a running server is asked most, on a screen that is drawn anew",
     "flush": "have a running server forget cached answers",
     "reload": "have a standalone server read main.cf and proxymap.cf anew",
     "build": "build FILE.cdb or FILE.lmdb from a text as postmap(1) does",
@@ -65,6 +66,7 @@ examples:
   proxymapctl tables
   proxymapctl servers
   proxymapctl trace --slow 100ms
+  proxymapctl top
   proxymapctl metrics
   proxymapctl flush lmdb:/etc/postfix/access user@example.com
   proxymapctl --socket /run/proxymap/socket reload
