@@ -20,7 +20,7 @@ from fix_ctl import HOME, run
 from fix_server import LIMIT, LOCK, TRY0, TRY1, ServerProcess, environment, lookup, wait_until
 
 from proxymap.ctl.commands.top import frame_lines
-from proxymap.ctl.watched import KEYS_MAX, HotKeys, Row
+from proxymap.ctl.live.watched import KEYS_MAX, HotKeys, Row
 
 EVIL = b"\x1b]0;evil\x07\x1b[2J"
 COUNT = 200

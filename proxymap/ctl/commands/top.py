@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from proxymap.ctl.commands.trace import took_of
+from proxymap.ctl.live.screen import Screen, is_terminal, size
+from proxymap.ctl.live.watched import Row, Watched
 from proxymap.ctl.options import ANSWERING, Parser, duration
 from proxymap.ctl.outcome import EX_OK, printable
-from proxymap.ctl.screen import Screen, is_terminal, size
-from proxymap.ctl.watched import Row, Watched
 
 KEYS = 10  # that are shown at most
 SERVERS = 8

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from proxymap.ctl.following import Follower
+from proxymap.ctl.live.following import Follower
 from proxymap.ctl.options import ANSWERING, TABLE, Parser, duration, table_name
 from proxymap.ctl.outcome import EX_OK, printable
 from proxymap.errors import ConfigError

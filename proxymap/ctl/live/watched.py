@@ -10,7 +10,7 @@ from errno import ENOENT
 from typing import Any, NamedTuple
 
 from proxymap.ctl.figures import counted_at, sockets_of
-from proxymap.ctl.following import Follower
+from proxymap.ctl.live.following import Follower
 from proxymap.errors import ConfigError
 from proxymap.metrics import _counters as c
 from proxymap.metrics.files import path_beside
