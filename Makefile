@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels completion clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -33,6 +33,8 @@ help:
 	@echo "make differential  10,000 questions of each table type to Postfix's server and to ours; 100,000 updates and the like"
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make docs    the pages of docs/, README and the manual as a site in build/site; needs mandoc"
+	@echo "make wheels  wheels for glibc and musl, x86_64 and aarch64, in dist/wheels/; WHEEL_ARGS=\"--python /path/to/python3.13\""
+	@echo "make completion  contrib/completion/ for bash and zsh, after a change of proxymapctl's options"
 	@echo "make clean   remove all that was built"
 
 # The virtual environment, with all that tests and linters need.
@@ -138,6 +140,13 @@ dist: $(VENV)/ready
 docs: $(VENV)/ready
 	$(PY) -c "import mkdocs" 2>/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check "mkdocs>=1.6,<2"
 	$(PY) -m mkdocs build --quiet --clean
+
+wheels: $(VENV)/ready
+	$(PY) packaging/wheels.py $(WHEEL_ARGS)
+
+completion: build
+	$(BIN) pip install --quiet --disable-pip-version-check "shtab==1.13.0"
+	$(BIN) $(PY) contrib/completion.py
 
 clean:
 	rm -rf build dist *.egg-info demo $(VENV)

@@ -39,6 +39,7 @@ from types import ModuleType
 from typing import IO, Any, Literal, TypeAlias
 
 from proxymap.base._fold import fold, is_utf8
+from proxymap.base.packages import how_to_install
 from proxymap.config.source import RecordError, logical_lines, split_record
 
 Duplicates: TypeAlias = Literal["warn", "replace", "ignore"]
@@ -104,8 +105,7 @@ def _library(maptype: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        advice = f"pip install 'proxymap[{maptype}]'"
-        raise BuildError(f"{maptype} tables need {name}: {advice} ({error})") from None
+        raise BuildError(f"{maptype} tables need {name}: {how_to_install(maptype)} ({error})") from None
     if name == "lmdb":
         with suppress(ImportError):
             importlib.import_module("lmdb._envid")  # lmdb.open() would load it

@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from proxymap.base.files import Stamp, stamp_of, sync_folder
+from proxymap.base.packages import how_to_install
 from proxymap.errors import STAT_CONFIG, STAT_NOKEY, STAT_OK, TableRetry
 from proxymap.tables.base import Change, Host, Opening, SlowTable, refuse_open_folder
 from proxymap.tables.flags import FIXED, TRY0NULL, TRY1NULL
@@ -45,7 +46,7 @@ try:
     from berkeleydb import db
 except ImportError as error:
     raise ImportError(
-        "hash and btree need the Python package berkeleydb: pip install proxymap[bdb]"
+        f"hash and btree need the Python package berkeleydb: {how_to_install('bdb')}"
         f" (or make the table anew as lmdb or cdb): {error}"
     ) from error
 

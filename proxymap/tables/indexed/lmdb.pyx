@@ -337,7 +337,10 @@ def open_table(bytes type_name, bytes mapname, opening) -> LmdbTable:
     try:
         from proxymap.tables.indexed.lmdb_writer import writer_for
     except ImportError as error:
-        opening.host.warn(f"{os.fsdecode(type_name)}: updates need pip install 'proxymap[lmdb]' ({error})")
+        from proxymap.base.packages import how_to_install
+
+        remedy = f"updates need the Python package lmdb: {how_to_install('lmdb')} ({error})"
+        opening.host.warn(f"{os.fsdecode(type_name)}: {remedy}")
         return LmdbTable(type_name, file)
     writer = writer_for(os.fsdecode(file), opening.host, damage_in)
     return LmdbTable(type_name, file, writer=writer)

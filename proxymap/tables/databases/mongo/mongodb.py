@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import finalize
 
+from proxymap.base.packages import how_to_install
 from proxymap.base.threads import start_thread
 from proxymap.config.maincf import ERRORS, TEXT, mask_secrets
 from proxymap.config.source import split_list
@@ -40,9 +41,7 @@ try:
     from bson.errors import BSONError
     from pymongo.errors import ConnectionFailure, OperationFailure, ProtocolError, PyMongoError
 except ImportError as error:
-    raise ImportError(
-        f"mongodb needs PyMongo 4.2 or later ({error}); pip install 'proxymap[mongodb]'"
-    ) from error
+    raise ImportError(f"mongodb needs PyMongo 4.2 or later ({error}); {how_to_install('mongodb')}") from error
 
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 REFUSALS = (2, 9, 14, 17, 51, 96)  # error codes of a question: bad value, fails to parse, type mismatch ...

@@ -20,6 +20,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from proxymap.base.packages import how_to_install
 from proxymap.config.maincf import ERRORS, TEXT
 from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, ProxymapError, QuestionRefused
 from proxymap.tables._template import NO_PART, PART_KEY, Program
@@ -32,7 +33,7 @@ from proxymap.tables.template import IN_QUERY, compile_text
 try:
     from redis.exceptions import RedisError
 except ImportError as error:
-    raise ImportError(f"redis needs redis-py 6 or later ({error}); pip install 'proxymap[redis]'") from error
+    raise ImportError(f"redis needs redis-py 6 or later ({error}); {how_to_install('redis')}") from error
 
 from proxymap.tables.databases.redispy.places import read_place
 from proxymap.tables.databases.redispy.server import server_for, shown

@@ -21,6 +21,7 @@ from collections.abc import Collection, Hashable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
+from proxymap.base.packages import how_to_install
 from proxymap.base.threads import start_thread
 from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.metrics._counters import ANSWERS, LATE, SHED
@@ -40,7 +41,7 @@ try:
         ReadTimeoutError,
     )
 except ImportError as error:
-    raise ImportError(f"http needs urllib3 2 or later ({error}); pip install 'proxymap[http]'") from error
+    raise ImportError(f"http needs urllib3 2 or later ({error}); {how_to_install('http')}") from error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
