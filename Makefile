@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels completion clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel completion clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -34,6 +34,7 @@ help:
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make docs    the pages of docs/, README and the manual as a site in build/site; needs mandoc"
 	@echo "make wheels  wheels for glibc and musl, x86_64 and aarch64, in dist/wheels/; WHEEL_ARGS=\"--python /path/to/python3.13\""
+	@echo "make test-wheel SUITE=trixie WHEEL=file  install a wheel in a clean chroot of that suite, and serve; as root, needs debootstrap"
 	@echo "make completion  contrib/completion/ for bash and zsh, after a change of proxymapctl's options"
 	@echo "make clean   remove all that was built"
 
@@ -143,6 +144,9 @@ docs: $(VENV)/ready
 
 wheels: $(VENV)/ready
 	$(PY) packaging/wheels.py $(WHEEL_ARGS)
+
+test-wheel:
+	sh contrib/test-wheel $(or $(SUITE),trixie) $(WHEEL)
 
 completion: build
 	$(BIN) pip install --quiet --disable-pip-version-check "shtab==1.13.0"

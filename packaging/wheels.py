@@ -102,7 +102,8 @@ def build(source: Path, python: str, tag: str, tools: Path, out: Path) -> Path:
         f"--config-setting=--build-option=--plat-name={tag}",
         cwd=source,
         CC=compiler,
-        LDSHARED=f"{compiler} -shared -s",
+        # Of musl nothing is named: each program has it all, under a name that differs by machine.
+        LDSHARED=f"{compiler} -shared -s {'-nostdlib' if tag.startswith('musl') else ''}",
         SETUPTOOLS_EXT_SUFFIX=f".{host['cache_tag']}-{platform}.so",
         **cache,
     )
