@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ import pytest
 pytest.importorskip("urllib3", reason="urllib3 is not installed")
 
 from fix_http import MANNERS, Liar, Web, nginx, nginx_missing
-from fix_server import NOT_FOUND, ServerProcess, give, lookup
+from fix_server import LIMIT, NOT_FOUND, ServerProcess, give, lookup, wait_until
 from fix_tls import Certificates
 
-from proxymap.errors import QuestionRefused
+from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.base import Host, Opening
 from proxymap.tables.databases.web.http import Http, Result, leaves_its_folder
 from proxymap.tables.opening import open_table
@@ -341,7 +342,9 @@ def test_liar_gets_nothing_but_retry(
             f"url = http{'s' * tls}://127.0.0.1:{liar.port}/%s\ntimeout = 1\nsize_limit = 100000\n"
             f"tls_CAfile = {certificates.pem('ca')}\n"
         )
-        table = open_table(f"http:{tmp_path}/t.cf".encode())
+        host = Host()
+        host.server_limits = lambda name: {"connection_limit": 1}  # which has to come back each time
+        table = open_table(f"http:{tmp_path}/t.cf".encode(), host=host)
         assert table.reason is None
         liar.stays = True
         assert table.ask(b"k", 0)[::2] == (0, b"value")
@@ -418,6 +421,33 @@ def test_one_table_that_hangs_holds_up_no_other(place: Place, web: Web) -> None:
             assert place.value(fast, b"a@b.c") == b"x@y.z"
             assert not waits.answered()
             assert waits.reply() == RETRY
+
+
+def test_tables_of_a_server_have_its_connections_together(tmp_path: Path) -> None:
+    """server_connection_limit is for all of them; a question that waits for one is not held against it."""
+    host = Host()
+    host.server_limits = lambda name: {"connection_limit": 2, "error_limit": 1}
+    with Liar() as liar:
+        liar.stays, liar.manner = True, "fine"
+        tables = []
+        for name in ("one", "two"):
+            path = tmp_path / f"{name}.cf"
+            path.write_text(
+                f"url = {url_of(liar, f'/{name}/%s')}\ntimeout = {'10' if name == 'one' else '1'}\n"
+            )
+            tables.append(open_table(f"http:{path}".encode(), host=host))
+        one, two = tables
+        liar.manner = "silent"
+        with ThreadPoolExecutor() as pool:
+            busy = [pool.submit(one.ask, b"k", 0) for _ in range(2)]
+            wait_until(lambda: len(liar.requests) == 2, "two questions")
+            with pytest.raises(TableRetry, match="all 2 connections are busy"):
+                two.ask(b"k", 0)
+            told = one.server.describe()
+            assert (told["state"], told["busy"], told["limit"], told["shed"]) == ("unknown", 2, 2, 1)
+            assert len(liar.requests) == 2
+            liar.leave()
+            assert [type(one.exception(LIMIT)) for one in busy] == [TableRetry, TableRetry]
 
 
 # TLS

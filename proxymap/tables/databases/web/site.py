@@ -12,6 +12,7 @@ Source: RFC 9110, RFC 9112; the documentation of urllib3 2 and of ssl.
 from __future__ import annotations
 
 import http.client
+import io
 import math
 import socket
 import ssl
@@ -35,6 +36,7 @@ try:
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.exceptions import (
         ConnectTimeoutError,
+        EmptyPoolError,
         HTTPError,
         NewConnectionError,
         ProtocolError,
@@ -83,6 +85,27 @@ class _TlsSocket(_InTime, ssl.SSLSocket):
     """With TLS."""
 
 
+class _Lines(io.BufferedReader):
+    """What an answer's lines are read from; one that was cut, or a head without its end, is an error."""
+
+    inside = False  # has a line come since the latest empty one?
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line.endswith(b"\n") and len(line) != size and (line or self.inside):
+            raise http.client.HTTPException("the answer was cut")
+        self.inside = line not in (b"\r\n", b"\n", b"")
+        return line
+
+
+class _Answer(http.client.HTTPResponse):
+    """http.client takes a connection's end for that of the head: what was cut after "404" is a 404 to it."""
+
+    def __init__(self, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self.fp: Any = _Lines(self.fp.detach())
+
+
 class _Kept:
     """A connection of a pool, which is not used again when it is too old, or has something to say."""
 
@@ -92,6 +115,8 @@ class _Kept:
     def __init__(self, *arguments: Any, limits: ServerLimits, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self.limits = limits
+
+    response_class: Any = _Answer
 
     def request(self, *arguments: Any, **others: Any) -> None:
         self.used = time.monotonic()
@@ -154,7 +179,7 @@ class Figures:
     def __init__(self, limit: int, tables: Collection[Table]) -> None:
         self.asks, self._tables = self, tables
         self.figures: dict[str, Any] = {
-            "open": 0, "limit": limit, "busy": 0, "waiting": 0, "mean_ms": 0.0,
+            "open": 0, "limit": limit, "asking": 0, "busy": 0, "waiting": 0, "mean_ms": 0.0,
             "answers": 0, "late": 0, "shed": 0,
         }  # fmt: skip
 
@@ -179,7 +204,7 @@ class Site:
         if scheme == "https":
             self._options["ssl_context"] = tls.context()
         pool = _TlsPool if scheme == "https" else _Pool
-        self._pool: Any = pool(**self._options, maxsize=limits.connection_limit, retries=False)
+        self._pool: Any = pool(**self._options, maxsize=limits.connection_limit, block=True, retries=False)
         self.hosts = Hosts([address], limits.error_limit, limits.probe_interval, limits.longest_gap)
         self.tables: WeakSet[Table] = WeakSet()
         self._count = Figures(limits.connection_limit, self.tables)
@@ -196,8 +221,12 @@ class Site:
         with self._lock:
             kept = self._pool.pool
             idle = [] if kept is None else [conn for conn in list(kept.queue) if conn and not conn.is_closed]
-            self._count.figures["open"] = len(idle) + self._count.figures["busy"]
-            self._count.figures["waiting"] = sum(queue.held for queue in queues_of(self.tables))
+            asking, limit = self._count.figures["asking"], self.limits.connection_limit
+            self._count.figures["busy"] = busy = min(asking, limit)
+            self._count.figures["open"] = len(idle) + busy
+            self._count.figures["waiting"] = (
+                asking - busy + sum(queue.held for queue in queues_of(self.tables))
+            )
             return self._reports.describe(time.monotonic())
 
     def give_up_late(self, limit_ms: int) -> list[Table]:
@@ -220,9 +249,14 @@ class Site:
                 self._count.figures["shed"] += 1
                 self._reports.row.count(SHED)
                 raise TableRetry(f"{self.address.shown} is down: {host.reason}")
-            self._count.figures["busy"] += 1
+            self._count.figures["asking"] += 1
         try:
             body = self._ask(method, target, headers, size_limit, began + seconds)
+        except EmptyPoolError:
+            with self._lock:
+                self._count.figures["shed"] += 1
+            limit = self.limits.connection_limit
+            raise TableRetry(f"{self.address.shown}: all {limit} connections are busy") from None
         except TableRetry as error:  # the server has answered
             self._answered(began)
             raise type(error)(f"{self.address.shown}: {error}") from None
@@ -233,7 +267,7 @@ class Site:
             raise TableRetry(f"{self.address.shown}: {reason}") from None
         finally:
             with self._lock:
-                self._count.figures["busy"] -= 1
+                self._count.figures["asking"] -= 1
         self._answered(began)
         return body
 
@@ -255,7 +289,7 @@ class Site:
             try:
                 response = self._pool.urlopen(
                     method, target, headers=dict(headers), retries=False, redirect=False, timeout=timeout,
-                    assert_same_host=False, preload_content=False, decode_content=False,
+                    pool_timeout=left, assert_same_host=False, preload_content=False, decode_content=False,
                 )  # fmt: skip
                 break
             except ProtocolError as error:
