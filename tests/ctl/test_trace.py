@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from fix_server import LIMIT, NOT_FOUND, Peer, ServerProcess, found, lookup, wai
 
 TABLE = {b"k": b"v"}
 MANY = 100
+CLIENTS = 300
+ROUNDS = 5
 
 
 @pytest.fixture
@@ -272,3 +275,32 @@ def test_server_ends_with_tracers_that_do_not_read(server: ServerProcess) -> Non
         for _ in range(5):
             ask_much(peer, tables(server)[0], 1000)
         assert server.stop() == 0
+
+
+def test_many_clients_and_those_who_watch_do_not_slow_each_other_down(server: ServerProcess) -> None:
+    """The best of some rounds with a tracer that wants nothing, and without; beside many idle clients."""
+    table = tables(server)[0]
+    with contextlib.ExitStack() as stack:
+        for _ in range(CLIENTS):
+            stack.enter_context(server.connect())
+        peer = stack.enter_context(server.connect())
+        alone, watched = [], []
+        for _ in range(ROUNDS):
+            alone.append(seconds_of(peer, table))
+            with asked(server, key="no such key") as tracer:
+                assert first_line(tracer) == {"ok": None}
+                watched.append(seconds_of(peer, table))
+        assert min(watched) < 2 * min(alone)
+        with Trace(server, "--json", "--key", "K", "--count", "1") as trace:
+            ask_much(peer, table, 1)
+            assert trace.event()["key"] == "k"
+
+
+def seconds_of(peer: Peer, table: bytes) -> float:
+    """What many lookups take; in pieces, so that the reader of the replies is hardly measured."""
+    question, answer = lookup(table, b"k"), b"status\x000\0value\0v\0\0"
+    began = time.perf_counter()
+    for _ in range(20):
+        peer.send(question * 500)
+        assert peer.read_exactly(500 * len(answer)) == answer * 500
+    return time.perf_counter() - began
