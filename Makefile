@@ -34,7 +34,7 @@ help:
 	@echo "make dist    sdist and wheel in dist/"
 	@echo "make docs    the pages of docs/, README and the manual as a site in build/site; needs mandoc"
 	@echo "make wheels  wheels for glibc and musl, x86_64 and aarch64, in dist/wheels/; WHEEL_ARGS=\"--python /path/to/python3.13\""
-	@echo "make test-wheel SUITE=trixie WHEEL=file  install a wheel in a clean chroot of that suite, and serve; as root, needs debootstrap"
+	@echo "make test-wheel SUITE=trixie WHEEL=file  install a wheel in a clean chroot of that suite, serve, and switch its Postfix; as root, needs debootstrap"
 	@echo "make completion  contrib/completion/ for bash and zsh, after a change of proxymapctl's options"
 	@echo "make clean   remove all that was built"
 
