@@ -82,14 +82,18 @@ class PluginTable(SlowTable):
         self.shown = f"class {name} of {source.path}"
 
     def lookup(self, key: bytes) -> bytes | None:
+        plugin = None
         try:
-            return checked(self._ready().lookup(key))
+            plugin = self._ready()
+            return checked(plugin.lookup(key))
         except BaseException as error:
-            raise self._trouble(error) from None
+            raise self._trouble(error, plugin) from None
 
     def sequence(self, cursor: int, first: bool) -> tuple[bytes, bytes] | None:
+        plugin = None
         try:
-            record = self._ready().sequence(cursor, first)
+            plugin = self._ready()
+            record = plugin.sequence(cursor, first)
             if record is None:
                 return None
             key, value = map(checked, record)
@@ -97,13 +101,13 @@ class PluginTable(SlowTable):
                 raise TypeError("sequence returned None in a record")
             return key, value
         except BaseException as error:
-            raise self._trouble(error) from None
+            raise self._trouble(error, plugin) from None
 
     def explain(self, key: bytes) -> list[str]:
         try:
             return [f"answered by {self.shown}", *map(str, self._ready().explain(key))]
         except BaseException as error:
-            return [f"{self.shown}: {self._trouble(error)}"]
+            return [f"{self.shown}: {self._trouble(error, self._plugin)}"]
 
     def doubts(self, connect: bool = False) -> Iterable[tuple[str, str, bool]]:
         try:
@@ -111,10 +115,13 @@ class PluginTable(SlowTable):
                 (f"{what}", f"{remedy}", bool(only)) for what, remedy, only in self._ready().doubts(connect)
             ]
         except BaseException as error:
-            return [(f"{self._trouble(error)}", "correct the plug-in", False)]
+            return [(f"{self._trouble(error, self._plugin)}", "correct the plug-in", False)]
 
     def close(self) -> None:
         plugin, self._plugin = self._plugin, None
+        self._part_from(plugin)
+
+    def _part_from(self, plugin: SlowTable | None) -> None:
         if plugin is not None:
             try:
                 plugin.close()
@@ -137,24 +144,27 @@ class PluginTable(SlowTable):
                 self._plugin = self._make()
             return self._plugin
 
-    def _trouble(self, error: BaseException) -> ProxymapError:
-        """What to raise in its place."""
+    def _trouble(self, error: BaseException, plugin: SlowTable | None) -> ProxymapError:
+        """What to raise in its place. plugin: whose error it is; None: it could not be made."""
         if isinstance(error, ProxymapError):
             return error
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in RUN_OUT):
             text = blame(error, self._source.path)
             error.__traceback__ = None  # which holds what the lookup has made
-            self._give_up()
+            self._give_up(plugin)
             return TableRetry(f"{text}; the plug-in is made anew")
         return TableRetry(blame(error, self._source.path))
 
-    def _give_up(self) -> None:
-        """Let go of all that the plug-in has kept."""
-        self.close()
+    def _give_up(self, plugin: SlowTable | None) -> None:
+        """Let go of all that the plug-in has kept, unless another lookup did: the next plug-in is well."""
         with self._lock:
+            if self._plugin is not plugin:
+                return
+            self._plugin = None
             if self._source.code is not None:
                 sys.modules.pop(name_of(self._source.path), None)
                 self._source = self._source._replace(module=type(sys)("given up"))
+        self._part_from(plugin)
         gc.collect()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fix_server import NOT_FOUND, ROOT, USER, ServerProcess, found, lookup, wait_until
 
+from proxymap.errors import TableRetry
 from proxymap.tables.opening import open_table
 
 RETRY = [(b"status", b"2"), (b"value", b"")]
@@ -231,6 +232,27 @@ def test_plugin_that_leaks_is_given_up_and_made_anew(place: Place, key: bytes) -
         assert len(replies) > 10  # in between it answered
         assert other.ask(lookup(fine, b"k")) == found(b"<k>")
     place.wait_log("the plug-in is made anew")
+
+
+def test_plugin_that_was_made_anew_is_not_given_up_for_the_old_one(tmp_path: Path) -> None:
+    """Two lookups run out of memory; the second to say so finds the next plug-in in place."""
+    with Place() as place:
+        name = place.plugin("p", (
+            "    closed = False\n    def lookup(self, key):\n        if key == b'm': raise MemoryError\n"
+            "        return b'closed' if self.closed else b'well'\n"
+            "    def close(self): self.closed = True\n"
+        ))  # fmt: skip
+        table = open_table(name)
+        answers = table.answers
+        old = answers._plugin
+        with pytest.raises(TableRetry, match="is made anew"):
+            answers.lookup(b"m")
+        assert answers.lookup(b"k") == b"well"
+        fresh = answers._plugin
+        assert (old.closed, fresh is old) == (True, False)
+        answers._trouble(MemoryError(), old)
+        assert answers._plugin is fresh
+        assert answers.lookup(b"k") == b"well"
 
 
 @pytest.mark.parametrize(
