@@ -302,10 +302,13 @@ cdef class Queue:
         wrapped.j = queue_take_old(&self.q, age_ms)
         return None if wrapped.j == NULL else wrapped
 
-    def take_all(self, size_t limit) -> list:
-        """The jobs that are there, `limit` at most."""
+    def take_all(self, size_t limit, Job first=None) -> list:
+        """The jobs that are there, after `first` if that is given; `limit` in all, at most.
+
+        MemoryError: none was taken.
+        """
         cdef Job wrapped
-        taken = []
+        taken = [] if first is None else [first]
         try:
             while <size_t> len(taken) < limit:
                 wrapped = Job.__new__(Job)

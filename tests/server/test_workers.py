@@ -464,6 +464,49 @@ def test_update_is_answered_where_there_is_no_memory_to_say_why_it_failed(
         assert peer.ask(asked) == reply("update", "3.6", RETRY)
 
 
+def test_update_is_made_when_there_is_memory_again(
+    writer: InProcess, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out where the writer looks for changes to write with the first."""
+
+    class Expected:
+        tries = iter((no_memory, no_memory))
+
+        def __get__(self, crew: object, owner: object) -> int:
+            next(self.tries, int)()
+            return 1
+
+        def __set__(self, crew: object, value: int) -> None:
+            pass
+
+    monkeypatch.setattr(Crew, "expected", Expected())
+    with writer.connect() as peer:
+        asked = request("update", b"slow:t", key=b"k", value=b"v")
+        assert peer.ask(asked) == reply("update", "3.6", OK)
+    assert gate.written
+
+
+def test_crew_ends_where_there_is_no_memory_for_the_other_of_its_table(
+    writer: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Crew] = []
+    start = Crew.start
+
+    def start_if_asker(crew: Crew) -> None:
+        if crew.name == "writer":
+            raise MemoryError
+        start(crew)
+        started.append(crew)
+
+    with writer.connect() as peer:
+        assert peer.ask(lookup(b"static:v", b"k")) != []  # all is started that the server always has
+        monkeypatch.setattr(Crew, "start", start_if_asker)
+        assert peer.ask(request("update", b"slow:t", key=b"k", value=b"v")) == [(b"status", b"2")]
+        assert started
+        wait_until(lambda: not started[0].here, "the end of the asker's thread")
+        monkeypatch.undo()
+
+
 def no_memory(*args: object) -> None:
     raise MemoryError
 

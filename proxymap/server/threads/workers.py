@@ -20,7 +20,7 @@ from proxymap.base.threads import start_thread
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused, ServerDown
 from proxymap.server import _lent
 from proxymap.server.log import Log
-from proxymap.server.threads.crew import Crew, given_up
+from proxymap.server.threads.crew import PAUSE, Crew, given_up
 from proxymap.server.threads.openers import Openers
 from proxymap.tables._jobs import JOB_LOOKUP, Job, Queue, attach
 from proxymap.tables._table import SLOW_WRITE, Table
@@ -165,7 +165,7 @@ class Workers:
                 asks = self._start_crew("asker", table.at_a_time or self.count, self._ask)
             if table.slow & SLOW_WRITE:
                 changes = self._start_crew("writer", 1, self._change)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             if asks is not None:
                 asks.queue.close()
             with self._lock:
@@ -190,7 +190,7 @@ class Workers:
         crew = Crew(name, limit, work)
         try:
             crew.start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             crew.queue.close()  # its thread may come after all
             raise
         return crew
@@ -236,8 +236,7 @@ class Workers:
 
         A client that had an answer a moment ago is likely to be back in less than a commit takes.
         """
-        crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
-        jobs = [job, *crew.queue.take_all(CHANGES_AT_A_TIME - 1)]
+        jobs = self._with_others(crew, job)
         table = job.table
         try:
             took = _lent.make(table, jobs, crew.queue)
@@ -253,6 +252,15 @@ class Workers:
         finally:  # whatever has failed: the clients wait, and nobody watches over changes
             crew.expected = len(jobs) + crew.queue.held
             self.done.put_all(jobs)
+
+    def _with_others(self, crew: Crew, job: Job) -> list[Job]:
+        """The job and those that come now. Nobody else answers it: wait for memory, if need be."""
+        while True:
+            try:
+                crew.queue.wait_for(crew.expected - 1, crew.patience_ns)
+                return crew.queue.take_all(CHANGES_AT_A_TIME, job)
+            except MemoryError:
+                time.sleep(PAUSE)
 
     def _fail(self, jobs: list[Job], status: int) -> None:
         for job in jobs:

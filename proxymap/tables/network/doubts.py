@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxymap.tables.network._memcache import MemcacheTable
     from proxymap.tables.network._network import Endpoint
 
-DOUBTS_MAX = 10_000  # keys; if there are more, all are doubtful
+DOUBTS_MAX = 10_000  # keys; if there are more, or there is no memory for one, all are doubtful
 
 
 class Doubts:
@@ -61,11 +61,14 @@ class Doubts:
 
     def add(self, key: bytes) -> None:
         with self._changed():
-            self._numbers.pop(key, None)
-            if len(self._numbers) < DOUBTS_MAX:
-                self._numbers[key] = next(self._next)
-            else:
-                self._all_until = inf
+            try:
+                self._numbers.pop(key, None)
+                if len(self._numbers) < DOUBTS_MAX:
+                    self._numbers[key] = next(self._next)
+                    return
+            except MemoryError:
+                pass
+            self._all_until = inf
 
     def discard(self, key: bytes, number: int | None = None) -> None:
         """number: only if it was not added anew since."""

@@ -56,3 +56,15 @@ def test_change_that_cannot_begin_holds_up_no_other(monkeypatch: pytest.MonkeyPa
     with order.change():
         pass
     assert order.begin_fill(order.version)
+
+
+def test_all_keys_are_doubtful_where_there_is_no_memory_for_one() -> None:
+    class Full(dict[bytes, int]):
+        def __setitem__(self, key: bytes, number: int) -> None:
+            raise MemoryError
+
+    doubts: Any = Doubts(0)
+    doubts.add(b"k")
+    doubts._numbers = Full(doubts._numbers)
+    doubts.add(b"k")
+    assert b"k" in doubts
