@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel completion clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report dashboard asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel completion clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-memcache  memcache tables beside Postfix's own server, over a private memcached; 3 minutes"
 	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
+	@echo "make dashboard  the picture of docs/metrics.md, from a run of two minutes; needs prometheus"
 	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make inject  each system call of a running server fails, one at a time; a quarter of an hour; as root, needs strace"
@@ -100,6 +101,10 @@ bench-memcache: build build/load
 
 bench-compare:
 	$(PY) benchmarks/compare.py $(or $(BASE),benchmarks/results/micro.json) build/micro.json
+
+dashboard: build
+	mkdir -p docs/metrics
+	$(BIN) PYTHONPATH=tests:contrib MPLBACKEND=svg $(PY) contrib/draw_dashboard.py
 
 report: $(VENV)/ready
 	$(PY) benchmarks/report.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from errno import ENOENT
 from typing import Any
 
@@ -84,15 +84,25 @@ def ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tup
 def print_known(
     arguments: argparse.Namespace,
     do: str,
-    order: Iterable[str],
+    order: Sequence[str],
     lines_of: Callable[[int, dict[str, Any]], list[str]],
+    times: str,
+    about: int,
 ) -> None:
-    """print_known - what each running process knows of its tables, servers: lines of each, or JSON"""
+    """print_known - what each running process knows of its tables, servers: lines of each, or JSON
+
+    times: the metric that p50_ms and p99_ms are of; about: the kind of its rows, see metrics.
+    """
     import json
 
+    from proxymap.ctl.figures import middle_and_most
+
+    quantiles = middle_and_most(socket_of(arguments), times, about)
     for pid, known in ask_processes(arguments, do=do):
         try:
             known.sort(key=lambda one: [one[name] for name in order])
+            for one in known:
+                one["p50_ms"], one["p99_ms"] = quantiles.get(one[order[0]], (None, None))
             lines = [
                 line
                 for one in known

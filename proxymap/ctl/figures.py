@@ -12,8 +12,8 @@ from typing import Any
 from proxymap.ctl.options import socket_of
 from proxymap.errors import ConfigError
 from proxymap.metrics.files import path_beside
-from proxymap.metrics.metrics import METRICS
-from proxymap.metrics.reading import Counted, Labels, read, samples
+from proxymap.metrics.metrics import METRICS, named
+from proxymap.metrics.reading import Counted, Labels, histogram, quantile, read, samples
 from proxymap.metrics.text import Value, text_of
 from proxymap.server.control import ask_all
 
@@ -37,6 +37,20 @@ def counted_at(socket: str) -> Counted | None:
         return None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def middle_and_most(socket: str, name: str, about: int) -> dict[str, tuple[float, float]]:
+    """middle_and_most - p50 and p99 of a histogram, in ms, for each table or server that has values"""
+    metric = named([name])[0]
+    found = {}
+    with contextlib.suppress(OSError, ConfigError):
+        counted = counted_at(socket)
+        for (kind, row), cells in counted.rows.items() if counted else ():
+            shown = histogram(metric, cells)
+            middle, most = (quantile(metric, shown.counts, shown.total, share) for share in (0.5, 0.99))
+            if kind == about and middle is not None and most is not None:
+                found[row] = middle * 1000, most * 1000
+    return found
 
 
 def metrics_text(arguments: argparse.Namespace) -> str:

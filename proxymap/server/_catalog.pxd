@@ -33,6 +33,7 @@ cdef struct instance:
     uint64_t stale      # old answers that stood in
     uint64_t errors     # answers of RETRY and CONFIG
     uint64_t opened_ms  # when t came
+    uint64_t since_ms   # when it was first asked for
     int state           # AT_REST or another of those above
     uint64_t began_ms   # when the worker was asked
     bint look_again     # something has happened to the files since the worker began

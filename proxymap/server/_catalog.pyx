@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal
+from proxymap.base._clock cimport now_ms
 from proxymap.base._hash cimport hash_view
 from proxymap.metrics._counters cimport OF_TABLE, figures_of
 from proxymap.tables._table cimport CHANGED_SPOILED, table, table_flags
@@ -185,6 +186,7 @@ cdef instance *catalog_add(
         free(i)
         return NULL
     i.figures = figures_of(OF_TABLE, name)
+    i.since_ms = now_ms()
     i.approved = True
     i.dialect = dialect
     i.inst_flags = inst_flags

@@ -35,7 +35,7 @@ cdef dict describe(instance *i, uint64_t now):
     known = {
         "table": os.fsdecode(name_of(i)), "dialect": "3.11" if i.dialect else "3.6", "flags": i.inst_flags,
         "approved": bool(i.approved), "lookups": i.lookups, "cache_hits": i.hits,
-        "joined": i.joined, "stale": i.stale, "errors": i.errors,
+        "joined": i.joined, "stale": i.stale, "errors": i.errors, "seconds": (now - i.since_ms) / 1000,
     }
     if i.state == OPENING:
         known["opening_seconds"] = (now - i.began_ms) // 1000

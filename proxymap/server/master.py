@@ -65,7 +65,8 @@ def run(
     server.start_watchdog(min(settings.daemon_timeout, WATCHDOG_MAX))
     if start.on_stdin:
         server.loop.add_client(os.dup(STDIN_FD))
-    server.run()
+    where = "standard input" if start.on_stdin else f"private/{service_name}"
+    server.run(lambda: log.info(f"serving {where} for {settings.config_directory}/main.cf"))
 
 
 def check_descriptors(start: Start, listeners: list[int]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from proxymap.ctl.connection import print_known
 from proxymap.ctl.options import ANSWERING, Parser
 from proxymap.ctl.outcome import EX_OK
+from proxymap.metrics._counters import OF_SERVER
 
 EPILOG = f"""\
 A line for each database server (hosts and login) of each process: its state, and
@@ -25,7 +26,9 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """run - some lines for each server of each process"""
-    print_known(arguments, "servers", ("server", "tables"), _server_lines)
+    print_known(
+        arguments, "servers", ("server", "tables"), _server_lines, "proxymap_server_queue_seconds", OF_SERVER
+    )
     return EX_OK
 
 
@@ -39,6 +42,8 @@ def _server_lines(pid: int, server: dict[str, Any]) -> list[str]:
         f" {server['waiting']:,} waiting, {server['mean_ms']:.1f} ms each;"
         f" {server['answers']:,} answers, {server['late']:,} late, {server['shed']:,} deferred at once"
     )
+    if server["p99_ms"] is not None:
+        line += f"; p50 {server['p50_ms']:.1f} ms and p99 {server['p99_ms']:.1f} ms in the queue"
     return [line, *map(_host_line, server["hosts"])]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from proxymap.ctl.connection import print_known
 from proxymap.ctl.options import ANSWERING, Parser
 from proxymap.ctl.outcome import EX_OK
+from proxymap.metrics._counters import OF_TABLE
 
 EPILOG = f"""\
 A line for each table that was asked for since the process started: its state,
@@ -25,8 +26,9 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """run - one line for each table of each process"""
     print_known(
-        arguments, "tables", ("table", "dialect", "flags"), lambda pid, table: [_table_line(pid, table)]
-    )
+        arguments, "tables", ("table", "dialect", "flags"), lambda pid, table: [_table_line(pid, table)],
+        "proxymap_lookup_seconds", OF_TABLE,
+    )  # fmt: skip
     return EX_OK
 
 
@@ -53,6 +55,12 @@ def _table_line(pid: int, table: dict[str, Any]) -> str:
         f" {table['lookups']:,} lookups,"
         f" {table['cache_hits']:,} from the cache, {table['errors']:,} errors"
     )
+    if table.get("seconds"):
+        line += f", {table['lookups'] / table['seconds']:,.1f} lookups/s"
+    if table["p99_ms"] is not None:
+        line += (
+            f", p50 {table['p50_ms']:.1f} ms and p99 {table['p99_ms']:.1f} ms of those not answered at once"
+        )
     if table.get("keeps"):
         line += f", {table['stale']:,} old ones; {_policy(table['keeps'])}"
     if "age_seconds" in table:
