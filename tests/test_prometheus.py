@@ -85,12 +85,13 @@ def test_each_panel_has_something_to_draw(server: ServerProcess, ask_prometheus:
 
 
 @needs_prometheus
-def test_each_alert_has_an_answer(ask_prometheus: Ask) -> None:
+def test_each_alert_has_an_answer(server: ServerProcess, ask_prometheus: Ask) -> None:
     """Those that something is wrong with here come up; what the others compare is there."""
     names = dict(alerts())
     assert len(names) == (ROOT / "contrib/alerts.yml").read_text().count("alert:")
     assert ask_prometheus(names["ProxymapDatabaseDown"])
-    assert ask_prometheus(names["ProxymapRetries"])
+    ask(server, f"cdb:{server.dir}/missing".encode())
+    wait_until(lambda: ask_prometheus(names["ProxymapRetries"]), "the share of RETRY")
     assert not ask_prometheus(names["ProxymapDown"])
     for expression in names.values():
         ask_prometheus(expression)

@@ -28,12 +28,17 @@ import pytest
 from fix_postfix import StockPostfix, unavailable
 
 import proxymap
+from proxymap.metrics import _counters as counters
+from proxymap.metrics.files import path_beside
+from proxymap.metrics.reading import read
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 ROOT = Path(__file__).resolve().parents[2]
 Ended = tuple[bytes, bytes, int]  # standard output, standard error, exit status
 LIMIT = 30.0  # seconds; for a machine that is very busy
+RELOADS = 20
+UPDATE = 3 * 8  # cells of the answers to updates
 MASTER = """\
 postlog    unix-dgram n - n - 1 postlogd
 proxymap   unix  -  -  {chroot}  -  -  {command} {options}
@@ -252,6 +257,33 @@ def test_killed_process_is_replaced_at_once(instance: Instance) -> None:
     with instance.client() as client:
         assert instance.ask(client) == b"value7"
     assert "throttling" not in instance.log()
+
+
+@pytest.mark.parametrize("chroot", ["n", "y"])
+def test_what_is_counted_survives_reloads_and_kill(command: str, chroot: str) -> None:
+    """Of both services, in files of mail_owner's; a process says that it serves."""
+    with Instance(command, chroot=chroot) as instance:
+        for number in range(RELOADS + 1):
+            with instance.client() as client, instance.client("proxywrite") as writer:
+                for key in ("key7", "absent"):
+                    client.lookup("cdb:t", key)
+                writer.update(f"lmdb:{instance.data_dir}/w", "key", "value")
+                pids = [instance.pid(), instance.pid("proxywrite")]
+            if number == RELOADS // 2:
+                os.kill(pids[0], signal.SIGKILL)
+                wait_until(lambda pids=pids: gone(pids[0]), "its end")
+            elif number < RELOADS:
+                instance.reload()
+                wait_until(lambda pids=pids: all(map(gone, pids)), "their end")
+        reading, writing = (read(path_beside(instance.socket(name))) for name in ("proxymap", "proxywrite"))
+        lookups = reading.of(counters.OF_TABLE, "cdb:t")[counters.LOOKUPS :][:2]
+        updates = writing.of(counters.OF_TABLE, f"lmdb:{instance.data_dir}/w")[counters.REQUESTS + UPDATE]
+        assert (lookups, updates) == ([RELOADS + 1] * 2, RELOADS + 1)
+        assert reading.of(counters.OF_SERVICE)[counters.STARTS] == RELOADS + 1
+        status = os.stat(path_beside(instance.socket()))
+        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (pwd.getpwnam("postfix").pw_uid, 0o600)
+        line = f"serving private/proxymap for {instance.config_dir}/main.cf"
+        wait_until(lambda: line in instance.log(), "the line in the mail log")
 
 
 def test_max_idle_counts_while_no_client_is_connected(command: str) -> None:
