@@ -232,14 +232,14 @@ def nginx_missing() -> str | None:
 
 
 @contextlib.contextmanager
-def nginx(files: dict[str, bytes], certificate: str, key: str) -> Iterator[int]:
-    """A private nginx with TLS that serves these files; its port."""
+def nginx(files: dict[str, bytes], certificate: str, key: str, port: int = 0) -> Iterator[int]:
+    """A private nginx with TLS that serves these files; its port. It is killed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ng-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "files").mkdir()
     for name, content in files.items():
         (folder / "files" / name).write_bytes(content)
-    port = free_port()
+    port = port or free_port()
     text = NGINX.format(dir=folder, port=port, certificate=certificate, key=key)
     (folder / "nginx.conf").write_text(text)
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin") or "nginx"
@@ -249,7 +249,7 @@ def nginx(files: dict[str, bytes], certificate: str, key: str) -> Iterator[int]:
         wait_until(lambda: answers(port), "nginx")
         yield port
     finally:
-        process.terminate()
+        process.kill()
         process.wait(LIMIT)
         shutil.rmtree(folder)
 

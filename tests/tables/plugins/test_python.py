@@ -207,6 +207,29 @@ class Table(SlowTable):
 """
 
 
+def test_plugin_that_leaks_threads_hurts_nobody_else(place: Place) -> None:
+    """They sleep for ever; the server's other threads come and go, and its end does not wait for them."""
+    leaks, fine, quick = (
+        place.plugin(
+            "threads",
+            "    def lookup(self, key):\n"
+            "        import threading\n"
+            "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+            "        return b'%d' % threading.active_count()\n",
+        ),
+        place.plugin("echo", ECHO),
+        place.cdb("t", {b"k": b"v"}),
+    )
+    place.start()
+    with place.connect() as peer, place.connect() as other:
+        for _ in range(200):
+            assert peer.ask(lookup(leaks, b"k")) != RETRY
+            assert other.ask(lookup(quick, b"k")) == found(b"v")
+        assert other.ask(lookup(fine, b"k")) == found(b"<k>")
+        assert int(dict(peer.ask(lookup(leaks, b"k")))[b"value"]) > 200
+    assert place.stop() == 0
+
+
 @pytest.mark.parametrize("key", [b"m", b"d"])
 def test_plugin_that_leaks_is_given_up_and_made_anew(place: Place, key: bytes) -> None:
     """It runs out of memory, or of descriptors; what it has kept is let go, and nobody else notices."""
