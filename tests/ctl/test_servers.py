@@ -37,7 +37,7 @@ def test_servers_and_their_hosts(fake: FakeMySQL) -> None:
         name = f"inet:127.0.0.1:{fake.port}"
         assert re.fullmatch(
             rf"mysql {name} \(process {service.pid}, 1 table\): up; 1 of 32 connections, 0 busy, 0 waiting,"
-            r" \d+\.\d ms each; 1 answers, 0 late, 0 deferred at once;"
+            r" \d+\.\d ms each; 1 answers \(\d+\.\d/s\), 0 late, 0 deferred at once;"
             r" p50 \d+\.\d ms and p99 \d+\.\d ms in the queue",
             server,
         )

@@ -13,8 +13,9 @@ from proxymap.metrics._counters import OF_SERVER
 EPILOG = f"""\
 A line for each database server (hosts and login) of each process: its state, and
 connections that are open of those there may be, busy ones, lookups that wait, and
-how many were answered, too late, or deferred at once since they would have been too
-late. Then a line for each host: its state, since when, and the latest trouble.
+how many were answered (and on average each second), too late, or deferred at once
+since they would have been too late. Then a line for each host: its state, since
+when, and the latest trouble.
 
 {ANSWERING}"""
 
@@ -40,11 +41,18 @@ def _server_lines(pid: int, server: dict[str, Any]) -> list[str]:
         f"{server['server']} (process {pid}, {tables} table{'s' if tables != 1 else ''}): {server['state']};"
         f"{open_now} {server['busy']} busy,"
         f" {server['waiting']:,} waiting, {server['mean_ms']:.1f} ms each;"
-        f" {server['answers']:,} answers, {server['late']:,} late, {server['shed']:,} deferred at once"
+        f" {server['answers']:,} answers{_rate(server)}, {server['late']:,} late,"
+        f" {server['shed']:,} deferred at once"
     )
     if server["p99_ms"] is not None:
         line += f"; p50 {server['p50_ms']:.1f} ms and p99 {server['p99_ms']:.1f} ms in the queue"
     return [line, *map(_host_line, server["hosts"])]
+
+
+def _rate(server: dict[str, Any]) -> str:
+    """On average since it was asked first."""
+    seconds = server.get("seconds")
+    return f" ({server['answers'] / seconds:,.1f}/s)" if seconds else ""
 
 
 def _host_line(host: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ shed. The rest is for `proxymapctl servers`.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 
 from proxymap.metrics._counters import OF_SERVER, Figures
@@ -45,6 +46,7 @@ class Reports:
         self.name = f"{maptype} {name or self._shown()}"
         self.row = hosts.row = Figures(OF_SERVER, os.fsencode(self.name))  # what all processes count of it
         self.due: float | None = None  # when to look again whether lookups are shed
+        self._since = time.monotonic()
         self._shed = 0  # so many were when the log was last told
         self._given: tuple[int, int] | None = None  # old answers and deferred ones when the server went down
 
@@ -98,7 +100,7 @@ class Reports:
             "server": self.name, "state": self.hosts.state,
             "hosts": [host.describe(now) for host in self.hosts.all],
             "tables": sorted(os.fsdecode(table.type_name) for table in list(self.tables)),
-            **self.driver.figures,
+            "seconds": now - self._since, **self.driver.figures,
         }  # fmt: skip
 
     def _shown(self) -> str:

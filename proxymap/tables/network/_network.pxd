@@ -1,5 +1,7 @@
 # _network - the exchange and its tables, as Python sees them (see _network.pyx)
 
+from libc.stdint cimport uint64_t
+
 from proxymap.tables._jobs cimport Queue, job
 from proxymap.tables._table cimport Table
 from proxymap.tables.network._endpoint cimport asker, endpoint, protocol
@@ -28,6 +30,7 @@ cdef class Endpoint:
     cdef readonly str shown
     cdef readonly object tables
     cdef bytes text
+    cdef uint64_t since_ms
 
 
 cdef class NetworkTable(Table):

@@ -109,6 +109,7 @@ cdef class Endpoint:
             raise MemoryError
         self.exchange, self.maptype, self.shown, self.e = exchange, maptype, shown, e
         self.tables = WeakSet()
+        self.since_ms = now_ms()
         self.text = os.fsencode(shown)
         e.speaks = speaks.p
         e.shown = view_of(self.text, len(self.text))
@@ -143,7 +144,7 @@ cdef class Endpoint:
         return {
             "server": f"{self.maptype} {self.shown}", "state": state, "hosts": [host],
             "tables": sorted(os.fsdecode(table.type_name) for table in list(self.tables)),
-            **self.figures,
+            "seconds": (now_ms() - self.since_ms) / 1000, **self.figures,
         }
 
     def give_up_late(self, limit_ms) -> list:
