@@ -30,9 +30,13 @@ cdef enum:
 
 
 cdef void waiting_collect(driver *d) noexcept nogil:
-    """Take the jobs that have come. Those that cannot be answered in time are answered at once."""
+    """Take the jobs that have come. Those that cannot be answered in time are answered at once.
+
+    What comes meanwhile is left: it may be from those who were answered here, again and again.
+    """
+    cdef size_t _
     cdef job *j
-    while True:
+    for _ in range(d.asks.held):
         j = queue_take(d.asks, 0)
         if j == NULL:
             return
