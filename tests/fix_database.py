@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
+from fix_server import wait_until
 from fix_tls import Certificates
 
 OWN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of make asan
@@ -136,6 +137,7 @@ class PrivateDatabase:
     def pause(self) -> None:
         """It and its children stand still, until resume()."""
         self._tell_all(signal.SIGSTOP)
+        wait_until(lambda: all(map(stands_still, self._pids())), "the standstill")
 
     def resume(self) -> None:
         self._tell_all(signal.SIGCONT)
@@ -225,6 +227,18 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]
         return number
+
+
+def stands_still(pid: int) -> bool:
+    """Are all threads of the process stopped, or is it gone? The signal is sent to one of them."""
+    try:
+        states = [
+            (task / "stat").read_text().rpartition(")")[2].split()[0]
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return not os.path.exists(f"/proc/{pid}")
+    return set(states) <= set("TtZX")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Ask = Callable[..., list[Any]]
 def prometheus(server: ServerProcess, folder: Path) -> Iterator[Ask]:
     """Gives a function that has it answer a query; with start, end and step a range of time.
 
-    An answer is empty while it does not listen yet.
+    An answer is empty while it is not ready yet.
     """
     ours, its = free_port(), free_port()
     (folder / "prometheus.yml").write_text(
@@ -48,8 +49,10 @@ def prometheus(server: ServerProcess, folder: Path) -> Iterator[Ask]:
         try:
             with urllib.request.urlopen(url, timeout=LIMIT) as reply:
                 answer = json.load(reply)
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+            return []  # it listens, and reads its storage
         except OSError:
             return []
         assert answer["status"] == "success"
