@@ -19,7 +19,7 @@ from proxymap import errors
 from proxymap.base.files import Stamp, stamp_at
 from proxymap.config.source import without_proxy
 from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
-from proxymap.tables.base import Host, Opening
+from proxymap.tables.base import Host, Opening, SlowTable
 from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
 from proxymap.tables.types import GONE, type_of
 
@@ -297,7 +297,6 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     parts: set[bytes] = set()
     opening = Opening(flags, writes, host, member, doubtful=settle)
     tried = _stamped(type_name)
-    table: Table
     kind = Surrogate
     try:
         made = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
@@ -307,19 +306,27 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
         kind = Passing if error.errno in PASSING else Surrogate
     except (ValueError, ImportError, errors.ProxymapError, errors.ConfigError) as error:
         reason = str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of a library's, or of ours
+        from proxymap.tables.plugins.loading import blame
+
+        reason = f"open {os.fsdecode(type_name)}: {blame(error, '')}"
     else:
-        if isinstance(made, Table):
-            table = made
-        else:
-            table = Slow(type_name, made)
-            if opening.files:
-                table.loaded_from([*made.files, *opening.files])
-            finalize(table, made.close).atexit = False  # when nobody can find it in _open any more
+        table = made if isinstance(made, Table) else _asked_by_workers(type_name, made, opening)
         table.parts = parts
         return table
     if writes:
         tried = _stamped(type_name)  # an attempt may have created it, and is no change to try again for
     return _surrogate(type_name, reason, [*tried, *opening.files], kind)
+
+
+def _asked_by_workers(type_name: bytes, made: SlowTable, opening: Opening) -> Table:
+    table = Slow(type_name, made)
+    if opening.files:
+        table.loaded_from([*made.files, *opening.files])
+    finalize(table, made.close).atexit = False  # when nobody can find it in _open any more
+    return table
 
 
 def _stamped(type_name: bytes) -> list[tuple[bytes, Stamp]]:

@@ -118,7 +118,7 @@ def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
     for name, maptype in TABLE_TYPES.items():
         if name + ":" in text:
             for module in (maptype.module, maptype.writer if writes else None):
-                with contextlib.suppress(ImportError):  # a library is missing, which open_table will say
+                with contextlib.suppress(Exception):  # a library is missing or broken, as open_table will say
                     if module:
                         loaded = import_module(f"proxymap.tables.{module}")
                         if hasattr(loaded, "preload_tables"):

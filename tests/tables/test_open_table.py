@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import subprocess
 import sys
 import threading
 import types
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
 from fix_postfix import StockPostfix, dialect, release, unavailable
-from fix_server import FOLD_FIX, LOCK, Peer, ServerProcess, lookup, request
+from fix_server import FOLD_FIX, LOCK, ROOT, Peer, ServerProcess, environment, lookup, request
 
 from proxymap.base._watch import Watch
 from proxymap.tables import base, opening
@@ -221,6 +222,50 @@ def test_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb", raising=False)
     table = open_table(f"{maptype}:/t".encode())
     assert is_surrogate(table, "berkeleydb", "pip install 'berkeleydb>=", "lmdb or cdb")
+
+
+def test_library_that_fails_as_nobody_expects_keeps_no_server_from_starting() -> None:
+    """Its tables are RETRY, the log and proxymapctl say why, and other tables answer."""
+    with ServerProcess() as server:
+        server.env = {"PYTHONPATH": f"{server.dir}:{ROOT}"}
+        library, path = server.dir / "redis.py", server.dir / "r.cf"
+        library.write_text("Connection = Conection\n")
+        path.write_text("uri = redis://127.0.0.1\n")
+        name, other = f"redis:{path}".encode(), server.cdb("t", {b"k": b"v"})
+        server.approve(name)
+        server.start()
+        with server.connect() as peer:
+            assert peer.ask(lookup(name, b"k")) == [(b"status", b"2"), (b"value", b"")]
+            assert peer.ask(lookup(other, b"k")) == [(b"status", b"0"), (b"value", b"v")]
+        fault = f"NameError: name 'Conection' is not defined ({library}, line 1)"
+        server.wait_log(f"error: open redis:{path}: {fault}")
+        done = subprocess.run(
+            [sys.executable, "-m", "proxymap.ctl.main", "query", "--direct", name, "k"],
+            env=environment(**server.env), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert fault in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_new_content_is_not_taken_that_an_unexpected_fault_keeps_from_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").write_text("key 1\n")
+    name = f"texthash:{tmp_path}/t".encode()
+    table = open_table(name)
+    assert found(table, b"key") == b"1"
+    (tmp_path / "t").write_text("key 22\n")
+
+    def fail(*arguments: object) -> None:
+        raise NameError("oops")
+
+    monkeypatch.setattr(texthash, "open_table", fail)
+    assert open_table(name) is table
+    assert "NameError: oops" in table.trouble
+    monkeypatch.undo()
+    (tmp_path / "t").write_text("key 333\n")
+    assert found(open_table(name), b"key") == b"333"
 
 
 def test_table_that_is_being_closed_is_not_found_open(monkeypatch: pytest.MonkeyPatch) -> None:
