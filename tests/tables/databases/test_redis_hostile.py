@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import runpy
+import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,8 @@ from fix_tls import Certificates
 
 from proxymap.errors import STAT_OK, TableRetry
 from proxymap.tables._table import Table
+from proxymap.tables.databases.redispy import bounded
+from proxymap.tables.databases.redispy.bounded import BoundedSocket, OverTcp, OverTls, OverUnix
 
 GOOD = b"$1\r\nv\r\n"
 NESTED = b"*1\r\n" * 20_000
@@ -104,6 +109,31 @@ def test_log_in_that_trickles_takes_no_longer_than_any(tmp_path: Path) -> None:
         with pytest.raises(TableRetry):
             table.ask(b"k", 0)
         assert time.monotonic() - began < LIMIT / 2
+
+
+def test_question_has_all_of_its_time_after_an_answer_that_was_late() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        line = BoundedSocket(ours)
+        line.expect(0.05)
+        theirs.sendall(b"+OK\r\n")
+        assert line.recv(100) == b"+OK\r\n"
+        line.expect(LIMIT)
+        sent = pool.submit(line.sendall, bytes(4 << 20))
+        assert wait([sent], 0.3).done == set()
+        left = 4 << 20
+        while left:
+            left -= len(theirs.recv(left))
+        assert sent.result(LIMIT) is None
+
+
+def test_redis_py_that_makes_connections_in_another_way_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a table is opened, and not by answers without bounds."""
+    for kind in OverTcp.__mro__ + OverTls.__mro__ + OverUnix.__mro__:
+        if kind.__module__ == "redis.connection":
+            monkeypatch.delattr(kind, "_connect", raising=False)
+    with pytest.raises(ImportError, match=r"redis-py \d"):
+        runpy.run_path(bounded.__file__)
 
 
 def test_answer_that_is_too_large_fills_no_memory(tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ import math
 import time
 from typing import Any
 
+from redis import __version__
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from proxymap.errors import QuestionRefused
 
 ANSWER_MAX = 4 << 20  # bytes
+
+# redis-py has no public place to put a socket of one's own; a release without this one needs another way.
+if not all(hasattr(kind, "_connect") for kind in (Connection, SSLConnection, UnixDomainSocketConnection)):
+    raise ImportError(f"redis-py {__version__} makes its connections in a way that is not known here")
 
 
 class BoundedSocket:
@@ -23,6 +28,14 @@ class BoundedSocket:
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self.until, self.left = math.inf, ANSWER_MAX
+
+    def expect(self, seconds: float) -> None:
+        """From now on there is an answer to come, within so many seconds."""
+        self.until, self.left = time.monotonic() + seconds, ANSWER_MAX
+
+    def sendall(self, data: bytes) -> None:
+        self._wait()
+        self._sock.sendall(data)
 
     def recv(self, size: int) -> bytes:
         self._wait()
@@ -62,13 +75,13 @@ class Bounds:
 
     def _connect(self) -> BoundedSocket:
         bounded = BoundedSocket(super()._connect())  # type: ignore[misc]
-        bounded.until = time.monotonic() + self.socket_timeout  # for the log-in
+        bounded.expect(self.socket_timeout)  # for the log-in
         return bounded
 
     def expect(self) -> None:
         """From now on there is an answer to come."""
         if self._sock is not None:
-            self._sock.until, self._sock.left = time.monotonic() + self.socket_timeout, ANSWER_MAX
+            self._sock.expect(self.socket_timeout)
 
 
 class OverTcp(Bounds, Connection):  # type: ignore[misc]
