@@ -32,6 +32,7 @@ class TableCf:
         self.name = mapname.decode(TEXT, ERRORS)
         self.is_file = self.name.startswith(("/", "."))
         self._parameter = host.parameter
+        self._asked: set[str] = set()
         self.files: list[tuple[bytes, Stamp]] = []  # what it was read from
         if self.is_file:
             with contextlib.suppress(OSError):  # which read_parameters tells better
@@ -80,6 +81,10 @@ class TableCf:
             raise self.wrong(name, '"yes" or "no"')
         return value.lower() == "yes"
 
+    def unused(self) -> list[str]:
+        """unused - file, line and name of what nobody has asked for, such as a name with a typing error"""
+        return [self.where(name) for name in self._values if name not in self._asked] if self.is_file else []
+
     def wrong(self, name: str, expected: str) -> ConfigError:
         """wrong - the error to raise for a value; also for rules that only the caller knows"""
         value = self._value(name)
@@ -93,6 +98,7 @@ class TableCf:
         return f"{self._lines.get(name, self.name)}: parameter {name}"
 
     def _value(self, name: str) -> str | None:
+        self._asked.add(name)
         if self.is_file:
             return self._values.get(name)
         return self._parameter(f"{self.name}_{name}") or None  # main.cf does not tell empty from not set

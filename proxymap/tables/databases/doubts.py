@@ -43,6 +43,12 @@ def of_files(named: Iterable[tuple[str, str]]) -> Iterator[Doubt]:
             yield f"{name}: {path} {there}", "correct the name, or its owner and mode", True
 
 
+def of_unused(places: Iterable[str]) -> Iterator[Doubt]:
+    """of_unused - parameters that mean nothing, perhaps for an error in the name"""
+    for place in places:
+        yield f"{place} is not used", "correct its name, or take it away", True
+
+
 def of_uris(addresses: Iterable[Address]) -> Iterator[Doubt]:
     """of_uris - files that URIs name: those that cannot be read, and a key that libpq refuses"""
     for address in addresses:

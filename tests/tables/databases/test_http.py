@@ -502,6 +502,14 @@ def test_nginx(place: Place, certificates: Certificates) -> None:
 # For the administrator
 
 
+def test_check_tells_of_parameters_that_mean_nothing(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "t.cf").write_text(f"url = {url_of(web)}\nresults = /goto\ntimeout = 3\n")
+    table = open_table(f"http:{tmp_path}/t.cf".encode())
+    assert [what for what, _, _ in table.doubts()] == [
+        f"{tmp_path}/t.cf, line 2: parameter results is not used"
+    ]
+
+
 def test_servers_explain_and_check_tell_of_it(web: Web, tmp_path: Path) -> None:
     secret = tmp_path / "h"
     secret.write_text("X: y\n")

@@ -282,6 +282,17 @@ def test_sentinels_and_nodes_of_a_cluster_are_verified_too(tmp_path: Path) -> No
                 assert server.commands == []
 
 
+def test_check_tells_of_parameters_that_mean_nothing(tmp_path: Path) -> None:
+    """With the name of key_format mistyped, each answer would be "no such key"."""
+    path = tmp_path / "t.cf"
+    path.write_text("uri = redis://127.0.0.1\nkeyformat = alias:%s\ntimeout = 1\ntls_CAfile = /ca\n")
+    whats = [what for what, _, only_a_warning in opened(f"redis:{path}".encode()).doubts() if only_a_warning]
+    assert whats == [
+        f"{path}, line {line}: parameter {name} is not used"
+        for line, name in ((2, "keyformat"), (4, "tls_CAfile"))
+    ]
+
+
 # Walks
 
 SCANS: dict[str, bytes | Callable[[list[bytes]], bytes]] = {

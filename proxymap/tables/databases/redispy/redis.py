@@ -26,7 +26,7 @@ from proxymap.errors import STAT_NOKEY, STAT_OK, ConfigError, ProxymapError, Que
 from proxymap.tables._template import NO_PART, PART_KEY, Program
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.database import DatabaseTable
-from proxymap.tables.databases.doubts import Doubt
+from proxymap.tables.databases.doubts import Doubt, of_unused
 from proxymap.tables.tablecf import TableCf
 from proxymap.tables.template import IN_QUERY, compile_text
 
@@ -107,6 +107,7 @@ class Redis(DatabaseTable):
         self.server = self.redis = server_for(place, timeout, opening.host, type_name)
         self.redis.attach(self)
         self.walks = self.redis.new_walks()
+        self.unused = cf.unused()
 
     @property
     def answers(self) -> Records:
@@ -177,6 +178,7 @@ class Redis(DatabaseTable):
     # For the administrator
 
     def doubts(self, connect: bool = False) -> Iterator[Doubt]:
+        yield from of_unused(self.unused)
         if connect:
             yield from self._doubts_of_server()
 

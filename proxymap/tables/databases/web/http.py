@@ -33,7 +33,7 @@ from proxymap.tables._template import Program
 from proxymap.tables.base import Opening
 from proxymap.tables.databases.addresses import Address
 from proxymap.tables.databases.database import DatabaseTable
-from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files
+from proxymap.tables.databases.doubts import SAMPLE, Doubt, of_files, of_unused
 from proxymap.tables.databases.limits import server_limits
 from proxymap.tables.databases.web.site import Tls, site_for
 from proxymap.tables.tablecf import TableCf
@@ -194,12 +194,14 @@ class Http(DatabaseTable):
         except (OSError, ValueError) as error:
             raise ConfigError(f"{cf.where('tls_CAfile')} and its like: {error}") from None
         self.server.tables.add(self)
+        self.unused = cf.unused()
 
     @property
     def at_a_time(self) -> int:
         return self.limits.connection_limit
 
     def doubts(self, connect: bool = False) -> Iterator[Doubt]:
+        yield from of_unused(self.unused)
         yield from of_files((f"tls_{name}", path) for name, path in zip(Tls._fields, self.tls, strict=True))
         if self.headers_file and os.stat(self.headers_file).st_mode & 0o004:
             yield (
