@@ -474,9 +474,10 @@ cdef class Loop:
 
     def trace(self, Tracer tracer not None) -> bool:
         """Have it told of lookups that it wants; False if there are too many. Between two turns."""
+        self.tracers.append(tracer)  # first: it may fail
         if not trace_begin(&self.l.service.tracing, &tracer.t):
+            self.tracers.pop()
             return False
-        self.tracers.append(tracer)
         return True
 
     def untrace(self, Tracer tracer not None):

@@ -184,7 +184,10 @@ def test_long_keys_are_cut(server: InProcess) -> None:
 def test_only_so_many_at_a_time(server: InProcess) -> None:
     loop, between_turns = server.server.loop, server.server.between_turns
     tracers = [follow(server, Tracer()) for _ in range(4)]
-    assert not between_turns(lambda: loop.trace(Tracer()))
+    refused = Tracer()
+    assert not between_turns(lambda: loop.trace(refused))
+    with pytest.raises(ValueError, match="not in list"):
+        between_turns(lambda: loop.untrace(refused))
     between_turns(lambda: loop.untrace(tracers[0]))
     with server.connect() as peer:
         peer.ask(lookup(server.cdbs[0], b"k1"))
