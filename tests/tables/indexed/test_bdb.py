@@ -595,44 +595,44 @@ def test_file_with_which_libdb_comes_to_no_end_is_refused_in_time(
     assert b"comes to no end" in reason
 
 
+@pytest.fixture
+def unverified(maptype: str, tmp_path: Path) -> bytes:
+    """The name of a sound table; there is no verifier yet."""
+    fill(maptype, tmp_path / "t", [(b"a", b"1")])
+    verifier.dismiss()
+    return f"{maptype}:{tmp_path}/t".encode()
+
+
 def test_file_is_not_verified_here_when_no_process_can_be_had(
-    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unverified: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be a thread for ever, if libdb came to no end with the file."""
-    fill(maptype, tmp_path / "t", [(b"a", b"1")])
-    name = f"{maptype}:{tmp_path}/t".encode()
-    verifier.dismiss()
     for error in (OSError(errno.EAGAIN, "no"), PermissionError(errno.EACCES, "no")):
         monkeypatch.setattr(verifier, "spawn", Mock(side_effect=error))
-        assert b"no process can be had" in (open_table(name).reason or b"")
+        assert b"no process can be had" in (open_table(unverified).reason or b"")
     monkeypatch.undo()
-    assert open_table(name).reason is None
+    assert open_table(unverified).reason is None
 
 
 def test_verifier_that_cannot_load_libdb_is_an_error(
-    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unverified: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import berkeleydb
 
-    fill(maptype, tmp_path / "t", [(b"a", b"1")])
-    verifier.dismiss()
     folder = os.path.dirname(os.path.dirname(os.path.realpath(berkeleydb.__file__)))
     monkeypatch.setattr(sys, "path", [path for path in sys.path if os.path.realpath(path) != folder])
-    assert b"does not start" in (open_table(f"{maptype}:{tmp_path}/t".encode()).reason or b"")
+    assert b"does not start" in (open_table(unverified).reason or b"")
 
 
 def test_verifier_leaves_when_nothing_comes_and_another_is_started(
-    maptype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unverified: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(maptype, tmp_path / "t", [(b"a", b"1")])
-    name = f"{maptype}:{tmp_path}/t".encode()
-    verifier.dismiss()
     monkeypatch.setattr(verifier, "spawn", lambda peer: in_fork(lambda: verifier.serve(peer, idle=0.01)))
-    assert open_table(name).reason is None
+    assert open_table(unverified).reason is None
     first = verifier._verifier
     assert first is not None
     os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
-    assert open_table(name).reason is None
+    assert open_table(unverified).reason is None
     assert verifier._verifier is not first
 
 
