@@ -1,4 +1,4 @@
-"""test_docs - no page of docs/ is forgotten, each table type has one, links lead somewhere
+"""test_docs - no page of docs/ is forgotten, each table type has one, links lead somewhere, pip is one
 
 `make docs` checks anchors, too.
 """
@@ -34,3 +34,10 @@ def test_table_type_is_in_a_title_or_the_list(maptype: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *sorted((ROOT / "man").iterdir())], ids=lambda page: page.name)
+def test_packages_are_installed_as_the_installation_says(page: Path) -> None:
+    """By the environment's own pip; and "proxymap", with or without extras, would be looked up on PyPI."""
+    wrong = r"(?<!/opt/proxymap/bin/)(?<!\.\d/bin/)pip3? install|(?<!/)proxymap\[[a-z]"
+    assert not re.search(wrong, page.read_text())
