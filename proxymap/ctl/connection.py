@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from errno import ENOENT
 from typing import Any
 
 from proxymap.base._fold import fold
 from proxymap.client import Client
 from proxymap.ctl.options import directory_of, socket_of
-from proxymap.ctl.outcome import advice_on, printable
+from proxymap.ctl.outcome import advice_on, no_process, printable
 from proxymap.errors import BadRequest, ConfigError, NotApproved, ProxymapError
 from proxymap.tables.flags import FIXED
 
@@ -78,7 +77,7 @@ def ask_processes(arguments: argparse.Namespace, **request: Any) -> Iterator[tup
             raise ConfigError(f"process {pid}: {reply['error']}")
         yield pid, reply["ok"]
     if not count:
-        raise OSError(ENOENT, "no running server has a control socket there", f"{path}.*.ctl")
+        raise no_process(path)
 
 
 def print_known(

@@ -86,6 +86,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def no_process(path: str) -> OSError:
+    """no_process - the error where no process serves this socket, or none that can be asked"""
+    return OSError(
+        ENOENT, "no running server has a control socket there (Postfix's own has none)", f"{path}.*.ctl"
+    )
+
+
 def no_answer(error: OSError) -> str:
     """no_answer - what to tell of a server that cannot be reached"""
     advice = {

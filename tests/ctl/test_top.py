@@ -97,6 +97,14 @@ def test_into_a_pipe_it_prints_one_frame(server: ServerProcess) -> None:
     assert "LOOKUPS/s" in text
 
 
+def test_only_counters_are_left(server: ServerProcess) -> None:
+    ask(server, 1)
+    server.stop()
+    done = run("--socket", server.path, "top", "--once", "--interval", "300ms")
+    assert done.returncode == 0
+    assert b"\n  none: no running server has a control socket there (Postfix's own has none)\n" in done.stdout
+
+
 def test_no_server(server: ServerProcess) -> None:
     server.stop()
     assert run("--socket", f"{server.dir}/other", "top", "--once").returncode == 69

@@ -23,7 +23,9 @@ the cache (and old ones), errors (RETRY and CONFIG), and how long lookups took t
 were not answered at once; database servers; keys that are asked most, of a sample
 of 1,000 lookups a second. q ends it. Into a pipe it prints one frame.
 
-Both services are watched; with --socket, one. {ANSWERING}"""
+Both services are watched; with --socket, one.
+
+{ANSWERING}"""
 
 
 def add(parser: Parser) -> None:

@@ -9,10 +9,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from errno import ENOENT
 from typing import Any
 
 from proxymap.ctl.options import socket_of
+from proxymap.ctl.outcome import no_process
 from proxymap.errors import ConfigError
 from proxymap.server.control import follow_all
 
@@ -40,7 +40,7 @@ class Follower:
         self._looks.register(self._out, 0)
         self._look()
         if not self._askers:
-            raise OSError(ENOENT, "no running server has a control socket there", f"{self.path}.*.ctl")
+            raise no_process(self.path)
         return self
 
     def __exit__(self, *details: object) -> None:

@@ -78,7 +78,7 @@ class Keys:
                         with self._lock:
                             self._hot.add(told[1]["table"], told[1]["key"])
         except (OSError, ConfigError, KeyError, TypeError, ValueError) as error:
-            self.trouble = str(error)
+            self.trouble = getattr(error, "strerror", None) or str(error)
 
     def most(self, count: int) -> list[Row]:
         with self._lock:
