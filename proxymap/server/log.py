@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from proxymap.metrics._counters import LOG_LOST, OF_SERVICE, Figures
+from proxymap.metrics._counters import LOG_LOST, OF_SERVICE, Figures, is_damaged
 from proxymap.tables._jobs import LEVEL_ERROR, LEVEL_FATAL, LEVEL_INFO, LEVEL_WARNING, Queue
 
 PREFIX = {LEVEL_FATAL: "fatal: ", LEVEL_ERROR: "error: ", LEVEL_WARNING: "warning: ", LEVEL_INFO: ""}
@@ -182,12 +182,15 @@ class Log:
 
     def run(self, queue: Queue) -> None:
         """Write what comes through the queue until that is closed and empty. The body of the log thread."""
+        damaged = False
         while (job := queue.take(WINDOW)) is not None or not queue.closed:
             if job is not None:
                 self._write(job.status, job.name.decode(errors="surrogateescape"))
             if lost := queue.take_lost():
                 Figures(OF_SERVICE, b"").count(LOG_LOST, lost)
                 self._write(LEVEL_WARNING, f"{lost} log lines were lost: they came too fast")
+            if not damaged and (damaged := is_damaged()):
+                self._write(LEVEL_WARNING, "the file of counters was cut: what is counted may be lost")
             self.tell_counts(time.monotonic())
         self.tell_counts(float("inf"))
 

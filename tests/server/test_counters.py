@@ -205,7 +205,9 @@ def test_file_that_is_cut_kills_nobody(server: ServerProcess) -> None:
     os.truncate(counters_file(server), 0)
     for _ in range(3):
         ask_once(server)
+    wait_until(lambda: "the file of counters was cut" in server.log(), "the warning")
     assert server.stop() == 0
+    assert server.log().count("the file of counters was cut") == 1
     server.start()
     ask_once(server)
     assert lookups(server) == 1
