@@ -14,6 +14,7 @@ cdef extern from *:
 
 cdef enum:
     ROWS = 1024       # of tables, servers and the service itself; some hundred tables are many
+    KINDS = 3         # OF_*; of each the last rows have one for what finds no room
     NAME_MAX = 236    # bytes; of a longer name the end gives way to a hash
     CELLS = 160
     STATUSES = 8      # cells for what a request was answered, STAT_*

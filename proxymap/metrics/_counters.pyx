@@ -7,8 +7,8 @@ without a lock, by any thread.
 A row is found by kind and name when a table or server turns up, never for a
 lookup. It is taken without a lock, too, since a process that was stopped may
 hold none: two processes that meet a name at the same moment may take a row
-each, and readers add up what has the same name. The last row of all counts for
-what finds no room.
+each, and readers add up what has the same name. The last rows count for what
+finds no room, one for each kind: cells mean other things to another kind.
 
 Until `attach`, and where there can be no file, the rows are in plain memory.
 Source: mmap(2); __atomic builtins of gcc.
@@ -67,7 +67,7 @@ cdef figures *figures_of(int kind, view name) noexcept nogil:
     if name.len > NAME_MAX:
         name = shortened(name, hash, cut)
         hash = hash_view(name, kind)
-    for i in range(ROWS - 1):
+    for i in range(ROWS - KINDS):
         f = &rows[i]
         state = state_of(&f.state)
         if state == ROW_FREE:
@@ -78,7 +78,7 @@ cdef figures *figures_of(int kind, view name) noexcept nogil:
             state = state_of(&f.state)
         if state == ROW_READY and f.hash == hash and f.kind == <uint32_t> kind and is_called(f, name):
             return f
-    f = &rows[ROWS - 1]
+    f = &rows[ROWS - kind]
     if state_of(&f.state) != ROW_READY:
         fill(f, kind, 0, view_str(b"other"))
     return f

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +232,27 @@ def test_what_is_in_the_way_keeps_nobody_from_serving(server: ServerProcess, wha
     ask_once(server)
     assert f"warning: counters of this process end with it: {file}: " in server.log()
     assert not (server.dir / "elsewhere").exists()
+
+
+def test_what_finds_no_room_counts_together_but_by_kind(tmp_path: Path) -> None:
+    """In a process of its own, whose rows are used up."""
+    file = str(tmp_path / "s.metrics")
+    code = f"""if True:
+        from proxymap.metrics import _counters as c
+        from proxymap.metrics.files import count_in
+        count_in({file!r}, "s", print)
+        for kind in (c.OF_TABLE, c.OF_SERVER):
+            for number in range(1500):
+                c.Figures(kind, b"%d" % number).count(7)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    rows = read(file).rows
+    of_tables = {name: cells[7] for (kind, name), cells in rows.items() if kind == c.OF_TABLE}
+    assert (len(of_tables), of_tables["0"], sum(of_tables.values())) == (1022, 1, 1500)
+    assert {key: cells[7] for key, cells in rows.items() if key[0] == c.OF_SERVER} == {
+        (c.OF_SERVER, "other"): 1500
+    }
 
 
 def test_stranger_s_file_is_not_read(server: ServerProcess) -> None:
