@@ -63,11 +63,13 @@ def _content(path: str) -> bytes:
     with contextlib.suppress(OSError):
         trusted.add(os.stat(os.path.dirname(path) or ".").st_uid)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb", buffering=0) as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in trusted:
             raise ValueError(f"{path}: a stranger's file")
-        return file.read(c.FILE_SIZE + 1) or b""
+        return os.read(fd, c.FILE_SIZE + 1)
+    finally:
+        os.close(fd)
 
 
 class Histogram(NamedTuple):

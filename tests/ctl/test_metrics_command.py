@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fix_ctl import run
 from fix_metrics import metrics_text, parsed
 from fix_server import LIMIT, ServerProcess, environment, found, lookup, wait_until
 
@@ -111,6 +112,30 @@ def test_textfile_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         put(str(tmp_path / "f"), "text")
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_textfile_that_cannot_be_written_is_told_as_such(own: ServerProcess, tmp_path: Path) -> None:
+    file = str(tmp_path / "none/f")
+    done = run("--socket", own.path, "metrics", "--textfile", file)
+    said = f"proxymapctl: {file}: No such file or directory\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (73, b"", said)
+
+
+def test_text_is_utf_8_in_any_locale(own: ServerProcess) -> None:
+    table = f"cdb:{own.dir}/\u4e00"
+    own.approve(table)
+    own.stop()
+    own.start()
+    with own.connect() as peer:
+        peer.ask(lookup(table.encode(), b"k"))
+    done = run("--socket", own.path, "metrics", env=environment(PYTHONIOENCODING="ascii"))
+    assert parsed(done.stdout.decode())["proxymap_table_open"]["proxymap", table] == 0
+
+
+def test_folder_in_place_of_the_counters_is_told(tmp_path: Path) -> None:
+    (tmp_path / "s.metrics").mkdir()
+    done = run("--socket", str(tmp_path / "s"), "metrics")
+    assert (done.returncode, b"s.metrics: a stranger's file" in done.stderr) == (78, True)
 
 
 def test_pages_of_a_server_that_is_well(own: ServerProcess) -> None:

@@ -9,7 +9,7 @@ import tempfile
 
 from proxymap.ctl.figures import metrics_text
 from proxymap.ctl.options import Parser
-from proxymap.ctl.outcome import EX_OK
+from proxymap.ctl.outcome import EX_CANTCREAT, EX_NOPERM, EX_OK, complain
 
 EPILOG = """\
 Counters are there whether or not a server runs; other numbers come from running
@@ -42,9 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         export(arguments, arguments.listen)
     elif arguments.textfile:
-        put(arguments.textfile, metrics_text(arguments))
+        text = metrics_text(arguments)
+        try:
+            put(arguments.textfile, text)
+        except OSError as error:
+            status = EX_NOPERM if isinstance(error, PermissionError) else EX_CANTCREAT
+            return complain(f"{arguments.textfile}: {error.strerror}", status)
     else:
-        sys.stdout.write(metrics_text(arguments))
+        sys.stdout.buffer.write(metrics_text(arguments).encode(errors="replace"))  # UTF-8 in any locale
     return EX_OK
 
 
