@@ -27,7 +27,7 @@ from proxymap.errors import ConfigError
 from proxymap.metrics.text import CONTENT_TYPE
 
 CLIENTS_MAX = 8  # at a time; more are hung up on
-CLIENT_PATIENCE = 5.0  # seconds for a client to ask, and to read
+CLIENT_PATIENCE = 5.0  # seconds for a client to ask, however it dawdles, and as many to read
 SOCKET_MODE = 0o660
 PLAIN = "text/plain; charset=utf-8"
 
@@ -65,18 +65,37 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = CLIENT_PATIENCE
     server_version, sys_version = "proxymapctl", ""
 
+    def setup(self) -> None:
+        """`timeout` alone would give that time to each byte of a request."""
+        super().setup()
+        self._late = threading.Timer(CLIENT_PATIENCE, self._hear_no_more)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        self._late.cancel()
+        super().finish()
+
+    def _hear_no_more(self) -> None:
+        """The request ends here: what there is of it is answered."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
+
     def do_GET(self) -> None:
         """One of them; 404 for any other."""
-        path = self.path.partition("?")[0]
+        self._late.cancel()
         try:
-            if path == "/metrics":
-                self._reply(200, metrics_text(self.arguments), CONTENT_TYPE)
-            elif path in ("/health", "/live"):
-                self._reply(*self._health(live=path == "/live"))
-            else:
-                self._reply(404, "metrics, health and live are here\n")
+            reply = self._page(self.path.partition("?")[0])
         except (ConfigError, OSError, ValueError) as error:
-            self._reply(503, f"{error}\n")
+            reply = 503, f"{error}\n", PLAIN
+        self._reply(*reply)
+
+    def _page(self, path: str) -> tuple[int, str, str]:
+        if path == "/metrics":
+            return 200, metrics_text(self.arguments), CONTENT_TYPE
+        if path in ("/health", "/live"):
+            return (*self._health(live=path == "/live"), PLAIN)
+        return 404, "metrics, health and live are here\n", PLAIN
 
     def _health(self, live: bool) -> tuple[int, str]:
         sockets = sockets_of(self.arguments)
@@ -85,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = "".join(f"{one.what}\n" for one in found) or "lookups are answered\n"
         return 503 if counts else 200, text
 
-    def _reply(self, status: int, text: str, kind: str = PLAIN) -> None:
+    def _reply(self, status: int, text: str, kind: str) -> None:
         body = text.encode(errors="replace")
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -121,10 +140,14 @@ class _Server(ThreadingMixIn, HTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """A client that sees its connection closed may come again: there is room by then."""
         try:
-            super().process_request_thread(request, client_address)
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
         finally:
             self.room.release()
+            self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone, or too slow, is nothing to tell."""

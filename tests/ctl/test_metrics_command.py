@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,6 +200,18 @@ def test_clients_that_say_nothing_hold_up_nobody_for_long(own: ServerProcess) ->
         finally:
             for peer in idle:
                 peer.close()
+
+
+def test_client_that_dawdles_has_no_more_time(own: ServerProcess) -> None:
+    """A byte now and then is no request."""
+    with exporter(own) as path, socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(path)
+        until = time.monotonic() + LIMIT
+        while not select.select([peer], [], [], 0.2)[0]:
+            assert time.monotonic() < until
+            with contextlib.suppress(BrokenPipeError):
+                peer.sendall(b"G")
+        assert b"400" in peer.recv(4096)
 
 
 @pytest.mark.parametrize("where", ["nonsense", ":9154", "127.0.0.1:99999", "unix:/nowhere/s"])
