@@ -15,7 +15,7 @@ from proxymap.errors import ConfigError
 from proxymap.metrics import _counters as c
 from proxymap.metrics.files import path_beside
 from proxymap.metrics.metrics import SOURCES, STATUSES, named
-from proxymap.metrics.reading import Counted, quantile
+from proxymap.metrics.reading import Counted, histogram, quantile
 from proxymap.server.control import ask_all
 
 KEYS_MAX = 1000  # keys that are counted at a time
@@ -184,15 +184,12 @@ def _table(grown: list[int], seconds: float) -> Row:
         if STATUSES[result] in (STATUSES["retry"], STATUSES["config"]):
             errors += grown[cell]
     total = sum(by_source.values())
-    counts, waited = [], 0
-    for count in grown[SECONDS.first : SECONDS.first + c.BUCKETS]:
-        waited += count
-        counts.append(waited)
+    waits = histogram(SECONDS, grown)
     return {
         "rate": total / seconds, "lookups": total, "sources": by_source, "errors": errors,
         "hits": (by_source["cache"] + by_source["stale"]) / total if total else None,
-        "p50": quantile(SECONDS, counts[:-1], waited, 0.5),
-        "p99": quantile(SECONDS, counts[:-1], waited, 0.99),
+        "p50": quantile(SECONDS, waits.counts, waits.total, 0.5),
+        "p99": quantile(SECONDS, waits.counts, waits.total, 0.99),
     }  # fmt: skip
 
 
