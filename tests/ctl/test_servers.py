@@ -42,6 +42,13 @@ def test_servers_and_their_hosts(fake: FakeMySQL) -> None:
             server,
         )
         assert re.fullmatch(rf"  {name}: up for \d+ s", host)
+        wait_until(lambda: "lookups/s" in told(service, "tables")[0], "some time to reckon with")
+        (line,) = told(service, "tables")
+        assert re.search(
+            r"; 1 lookups, 0 from the cache, 0 errors, \d+\.\d lookups/s,"
+            r" p50 \d+\.\d ms and p99 \d+\.\d ms of those not answered at once",
+            line,
+        )
         fake.leave()
         wait_until(lambda: service.ask(table, b"k2") and "is down" in service.log(), "the outage")
         server, host = told(service, "servers")

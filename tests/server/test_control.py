@@ -245,6 +245,7 @@ def test_tables_tells_what_was_asked_for(server: ServerProcess, proxymapctl: Ctl
     assert known[cdb]["files"] == [f"{server.dir}/c.cdb"]
     assert known[lmdb]["entries"] == len(TABLE)
     assert known[cdb]["trouble"] is None
+    assert [known[cdb][name] for name in ("p50_ms", "p99_ms")] == [None, None]  # answered at once
     trouble = f"open database {server.dir}/missing.cdb: No such file or directory"
     assert known[missing]["trouble"] == trouble
     assert proxymapctl(server, "tables") == 0
