@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def test_servers_shows_an_http_server() -> None:
             assert peer.ask(lookup(f"http:{folder}/h.cf".encode(), b"k"))[0] == (b"status", b"0")
             line, host = shown(server)
             assert line.startswith(f"http 127.0.0.1:{web.port} (process {server.pid}, 1 table): up; 1 of 32 ")
-            assert "1 answers, 0 late" in line
+            assert re.search(r"; 1 answers \(\d+\.\d/s\), 0 late,", line)
             assert host.startswith(f"  127.0.0.1:{web.port}: up for ")
             web.leave()
             assert peer.ask(lookup(f"http:{folder}/h.cf".encode(), b"k"))[0] == (b"status", b"2")

@@ -249,7 +249,7 @@ def test_servers_shows_them(backend: Any) -> None:
         server, host = place.told("servers")
         assert re.match(
             rf"{backend.maptype} \S+127\.0\.0\.1:\d+ \(process {place.pid}, 1 table\): up; .*0 busy,"
-            r" 0 waiting, \d+\.\d ms each; 1 answers, 0 late, 0 deferred at once",
+            r" 0 waiting, \d+\.\d ms each; 1 answers \(\d+\.\d/s\), 0 late, 0 deferred at once",
             server,
         ), server
         assert re.fullmatch(r"  \S+: up for \d+ s", host)
