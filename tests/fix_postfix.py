@@ -189,7 +189,7 @@ class StockPostfix:
         self._master.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
-        """End master, which ends its children, and wait for it."""
+        """End master, which ends its children, and wait for all: one that lives on has its sockets."""
         if self._master is None:
             return
         group = self._master.pid  # its session is its own: see start()
@@ -197,8 +197,13 @@ class StockPostfix:
         try:
             self._master.wait(DAEMON_LIMIT)
         finally:
+            deadline = time.monotonic() + DAEMON_LIMIT
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+                self._master.wait()
+                while time.monotonic() < deadline:
+                    os.killpg(group, 0)
+                    time.sleep(0.001)
             self._master.wait()
             self._master = None
 
