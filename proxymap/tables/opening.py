@@ -20,6 +20,7 @@ from proxymap.base.files import Stamp, stamp_at
 from proxymap.config.source import without_proxy
 from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import Host, Opening, SlowTable
+from proxymap.tables.blame import blame
 from proxymap.tables.flags import DUP_IGNORE, DUP_REPLACE, DUP_WARN, RHS_IS_FILE
 from proxymap.tables.types import GONE, type_of
 
@@ -309,8 +310,6 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     except MemoryError:
         raise
     except Exception as error:  # a fault of a library's, or of ours
-        from proxymap.tables.plugins.loading import blame
-
         reason = f"open {os.fsdecode(type_name)}: {blame(error, '')}"
     else:
         table = made if isinstance(made, Table) else _asked_by_workers(type_name, made, opening)

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from proxymap.base.files import NO_FILE, Stamp, path_steps, read_file, stamp_at, user_name
 from proxymap.base.threads import start_thread
-from proxymap.config.maincf import mask_secrets
 from proxymap.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -192,19 +191,3 @@ def loaded(table: bytes, name: str, reads: Callable[[bytes], None]) -> Loaded:
         reads(os.fsencode(before.path))
         return before
     return load(name, reads)
-
-
-def blame(error: BaseException, path: str) -> str:
-    """blame - what went wrong, and in which line: of the file, if any of its own has a part in it"""
-    own = last = None
-    trace = error.__traceback__
-    while trace is not None:
-        last = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        own = last if last[0] == path else own
-        trace = trace.tb_next
-    line = own or last
-    if isinstance(error, SyntaxError) and error.filename == path:
-        line = path, error.lineno or 0
-    text = " ".join(f"{error}".split())
-    what = mask_secrets(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-    return f"{what} ({line[0]}, line {line[1]})" if line else what

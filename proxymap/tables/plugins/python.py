@@ -20,8 +20,9 @@ import threading
 from proxymap.config.maincf import read_parameters
 from proxymap.errors import ConfigError, ProxymapError, TableRetry
 from proxymap.tables.base import CONTRACT, Opening, SlowTable
+from proxymap.tables.blame import blame
 from proxymap.tables.flags import FOLD_FIX
-from proxymap.tables.plugins.loading import Loaded, blame, loaded, name_of, preload, refuse_foreign
+from proxymap.tables.plugins.loading import Loaded, loaded, name_of, preload, refuse_foreign
 from proxymap.tables.tablecf import TableCf
 
 TYPE_CHECKING = False
