@@ -21,6 +21,7 @@ from fix_tls import Certificates
 
 from proxymap.errors import QuestionRefused, TableRetry
 from proxymap.tables.base import Host, Opening
+from proxymap.tables.databases.web import site
 from proxymap.tables.databases.web.http import Http, Result, leaves_its_folder
 from proxymap.tables.opening import open_table
 from proxymap.tables.tablecf import TableCf
@@ -508,6 +509,23 @@ def test_check_tells_of_parameters_that_mean_nothing(web: Web, tmp_path: Path) -
     assert [what for what, _, _ in table.doubts()] == [
         f"{tmp_path}/t.cf, line 2: parameter results is not used"
     ]
+
+
+def test_server_is_asked_where_there_is_no_memory_for_a_probe(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(site, "start_thread", fail)
+    (tmp_path / "t.cf").write_text(f"url = {url_of(web)}\n")
+    table = open_table(f"http:{tmp_path}/t.cf".encode())
+    web.leave()
+    for _ in range(10):
+        with pytest.raises(TableRetry):
+            table.ask(b"a@b.c", 0)
+    web.listen()
+    assert table.ask(b"a@b.c", 0)[2] == b"x@y.z"
 
 
 def test_servers_explain_and_check_tell_of_it(web: Web, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from fix_server import LIMIT, wait_until
 from fix_tables import Logged, opened
 from fix_tls import Certificates
 
-from proxymap.errors import STAT_OK, TableRetry
+from proxymap.errors import STAT_OK, QuestionRefused, TableRetry
 from proxymap.tables._table import Table
 from proxymap.tables.databases.redispy import bounded
 from proxymap.tables.databases.redispy.bounded import BoundedSocket, OverTcp, OverTls, OverUnix
+from proxymap.tables.databases.redispy.nodes import Line
 
 GOOD = b"$1\r\nv\r\n"
 NESTED = b"*1\r\n" * 20_000
@@ -313,3 +314,13 @@ def test_walk_of_what_is_no_scan_is_retry(tmp_path: Path, name: str) -> None:
         table = opened(name, writes=True)
         with pytest.raises(TableRetry):
             table.answers.sequence(1, True)
+
+
+def test_connection_with_more_than_an_answer_may_have_is_dead() -> None:
+    """So it is closed and counted as such, and the lookup goes to another."""
+
+    class Endless:
+        def can_read(self, timeout: float) -> bool:
+            raise QuestionRefused("the answer is larger than 4 MB")
+
+    assert Line(Endless()).is_dead()

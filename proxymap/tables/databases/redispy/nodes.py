@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
+from proxymap.errors import QuestionRefused
 from proxymap.tables.databases.hosts import DatabaseHost
 from proxymap.tables.databases.redispy.places import SENTINEL, Place, connection_to
 
@@ -48,7 +49,7 @@ class Line:
         """Was it closed, or is there something that nobody asked for?"""
         try:
             return bool(self.connection.can_read(0))
-        except (RedisError, OSError):
+        except (RedisError, OSError, QuestionRefused):  # refused: more than an answer may have
             return True
 
     def end(self) -> None:

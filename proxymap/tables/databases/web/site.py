@@ -328,7 +328,7 @@ class Site:
     def _probe_later(self) -> None:
         try:
             start_thread(f"http {self.address.shown}", self._probe)
-        except RuntimeError:  # no thread is to be had: then it is asked
+        except (RuntimeError, MemoryError):  # no thread is to be had: then it is asked
             self.hosts.all[0].down_since = None
 
     def _probe(self) -> None:
