@@ -74,4 +74,4 @@ class NoParameters(TableCf):
 
     def __init__(self) -> None:
         self.name, self.is_file, self.files = "", True, []
-        self._values, self._lines = {}, {}
+        self._values, self._lines, self._asked = {}, {}, set()
