@@ -75,10 +75,10 @@ class Instance:
 
 
 def own_program() -> str:
-    """own_program - the daemon's executable, installed beside proxymapctl or its interpreter"""
+    """own_program - the daemon's executable, beside proxymapctl's own file or its interpreter"""
     folders = [os.path.dirname(sys.executable), sysconfig.get_path("scripts")]
     if os.path.basename(sys.argv[0]) == "proxymapctl":
-        folders.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+        folders.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))
     for folder in folders:
         if os.path.isfile(os.path.join(folder, STOCK)):
             return os.path.abspath(os.path.join(folder, STOCK))
