@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report dashboard asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel completion clean
+.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report dashboard asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel deb test-deb completion clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
@@ -36,6 +36,8 @@ help:
 	@echo "make docs    the pages of docs/, README and the manual as a site in build/site; needs mandoc"
 	@echo "make wheels  wheels for glibc and musl, x86_64 and aarch64, in dist/wheels/; WHEEL_ARGS=\"--python /path/to/python3.13\""
 	@echo "make test-wheel SUITE=trixie WHEEL=file  install a wheel in a clean chroot of that suite, serve, and switch its Postfix; as root, needs debootstrap"
+	@echo "make deb     the Debian package for the release that runs here, in build/deb/; needs dpkg-dev, debhelper, dh-python"
+	@echo "make test-deb SUITE=trixie  build the package in a clean chroot of that suite; install, upgrade, remove, purge it in another; as root, needs debootstrap"
 	@echo "make completion  contrib/completion/ for bash and zsh, after a change of proxymapctl's options"
 	@echo "make clean   remove all that was built"
 
@@ -152,6 +154,12 @@ wheels: $(VENV)/ready
 
 test-wheel:
 	sh contrib/test-wheel $(or $(SUITE),trixie) $(WHEEL)
+
+deb: build
+	sh contrib/deb $(PY)
+
+test-deb: build
+	sh contrib/test-deb $(or $(SUITE),trixie) $(PY)
 
 completion: build
 	$(BIN) pip install --quiet --disable-pip-version-check "shtab==1.13.0"
