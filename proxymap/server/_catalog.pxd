@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from proxymap.base._buf cimport buf, view
 from proxymap.metrics._counters cimport figures
+from proxymap.tables._jobs cimport job
 from proxymap.tables._table cimport table
 
 cdef enum:  # what a worker is doing for an instance; docs/architecture.md has a diagram
@@ -24,6 +25,7 @@ cdef struct instance:
     int open_flags      # the flags of the freshly opened table
     int flags           # the dictionary's flag word as the latest request left it (3.6)
     table *t            # NULL until it was opened once
+    job *brought        # the job that brought t, and will have it closed
     uint64_t id         # another one for each table that t has been
     uint64_t cache_id   # the same for the cache, and another one after each flush
     bint approved       # may its name still be served?
@@ -76,5 +78,5 @@ cdef instance *catalog_find(catalog *c, view name, int dialect, int inst_flags) 
 cdef instance *catalog_next(const catalog *c, const instance *i) noexcept nogil
 cdef void catalog_give_up(catalog *c)
 cdef instance *catalog_add(
-    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired) noexcept nogil
-cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil
+    catalog *c, view name, int dialect, int inst_flags, int flags, job **retired) noexcept nogil
+cdef job *catalog_opened(catalog *c, instance *i, job *j, bint utf8_layer) noexcept nogil

@@ -3,8 +3,9 @@
 An instance is a table as one kind of client sees it; several instances may
 share one open table, since flags are no part of a table. Which instances there
 are is up to the clients, so their number is bounded: the one longest unused
-makes room. Each instance holds one reference to its table; a table that it
-gives up is handed to the caller, who has it closed where the GIL is.
+makes room. Each instance holds one reference to its table, and the job that
+brought it; a table that it gives up goes with that job to the caller, who has
+it closed where the GIL is: that needs no memory.
 
 One thread, the loop's. Source: tables.md 2.2 to 2.5 (sharing, flags).
 """
@@ -17,6 +18,7 @@ from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_
 from proxymap.base._clock cimport now_ms
 from proxymap.base._hash cimport hash_view
 from proxymap.metrics._counters cimport OF_TABLE, figures_of
+from proxymap.tables._jobs cimport job, job_free
 from proxymap.tables._table cimport CHANGED_SPOILED, table, table_flags
 from proxymap._words cimport *
 
@@ -39,6 +41,8 @@ cdef void catalog_free(catalog *c) noexcept nogil:
         while c.slots[slot] != NULL:
             i = c.slots[slot]
             c.slots[slot] = i.chain
+            if i.brought != NULL:
+                job_free(i.brought)
             buf_free(&i.name)
             free(i)
     catalog_approve_none(c)
@@ -141,12 +145,12 @@ cdef int instances_of(const catalog *c, view name) noexcept nogil:
     return count
 
 
-cdef table *make_room(catalog *c, const view *name) noexcept nogil:
-    """Forget the instance longest unused, of that table or (NULL) of all; returns its table."""
+cdef job *make_room(catalog *c, const view *name) noexcept nogil:
+    """Forget the instance longest unused, of that table or (NULL) of all; returns what brought its table."""
     cdef instance *oldest = NULL
     cdef instance *i = catalog_next(c, NULL)
     cdef instance **link
-    cdef table *t
+    cdef job *brought
     while i != NULL:
         if i.state == AT_REST and i.waiters == NULL and not i.jobs:
             if (oldest == NULL or i.used < oldest.used) and (
@@ -163,16 +167,16 @@ cdef table *make_room(catalog *c, const view *name) noexcept nogil:
     c.count -= 1
     c.forgotten += 1
     c.latest = NULL
-    t = oldest.t
+    brought = oldest.brought
     buf_free(&oldest.name)
     free(oldest)
-    return t
+    return brought
 
 
 cdef instance *catalog_add(
-    catalog *c, view name, int dialect, int inst_flags, int flags, table **retired
+    catalog *c, view name, int dialect, int inst_flags, int flags, job **retired
 ) noexcept nogil:
-    """A new instance, not open yet, or NULL without memory. retired: a table that made room, or NULL."""
+    """A new instance, not open yet, or NULL without memory. retired: what brought a table that makes room."""
     cdef instance *i
     retired[0] = NULL
     if instances_of(c, name) >= INSTANCES_OF_A_TABLE:
@@ -200,18 +204,21 @@ cdef instance *catalog_add(
     return i
 
 
-cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) noexcept nogil:
-    """Let t be the instance's table; returns the one that it replaces, or NULL.
+cdef job *catalog_opened(catalog *c, instance *i, job *j, bint utf8_layer) noexcept nogil:
+    """Let what j brings be the instance's table; returns what brought the one that it replaces, or NULL.
 
     A table that cannot be opened any more does not replace one that still can
-    be trusted: then t itself is returned.
+    be trusted: then j itself is returned.
     """
+    cdef table *t = j.t
     cdef table *old = i.t
+    cdef job *retired = i.brought
     i.state = AT_REST
     if t.reason != NULL and old != NULL and old.reason == NULL and not old.polled:
         if old.changed == NULL or old.changed(old) != CHANGED_SPOILED:
-            return t
+            return j
     i.t = t
+    i.brought = j
     i.open_flags = table_flags(t, i.given_flags, utf8_layer)
     if t.reason != NULL and i.dialect == DIALECT_3_11:
         i.open_flags |= DICT_FLAG_SURROGATE
@@ -219,4 +226,4 @@ cdef table *catalog_opened(catalog *c, instance *i, table *t, bint utf8_layer) n
         i.flags = i.open_flags
     c.last_id += 1
     i.id = i.cache_id = c.last_id
-    return old
+    return retired

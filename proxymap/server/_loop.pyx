@@ -120,11 +120,12 @@ cdef void take_answers(loop *l) noexcept nogil:
             opening_config_done(&l.service, j)
         elif j.kind == JOB_OPEN or j.kind == JOB_LOOK:
             clients_opened(&l.all, j)
-        elif j.shared:
-            clients_landed(&l.all, j)
         else:
-            client_answered(&l.all, j)
-        job_free(j)
+            if j.shared:
+                clients_landed(&l.all, j)
+            else:
+                client_answered(&l.all, j)
+            job_free(j)
 
 
 cdef void take_event(loop *l, source *s) noexcept nogil:

@@ -2,12 +2,14 @@
 
 The loop decides when; workers do it (JOB_OPEN, JOB_CLOSE). Where no event tells
 of changes a worker looks at the files, once in each turn in which the table is
-asked (JOB_LOOK): on a dead file server that may take for ever.
+asked (JOB_LOOK): on a dead file server that may take for ever. The job that
+brought a table is kept with it, and sent again to have it closed, so that this
+is done when memory is short, too.
 
 One thread, the loop's; no GIL.
 """
 
-from proxymap.base._buf cimport buf_append_view, buf_view, view, view_equal, view_str
+from proxymap.base._buf cimport buf_append_view, buf_free, buf_view, view, view_equal, view_str
 from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._stamp cimport same_content, stamp_at
 from proxymap.metrics._counters cimport OPEN_FAILED, OPENED, OPENINGS, count_one
@@ -26,9 +28,10 @@ cdef enum:
 
 
 cdef instance *opening_add(service *s, const request *r) noexcept nogil:
-    cdef table *retired
+    cdef job *retired
     cdef instance *i = catalog_add(&s.tables, r.table, r.dialect, r.inst_flags, given_flags(r), &retired)
-    opening_close(s, retired)
+    if retired != NULL:
+        opening_close(s, retired)
     return i
 
 
@@ -87,7 +90,10 @@ cdef bint put_off(instance *i, int state) noexcept nogil:
 
 
 cdef instance *opening_done(service *s, job *j) noexcept nogil:
-    """Take the table that a worker opened, or looked at; returns the instance, whose waiters can go on."""
+    """Take the table that a worker opened, or looked at; returns the instance, whose waiters can go on.
+
+    The job is no longer the caller's.
+    """
     cdef instance *i = <instance *> j.asker
     if j.kind == JOB_LOOK:
         opening_job_is_back(s, i.t)
@@ -95,28 +101,34 @@ cdef instance *opening_done(service *s, job *j) noexcept nogil:
     i.state = AT_REST
     if j.kind == JOB_LOOK and j.t == i.t:
         reopen(s, i, j.status)
+        job_free(j)
     elif j.t == NULL:  # no memory
         i.retry_ms = now_ms() + OPEN_RETRY_MS
         i.doubtful = i.t != NULL
         count_one(i.figures, OPENINGS + OPEN_FAILED)
+        job_free(j)
     else:
-        take(s, i, j.t)
+        take(s, i, j)
     look_again(s, i)
     return i
 
 
-cdef void take(service *s, instance *i, table *t) noexcept nogil:
-    """t was opened for the instance."""
+cdef void take(service *s, instance *i, job *j) noexcept nogil:
+    """A table was opened for the instance."""
+    cdef table *t = j.t
+    cdef job *retired
     count_one(i.figures, OPENINGS + (OPENED if t.reason == NULL else OPEN_FAILED))
-    cdef table *retired = catalog_opened(&s.tables, i, t, s.utf8_layer)
-    i.doubtful = retired == t and t != i.t
-    if i.t.reason != NULL or i.t.incomplete or retired == t:
+    buf_free(&j.name)  # while it is kept
+    retired = catalog_opened(&s.tables, i, j, s.utf8_layer)
+    i.doubtful = retired == j
+    if i.t.reason != NULL or i.t.incomplete or (retired != NULL and retired.t == t):
         i.retry_ms = now_ms() + OPEN_RETRY_MS
     i.opened_ms = now_ms()
     if i.t.timed:
         s.timed = True
         s.now_ms = i.opened_ms
-    opening_close(s, retired)
+    if retired != NULL:
+        opening_close(s, retired)
 
 
 cdef void look_again(service *s, instance *i) noexcept nogil:
@@ -212,13 +224,18 @@ cdef void have_config_looked_at(service *s) noexcept nogil:
 
 
 cdef void opening_config_done(service *s, job *j) noexcept nogil:
-    """A worker has looked at the files of the configuration; the next look is not before a while."""
+    """A worker has looked at the files of the configuration; the next look is not before a while.
+
+    The job is no longer the caller's.
+    """
     s.config_looking = False
     s.config_ms = now_ms() + CONFIG_MS
     if j.t != s.config:
-        opening_close(s, j.t)  # it says why nobody knows
-    elif j.status:
+        opening_close(s, j)  # it says why nobody knows
+        return
+    if j.status:
         look_at_config(s)
+    job_free(j)
 
 
 cdef void opening_distrust(service *s, instance *i) noexcept nogil:
@@ -233,24 +250,28 @@ cdef void opening_distrust(service *s, instance *i) noexcept nogil:
 
 # Closing
 
-cdef void opening_close(service *s, table *t) noexcept nogil:
-    """Drop an instance's reference to t; later, if jobs are out that name it."""
-    cdef job *j
-    if t == NULL:
-        return
+cdef void opening_close(service *s, job *brought) noexcept nogil:
+    """Drop an instance's reference to the table that was brought; later, if jobs are out that name it."""
+    cdef table *t = brought.t
     if t.jobs:
         t.retired += 1
+        brought.next = s.retired
+        s.retired = brought
         return
-    j = job_new(JOB_CLOSE)
-    if j != NULL:
-        j.t = t
-        if queue_put(s.todo, j) < 0:
-            job_free(j)
+    brought.kind = JOB_CLOSE
+    queue_put(s.todo, brought)  # which takes any number
 
 
 cdef void opening_job_is_back(service *s, table *t) noexcept nogil:
     """A job that names t was answered."""
+    cdef job **link = &s.retired
+    cdef job *brought
     t.jobs -= 1
     while t.jobs == 0 and t.retired:
-        t.retired -= 1
-        opening_close(s, t)
+        brought = link[0]
+        if brought.t == t:
+            link[0] = brought.next
+            t.retired -= 1
+            opening_close(s, brought)
+        else:
+            link = &brought.next

@@ -11,7 +11,7 @@ from proxymap.server._cache cimport cache
 from proxymap.server._catalog cimport catalog, instance
 from proxymap._codec cimport request
 from proxymap.server._flight cimport flights, waiter
-from proxymap.tables._jobs cimport queue
+from proxymap.tables._jobs cimport job, queue
 from proxymap.tables._table cimport cursor, glimpse, table
 from proxymap.server.tracing._trace cimport tracers
 from proxymap._words cimport DICT_FLAGS_TRY, REQ_LOOKUP, STAT_RETRY
@@ -47,6 +47,7 @@ cdef struct service:
     catalog tables
     cache *results       # NULL: no cache
     queue *todo          # tables to open and to close
+    job *retired         # what brought tables that will be closed when all jobs that name them are back
     queue *asks          # lookups that turn out to take long
     queue *done          # all answers
     queue *log

@@ -19,7 +19,7 @@ from proxymap.server._catalog cimport catalog_free, catalog_init, instance
 from proxymap.metrics._counters cimport OF_SERVICE, figures_of
 from proxymap.server._flight cimport flights_free, flights_init
 from proxymap.server.tracing._trace cimport answer, trace_answer
-from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, log_line
+from proxymap.tables._jobs cimport LEVEL_INFO, LEVEL_WARNING, job, job_free, log_line
 from proxymap.tables._table cimport cursor
 from proxymap._words cimport STAT_NOKEY, STAT_OK, STAT_RETRY
 
@@ -41,6 +41,11 @@ cdef void service_init(service *s, uint64_t seed) noexcept nogil:
 
 
 cdef void service_free(service *s) noexcept nogil:
+    cdef job *brought
+    while s.retired != NULL:
+        brought = s.retired
+        s.retired = brought.next
+        job_free(brought)
     flights_free(&s.flights)
     catalog_free(&s.tables)
     buf_free(&s.folded)

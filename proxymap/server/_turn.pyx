@@ -340,11 +340,12 @@ cdef bint unpark(clients *all, client *c) noexcept nogil:
 
 
 cdef void clients_opened(clients *all, job *j) noexcept nogil:
-    """A table was opened, or looked at: serve the requests that wait for it.
+    """A table was opened, or looked at: serve the requests that wait for it. j is no longer the caller's.
 
     Those that came after the look began wait for another one: it may not have seen what they are to see.
     """
     cdef uint64_t began = (<instance *> j.asker).looked
+    cdef bint looked = j.kind == JOB_LOOK
     cdef instance *i = opening_done(all.service, j)
     cdef client *all_waiters = <client *> i.waiters
     cdef client *ready = NULL
@@ -353,7 +354,7 @@ cdef void clients_opened(clients *all, job *j) noexcept nogil:
     while all_waiters != NULL:
         c = all_waiters
         all_waiters = c.waiter
-        if j.kind == JOB_LOOK and c.since_turn > began:
+        if looked and c.since_turn > began:
             c.waiter = <client *> i.waiters
             i.waiters = c
         else:

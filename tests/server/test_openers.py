@@ -1,4 +1,4 @@
-"""test_openers - tables that hang while they are opened hold up no other, and have a time limit"""
+"""test_openers - tables that hang in opening hold up no other, and have a time limit; the old is closed"""
 
 from __future__ import annotations
 
@@ -157,3 +157,40 @@ def test_tables_on_a_dead_file_server_hold_up_no_other(server: ServerProcess, tm
         write_cdb(server.dir / "dead.cdb", {b"k": b"new"})
         (server.dir / "hang").unlink()
         wait_until(lambda: peer.ask(lookup(dead, b"k")) == found(b"new"), "the table", pause=0.2)
+
+
+# While the file $SHORT is there, the loop may have one thing of a job's size, and then no other.
+SHORT_OF_MEMORY = r"""
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <unistd.h>
+void *__libc_calloc(size_t, size_t);
+static int had;
+void *calloc(size_t count, size_t size)
+{
+    if (count == 1 && size > 256 && size < 512 && gettid() == getpid()) {
+        if (access(getenv("SHORT"), F_OK) == 0 && had++)
+            return NULL;
+    }
+    return __libc_calloc(count, size);
+}
+"""
+
+
+def test_table_is_closed_where_there_is_no_memory_to_have_that_done(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    name = server.cdb("t", {b"k": b"0"})
+    (tmp_path / "short.c").write_text(SHORT_OF_MEMORY)
+    library, short = server.dir / "short.so", server.dir / "short"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "short.c"], check=True)
+    server.env.update(LD_PRELOAD=str(library), SHORT=str(short))
+    server.start()
+    maps = Path(f"/proc/{server.pid}/maps")
+    with server.connect() as peer:
+        assert peer.ask(lookup(name, b"k")) == found(b"0")
+        assert "t.cdb" in maps.read_text()
+        short.touch()
+        write_cdb(server.dir / "t.cdb", {b"k": b"1"})
+        assert peer.ask(lookup(name, b"k")) == found(b"1")
+        wait_until(lambda: maps.read_text().count("t.cdb") == 1, "the old content to be let go of")
