@@ -136,10 +136,12 @@ cdef void take_addresses(exchange *x, endpoint *e) noexcept nogil:
 # Jobs to connections
 
 cdef void take_jobs(exchange *x) noexcept nogil:
+    """Those that have come by now. What comes meanwhile may be of clients that were refused here just now."""
     cdef endpoint *e
     cdef asker *a
     cdef job *j
-    while True:
+    cdef size_t _
+    for _ in range(x.asks.held):
         j = queue_take(x.asks, 0)
         if j == NULL:
             return
@@ -313,9 +315,7 @@ cdef void not_connected(exchange *x, connection *c, const char *why) noexcept no
 cdef void is_down(exchange *x, endpoint *e, const char *why) noexcept nogil:
     e.last_error = why
     if not e.down:
-        e.down = True
-        e.down_since_ms = x.now_ms
-        e.gap_ms = e.probe_first_ms
+        e.down, e.down_since_ms, e.gap_ms = True, x.now_ms, e.probe_first_ms
         tell_down(x.log, e, why)
     else:
         e.gap_ms = min(2 * e.gap_ms, e.probe_last_ms)
