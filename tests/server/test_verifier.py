@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -40,10 +41,10 @@ def write_hash(path: Path, value: bytes) -> None:
     new.rename(path)
 
 
-def children(pid: int) -> list[int]:
-    """Those of all its threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+def parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def gone(pid: int) -> bool:
@@ -70,8 +71,19 @@ class ClosedServer(ServerProcess):
     def command(self, *arguments: str) -> list[str]:
         return [str(self.dir / "closed/python3"), *super().command(*arguments)[1:]]
 
+    def others(self) -> list[int]:
+        """The processes besides the server that have its Python."""
+        found = []
+        for link in Path("/proc").glob("[0-9]*/exe"):
+            with contextlib.suppress(OSError):
+                if os.readlink(link) == f"{self.dir}/closed/python3":
+                    found.append(int(link.parent.name))
+        return [pid for pid in found if pid != self.pid]
+
     def verifier(self) -> int:
-        (pid,) = children(self.pid)
+        """The one that waits for files, and not one that it has forked for a file."""
+        found = self.others()
+        (pid,) = [pid for pid in found if parent(pid) not in found]
         return pid
 
 
@@ -85,12 +97,13 @@ def closed() -> Iterator[ClosedServer]:
 @as_root
 def test_file_with_which_libdb_comes_to_no_end_is_refused(closed: ClosedServer) -> None:
     """And nobody is at it afterwards, in the server or elsewhere."""
+    verifier = closed.verifier()
     with closed.connect() as peer, closed.connect() as other:
         peer.send(lookup(closed.endless, b"k"))
         assert other.ask(lookup(closed.good, b"k")) == found(b"v")
         assert peer.reply() == RETRY
     closed.wait_log("damaged: libdb comes to no end with it")
-    wait_until(lambda: not children(closed.verifier()), "the end of who verifies it")
+    wait_until(lambda: closed.others() == [verifier], "the end of who verifies it")
 
 
 @as_root
@@ -116,7 +129,14 @@ def test_file_is_not_verified_in_the_server_when_the_verifier_was_killed(closed:
         write_hash(closed.dir / "t.db", b"new")
         assert peer.ask(lookup(closed.good, b"k")) == RETRY
     closed.wait_log("no process can be had to verify it")
-    assert not children(closed.pid)
+    wait_until(lambda: not closed.others(), "the end of all others")
+
+
+@as_root
+def test_verifier_that_was_killed_is_no_zombie(closed: ClosedServer) -> None:
+    pid = closed.verifier()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: gone(pid), "its end")
 
 
 @needs_postfix

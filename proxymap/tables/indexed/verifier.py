@@ -38,28 +38,27 @@ class Verifier:
     def __init__(self, *, forked: bool = False) -> None:
         self.peer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.peer.settimeout(START)
-        self.pid = 0
+        child = 0
         try:
             with theirs:
-                self.pid = os.fork() if forked else spawn(theirs.fileno())
-                if not self.pid:
+                child = os.fork() if forked else spawn(theirs.fileno())
+                if not child:
                     serve(theirs.fileno())
             if not self.peer.recv(ANSWER):
                 raise OSError("the process that verifies files does not start")
         except OSError:
-            if self.pid:
-                os.kill(self.pid, signal.SIGKILL)
             self.end()
             raise
+        finally:
+            if child:  # it has made way for a child of its own, or does not start
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
     def end(self) -> None:
         """It still answers what it was asked."""
         with suppress(OSError):  # it has left
             self.peer.shutdown(socket.SHUT_RDWR)
         self.peer.close()
-        if self.pid:
-            with suppress(ChildProcessError):  # another process of the tests started it
-                os.waitpid(self.pid, 0)
 
 
 def spawn(peer: int) -> int:
@@ -140,11 +139,14 @@ NO_FORK = "none"
 
 
 def serve(peer: int, idle: float | None = None) -> None:
-    """Verify what comes from the socket until it is closed. Never returns.
+    """Verify what comes from the socket until it is closed, in a child that init inherits. Never returns.
 
+    The server would not notice its end: it would be a zombie until the next file.
     idle: leave when nothing came for so many seconds.
     """
     try:
+        if os.fork():
+            return
         from berkeleydb import db  # noqa: F401
 
         asker = alone_with(peer)
