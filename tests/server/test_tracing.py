@@ -20,7 +20,9 @@ from proxymap.metrics._counters import (
     FROM_STALE,
     FROM_TABLE,
 )
+from proxymap.server.control import Refused
 from proxymap.server.tracing._trace import FROM_NOBODY, Tracer
+from proxymap.server.tracing.requests import Watching
 
 RING = 1024
 SLOW = b"slow:t"
@@ -271,3 +273,15 @@ def test_lines_of_slow_lookups_are_bounded_and_the_others_counted(
 def tables(server: InProcess) -> dict[str, int]:
     known = server.server.between_turns(server.server.loop.tables)
     return next(one for one in known if one["table"] == "slow:t")
+
+
+def test_end_of_a_trace_at_the_end_of_the_loop_is_no_trouble(server: InProcess) -> None:
+    daemon = server.server
+
+    def refuse(call: object) -> None:
+        raise Refused("the server is ending")
+
+    watching = Watching(daemon.loop, daemon.between_turns, lambda: False)
+    stream = watching.trace({})
+    watching.between_turns = refuse  # type: ignore[assignment]
+    stream.end()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
 
+from proxymap.server.control import Refused
 from proxymap.server.tracing._trace import FROM_NOBODY, Tracer
 from proxymap.server.tracing.streams import Stream
 
@@ -40,8 +42,9 @@ class Watching:
         return Stream(_events(tracer), lambda: self._end(tracer), self.over)
 
     def _end(self, tracer: Tracer) -> None:
-        if not self.over():
-            self.between_turns(lambda: self.loop.untrace(tracer))
+        with contextlib.suppress(Refused):  # the loop has come to its end meanwhile
+            if not self.over():
+                self.between_turns(lambda: self.loop.untrace(tracer))
 
 
 def _wanted(request: dict[str, Any]) -> dict[str, Any]:
