@@ -1,4 +1,4 @@
-"""threads - starts a thread without waiting for ever
+"""threads - starts a thread without waiting for ever; wakes one
 
 threading.Thread.start does that if the new thread dies before it has run a line, as
 happens when memory is short.
@@ -12,6 +12,24 @@ import threading
 from collections.abc import Callable
 
 ARRIVAL = 2.0  # seconds in which a thread has to come
+
+
+class Bell:
+    """Wakes one thread. threading.Event may stay locked for ever where memory runs out while it is set."""
+
+    def __init__(self) -> None:
+        self._silent = _thread.allocate_lock()
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Any thread."""
+        if self._silent.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was quicker
+                self._silent.release()
+
+    def wait(self, seconds: float) -> None:
+        """Until it rings, or has rung since the last time; at most for so long."""
+        self._silent.acquire(timeout=seconds)
 
 
 def start_thread(name: str, run: Callable[[], object]) -> None:

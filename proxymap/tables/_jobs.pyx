@@ -471,9 +471,9 @@ cdef class Job:
 
 def attach(Table table not None, Queue asks, Queue changes, crews) -> None:
     """Have the table's jobs go to these queues; `crews`, who work on them, live as long as the table."""
+    table.crews = crews, asks, changes  # first: there may be no memory for it
     table.t.asks = NULL if asks is None else <void *> &asks.q
     table.t.changes = NULL if changes is None else <void *> &changes.q
-    table.crews = crews, asks, changes
 
 
 def clock_ms() -> int:

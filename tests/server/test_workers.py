@@ -9,7 +9,7 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -33,6 +33,7 @@ from proxymap.errors import TableRetry
 from proxymap.server.log import Log
 from proxymap.server.threads import crew as crew_module
 from proxymap.server.threads import openers
+from proxymap.server.threads import workers as workers_module
 from proxymap.server.threads.crew import Crew
 from proxymap.server.threads.workers import Workers
 from proxymap.tables._jobs import Job, Queue
@@ -283,6 +284,60 @@ def test_lookup_is_answered_where_there_is_no_memory_to_watch_over_it(
             assert peer.ask(slow(b"a")) == reply("lookup", "3.6", RETRY, LOCK)
 
 
+class Short:
+    """Makes what threads do with a job fail to get one piece of memory: the one of that `number`."""
+
+    def __init__(self) -> None:
+        self.memory = pytest.importorskip("_testcapi")
+        self.number: int | None = None
+
+    def of(self, do: Callable[..., None]) -> Callable[..., None]:
+        def do_so(*arguments: object) -> None:
+            if self.number is None:
+                return do(*arguments)
+            self.memory.set_nomemory(self.number, self.number + 1)
+            try:
+                return do(*arguments)
+            finally:
+                self.memory.remove_mem_hooks()
+
+        return do_so
+
+
+@pytest.mark.parametrize("key", [b"a", b"retry", b"bug", b"large"])
+def test_lookup_is_answered_whatever_piece_of_memory_cannot_be_had(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, key: bytes
+) -> None:
+    short = Short()
+    monkeypatch.setattr(Workers, "_ask", short.of(Workers._ask))
+    gate.time_limit = 3600
+    with gated_server(gate) as server, server.connect() as peer:
+        for number in range(40):
+            short.number = None
+            assert peer.ask(slow(b"a")) == value_of(b"a")
+            short.number = number
+            peer.ask(slow(key))
+        short.number = None
+
+
+def test_open_is_answered_whatever_piece_of_memory_cannot_be_had(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Short()
+    monkeypatch.setattr(openers.Openers, "_do", short.of(openers.Openers._do))
+    with gated_server(gate, open_time_limit="1h") as server, server.connect() as peer:
+        for number in range(10):
+            short.number = number
+            write_cdb(server.folder / "t0.cdb", {b"k": b"%d" % number})
+            peer.ask(lookup(server.cdbs[0], b"k"))
+            short.number = None
+            wait_until(partial(has, peer, server.cdbs[0], b"%d" % number), "the new content", pause=0.1)
+
+
+def has(peer: Peer, table: bytes, value: bytes) -> bool:
+    return peer.ask(lookup(table, b"k")) == found(value)
+
+
 def test_lookup_that_takes_too_long_is_answered_where_memory_runs_out_while_others_are_taken(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +562,20 @@ def test_crew_ends_where_there_is_no_memory_for_the_other_of_its_table(
         monkeypatch.undo()
 
 
+def test_crew_ends_where_there_is_no_memory_to_give_it_to_its_table(
+    server: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Crew] = []
+    start = Crew.start
+    with server.connect() as peer:
+        assert peer.ask(lookup(b"static:v", b"k")) != []  # all is started that the server always has
+        monkeypatch.setattr(Crew, "start", lambda crew: (start(crew), started.append(crew)))
+        monkeypatch.setattr(workers_module, "attach", no_memory)
+        assert peer.ask(slow(b"a")) == value_of(b"a")  # by the one that all tables share
+        wait_until(lambda: not started[0].here, "the end of its thread")
+        monkeypatch.undo()
+
+
 def no_memory(*args: object) -> None:
     raise MemoryError
 
@@ -561,13 +630,11 @@ def test_threads_that_were_needed_for_a_moment_leave_though_nothing_more_is_to_d
 def test_crews_come_while_others_are_minded() -> None:
     workers = Workers(Queue(), Log([]), writes=False)
     stop = threading.Event()
-    crews = []
+    queues: list[Queue] = []
 
     def come() -> None:
         while not stop.is_set():
-            crews.append(workers._start_crew("asker", 1, workers._ask))
-            with workers._lock:  # as _equip has it
-                workers._crews.add(crews[-1])
+            workers._start_crew(queues, "asker", 1, workers._ask)
 
     thread = threading.Thread(target=come)
     thread.start()
@@ -577,6 +644,8 @@ def test_crews_come_while_others_are_minded() -> None:
     finally:
         stop.set()
         thread.join()
+        for queue in queues:
+            queue.close()
 
 
 def test_missing_member_is_tried_again_where_no_event_tells_of_it(

@@ -102,6 +102,8 @@ class Crew:
             self._start_more()
         try:
             self.work(self, job)
+        except BaseException:  # memory is so short that nobody can be told
+            pass
         finally:
             del job
             with self._state:

@@ -8,7 +8,6 @@ that thread is still at it. What it opens in the end is kept for the next reques
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -64,14 +63,13 @@ class Openers:
             job.closed()
             return
         table: Table | None = None  # so it stays without memory
-        with contextlib.suppress(BaseException):  # whatever it is: the clients wait, and the thread must live
+        try:
             crew.running[job] = job.since_ms
             self.busy()
             table = Surrogate(job.name, b"open failed unexpectedly")
-            try:
-                table = self._look(job) if job.kind == JOB_LOOK else self._open(job)
-            except BaseException as error:
-                self.log.exception(f"open {os.fsdecode(job.name)}", error=error)
+            table = self._look(job) if job.kind == JOB_LOOK else self._open(job)
+        except BaseException as error:  # whatever it is: the clients wait
+            self._complain(job, error)
         with self._lock:
             key = self._hanging.pop(job, None)
             claimed = crew.claim(job) or key is None
@@ -81,12 +79,21 @@ class Openers:
             self._keep(key, table)
 
     def _answer(self, job: Job, table: Table | None) -> None:
-        if table is not None:
-            with contextlib.suppress(MemoryError):
+        try:
+            if table is not None:
                 self._tell(job.name, table)
-            if job.kind != JOB_LOOK or table is not job.table:
+        except MemoryError:
+            pass
+        finally:
+            if table is not None and (job.kind != JOB_LOOK or table is not job.table):
                 job.opened(table)
-        self.done.put(job)
+            self.done.put(job)
+
+    def _complain(self, job: Job, error: BaseException) -> None:
+        try:
+            self.log.exception(f"open {os.fsdecode(job.name)}", error=error)
+        except Exception:  # no memory to say it
+            pass
 
     def _tell(self, name: bytes, table: Table) -> None:
         """Log why a table could not be opened, and once that this is over."""

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._watch import Watch
-from proxymap.base.threads import start_thread
+from proxymap.base.threads import Bell, start_thread
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused, ServerDown
 from proxymap.server import _lent
 from proxymap.server.log import Log
@@ -44,9 +44,9 @@ class Workers:
         self.done, self.log = done, log
         self.watch = Watch()
         self.stopping = False
-        self._busy = threading.Event()
+        self._busy = Bell()
         self._lock = threading.Lock()
-        self._openers = Openers(done, log, writes, self._equip, self._busy.set)
+        self._openers = Openers(done, log, writes, self._equip, self._busy.ring)
         self._askers = Crew("asker", 1, self._ask)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
         self._unequipped: weakref.WeakSet[Table] = weakref.WeakSet()
@@ -81,7 +81,7 @@ class Workers:
 
     def stop(self, seconds: float) -> None:
         self.stopping = True
-        self._busy.set()
+        self._busy.ring()
         until = time.monotonic() + seconds
         for crew in self._all_crews():
             crew.stop(until)
@@ -103,12 +103,11 @@ class Workers:
             try:
                 self._busy.wait(REST_OF_SERVERS if self._servers else REST)
                 time.sleep(LOOK)
-                self._busy.clear()
                 if self._expire():
-                    self._busy.set()
+                    self._busy.ring()
             except BaseException as error:  # whatever it is: nothing has a time limit without this thread
-                self._busy.set()
-                self._complain("watchdog of the workers", error)
+                self._busy.ring()
+                self._complain(None, "watchdog of the workers", error)
 
     def _expire(self) -> bool:
         """Is anything still under way?"""
@@ -156,55 +155,70 @@ class Workers:
         if server is not None:
             with self._lock:
                 self._servers.add(server)
-            self._busy.set()  # the watchdog is to know
+            self._busy.ring()  # the watchdog is to know
         if table.crews is not None or not table.slow:
             return
+        queues: list[Queue] = []
         asks = changes = None
         try:
             if table.slow & ~SLOW_WRITE:
-                asks = self._start_crew("asker", table.at_a_time or self.count, self._ask)
+                asks = self._start_crew(queues, "asker", table.at_a_time or self.count, self._ask)
             if table.slow & SLOW_WRITE:
-                changes = self._start_crew("writer", 1, self._change)
+                changes = self._start_crew(queues, "writer", 1, self._change)
+            for queue in queues:
+                weakref.finalize(table, queue.close).atexit = False
+            with self._lock:
+                self._unequipped.discard(table)
+                if table.crews is None:
+                    attach(table, asks, changes, self)
+                    queues = []
+                    table.equipped()
         except (RuntimeError, MemoryError):
-            if asks is not None:
-                asks.queue.close()
             with self._lock:
                 self._unequipped.add(table)
-            self._busy.set()
-            return
-        with self._lock:
-            self._unequipped.discard(table)
-        crews = [crew for crew in (asks, changes) if crew is not None]
-        with self._lock:
-            if table.crews is not None:  # another instance of it was quicker
-                for crew in crews:
-                    crew.queue.close()
-                return
-            self._crews.update(crews)
-            attach(table, asks.queue if asks else None, changes.queue if changes else None, self)
-            table.equipped()
-        for crew in crews:
-            weakref.finalize(table, crew.queue.close).atexit = False
+            self._busy.ring()
+        finally:  # the others are not needed: something failed, or another instance of it was quicker
+            for queue in queues:
+                queue.close()
 
-    def _start_crew(self, name: str, limit: int, work: Callable[[Crew, Job], None]) -> Crew:
+    def _start_crew(
+        self, queues: list[Queue], name: str, limit: int, work: Callable[[Crew, Job], None]
+    ) -> Queue:
+        """Its queue, which is also added to these: whoever closes it ends the crew, also where this fails."""
         crew = Crew(name, limit, work)
-        try:
-            crew.start()
-        except (RuntimeError, MemoryError):
-            crew.queue.close()  # its thread may come after all
-            raise
-        return crew
+        queues.append(crew.queue)
+        with self._lock:
+            self._crews.add(crew)
+        crew.start()
+        return crew.queue
 
     # Asking
 
     def _ask(self, crew: Crew, job: Job) -> None:
+        """Whatever fails, where memory is short even what is done about that: the job is answered, once."""
         table = job.table  # from here on it stays, even if the watchdog answers the job and the loop drops it
-        status, flags, key, value, of_key = STAT_RETRY, job.flags, b"", b"", False
-        watched = False  # may the watchdog answer it?
+        watched = claimed = False  # may the watchdog answer it?
         try:
             crew.running[job] = job.since_ms
             watched = True
-            self._busy.set()
+            self._busy.ring()
+            answer = self._answer(table, job)
+            claimed = crew.claim(job)
+            if claimed:
+                job.answered(*answer)
+        except BaseException as error:
+            claimed = claimed or not watched or crew.claim(job)
+            if claimed:
+                job.status = STAT_RETRY
+            self._complain(table, "lookup error", error)
+        finally:
+            if claimed:
+                self.done.put(job)
+
+    def _answer(self, table: Table, job: Job) -> tuple[int, int, bytes, bytes, bool]:
+        """(status, flags, key, value, is it RETRY since the question itself was refused?)"""
+        status, flags, key, value, of_key = STAT_RETRY, job.flags, b"", b"", False
+        try:
             if job.kind == JOB_LOOKUP:
                 status, flags, value = table.ask(job.key, job.flags)
             elif (record := table.answers.sequence(job.cursor, job.first)) is None:
@@ -213,16 +227,13 @@ class Workers:
                 status, (key, value) = STAT_OK, record
         except ProxymapError as error:
             status, of_key = error.status, isinstance(error, QuestionRefused)
-            table.trouble = str(error)
-            if not isinstance(error, ServerDown):
-                self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
-        except BaseException as error:
-            self._complain(f"{os.fsdecode(table.type_name)} lookup error", error)
+            with contextlib.suppress(MemoryError):
+                table.trouble = str(error)
+                if not isinstance(error, ServerDown):
+                    self.log.warning(f"{os.fsdecode(table.type_name)} lookup error: {error}")
         if len(value) > self.value_limit:
             status, value = self._too_long(table), b""
-        if crew.claim(job) or not watched:
-            job.answered(status, flags, key, value, of_key)
-            self.done.put(job)
+        return status, flags, key, value, of_key
 
     def _too_long(self, table: Table) -> int:
         table.trouble = "a value over value_size_limit; answering RETRY"
@@ -248,7 +259,7 @@ class Workers:
                 self.log.warning(f"{os.fsdecode(table.type_name)} update error: {error}")
         except BaseException as error:
             self._fail(jobs, STAT_RETRY)
-            self._complain(f"{os.fsdecode(table.type_name)} update error", error)
+            self._complain(table, "update error", error)
         finally:  # whatever has failed: the clients wait, and nobody watches over changes
             crew.expected = len(jobs) + crew.queue.held
             self.done.put_all(jobs)
@@ -266,6 +277,9 @@ class Workers:
         for job in jobs:
             job.status = status
 
-    def _complain(self, text: str, error: BaseException) -> None:
-        with contextlib.suppress(Exception):
-            self.log.exception(text, error=error)
+    def _complain(self, table: Table | None, what: str, error: BaseException) -> None:
+        try:
+            name = "" if table is None else f"{os.fsdecode(table.type_name)} "
+            self.log.exception(f"{name}{what}", error=error)
+        except Exception:  # no memory to say it
+            pass
