@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 
+from proxymap.base._heap import give_back
 from proxymap.base._watch import Watch
 from proxymap.base.threads import Bell, start_thread
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused, ServerDown
@@ -98,13 +99,17 @@ class Workers:
             return list(self._servers)
 
     def _watch_over(self) -> None:
-        """Answer RETRY to what takes too long; idle while nothing runs."""
+        """Answer RETRY to what takes too long, and give memory back; idle while nothing runs."""
+        given_back = time.monotonic()
         while not self.stopping:
             try:
                 self._busy.wait(REST_OF_SERVERS if self._servers else REST)
                 time.sleep(LOOK)
                 if self._expire():
                     self._busy.ring()
+                if time.monotonic() > given_back + REST:
+                    give_back()
+                    given_back = time.monotonic()
             except BaseException as error:  # whatever it is: nothing has a time limit without this thread
                 self._busy.ring()
                 self._complain(None, "watchdog of the workers", error)
