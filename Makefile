@@ -112,7 +112,7 @@ report: $(VENV)/ready
 	$(PY) benchmarks/report.py
 
 asan: $(VENV)/ready
-	$(BIN) sh contrib/asan
+	$(BIN) sh contrib/asan $(ASAN_ARGS)
 
 inject: build
 	$(BIN) $(PY) tests/inject_faults.py $(INJECT_ARGS)

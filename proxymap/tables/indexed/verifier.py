@@ -38,13 +38,14 @@ class Verifier:
     def __init__(self, *, forked: bool = False) -> None:
         self.peer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.peer.settimeout(START)
-        child = 0
+        child = self.pid = 0
         try:
             with theirs:
                 child = os.fork() if forked else spawn(theirs.fileno())
                 if not child:
                     serve(theirs.fileno())
-            if not self.peer.recv(ANSWER):
+            self.pid = int(self.peer.recv(ANSWER) or 0)
+            if not self.pid:
                 raise OSError("the process that verifies files does not start")
         except OSError:
             self.end()
@@ -59,6 +60,9 @@ class Verifier:
         with suppress(OSError):  # it has left
             self.peer.shutdown(socket.SHUT_RDWR)
         self.peer.close()
+        if self.pid:
+            with suppress(ChildProcessError):  # it is init's, unless we are process 1 of a container
+                os.waitpid(self.pid, 0)
 
 
 def spawn(peer: int) -> int:
@@ -151,7 +155,7 @@ def serve(peer: int, idle: float | None = None) -> None:
 
         asker = alone_with(peer)
         asker.settimeout(idle)
-        asker.send(b"ready")
+        asker.send(b"%d" % os.getpid())
         while True:
             try:
                 question, files, _, _ = socket.recv_fds(asker, QUESTION, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -36,6 +37,7 @@ db = pytest.importorskip("berkeleydb").db
 CONFIG = 5
 KINDS = {"hash": db.DB_HASH, "btree": db.DB_BTREE}
 OLD = 1_000_000_000  # a time of change long ago
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 VECTORS = Path(__file__).parents[2] / "vectors"
 EXCHANGES = {"proxymap": 88, "proxywrite": 66}  # recorded with hash and btree, in each dialect
 
@@ -627,13 +629,29 @@ def test_verifier_that_cannot_load_libdb_is_an_error(
 def test_verifier_leaves_when_nothing_comes_and_another_is_started(
     unverified: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "spawn", lambda peer: in_fork(lambda: verifier.serve(peer, idle=0.01)))
+    monkeypatch.setattr(verifier, "spawn", lambda peer: in_fork(lambda: verifier.serve(peer, idle=1.0)))
     assert open_table(unverified).reason is None
     first = verifier._verifier
     assert first is not None
     assert first.peer.recv(1) == b""
     assert open_table(unverified).reason is None
     assert verifier._verifier is not first
+
+
+def test_verifier_that_comes_back_to_the_server_is_waited_for(unverified: bytes) -> None:
+    """As to process 1 of a container."""
+
+    def experiment() -> None:
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+        assert open_table(unverified).reason is None
+        first = verifier._verifier
+        assert first is not None
+        os.kill(first.pid, signal.SIGKILL)
+        verifier.dismiss()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(first.pid, 0)
+
+    assert in_child(experiment) == 0
 
 
 def in_fork(do: Callable[[], object]) -> int:
