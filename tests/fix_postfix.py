@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from fix_server import Peer, wait_until
+from fix_server import OWN, Peer, wait_until, write_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 STOCK_DAEMONS = "/usr/lib/postfix/sbin"
@@ -132,6 +132,8 @@ class StockPostfix:
         owner = pwd.getpwnam("postfix")
         for path in (self.config_dir, self.queue_dir, self.data_dir, self.tables):
             path.mkdir(mode=0o755)
+        if OWN:
+            write_parameters(self.config_dir / "proxymap.cf", OWN)
         copy_dynamicmaps(self.config_dir)
         os.chown(self.data_dir, owner.pw_uid, owner.pw_gid)
         for name, mode in QUEUE_DIRECTORIES.items():

@@ -10,9 +10,9 @@ Source: postconf(5); checked against postconf and proxymap of 3.7.11.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 from proxymap.base.files import open_at_once
 from proxymap.config.source import BLANKS, logical_lines
@@ -65,7 +65,7 @@ class MainCf:
         self._broken: set[str] = set()  # their values cannot be expanded, which was told
         self._expanding: set[str] = set()
         self._defaults: Mapping[str, str] | None = None
-        self._postconf: _Postconf | None = None
+        self._postconf: Callable[[], str] | None = None  # gives what it prints
         self._own_defaults = {**FALLBACKS, **(defaults or {})}
         for override in overrides:
             name, value = split_parameter(override, f'option "-o {override}"')
@@ -138,18 +138,21 @@ class MainCf:
         self._postconf = None
         if postconf is None:
             return {}
-        pairs = (line.partition(" =") for line in postconf.output().split("\n"))
+        pairs = (line.partition(" =") for line in postconf().split("\n"))
         return {name: value.strip(BLANK) for name, equals, value in pairs if equals}
 
-    def _started_postconf(self) -> _Postconf | None:
+    def _started_postconf(self) -> Callable[[], str] | None:
         directories = [*os.environ.get("PATH", "").split(":"), USUAL_DIRECTORY]
         if "command_directory" in self.raw:
             directories.insert(0, self.get("command_directory"))
         for directory in directories:
             program = os.path.join(directory, "postconf")
             if os.path.isabs(program) and os.access(program, os.X_OK):
-                with contextlib.suppress(OSError):
-                    return _Postconf(program, {"MAIL_CONFIG": NO_FOLDER, "LANG": "C"})
+                try:
+                    return _Postconf(program, {"MAIL_CONFIG": NO_FOLDER, "LANG": "C"}).output
+                except OSError as error:
+                    if isinstance(error, PermissionError) and program in _printed:
+                        return partial(_printed.__getitem__, program)
         return None
 
 
@@ -233,11 +236,15 @@ def _nearest(name: str, known: Collection[str]) -> str:
     return f"; the nearest known name is {near[0]}" if near else ""
 
 
+_printed: dict[str, str] = {}  # by each postconf, the last time: from within a sandbox nothing can be run
+
+
 class _Postconf:
     """`postconf -d`, running. By hand, since subprocess alone takes longer to import than it runs."""
 
     def __init__(self, program: str, environment: dict[str, str]) -> None:
         """Raises OSError."""
+        self._program = program
         reading, writing = os.pipe()
         self._pipe = os.fdopen(reading, "rb")
         try:
@@ -256,7 +263,8 @@ class _Postconf:
         with self._pipe as pipe:
             text = pipe.read()
         os.waitpid(self._child, 0)
-        return text.decode(TEXT, ERRORS)
+        _printed[self._program] = text.decode(TEXT, ERRORS)
+        return _printed[self._program]
 
 
 class _Malformed(Exception):

@@ -95,6 +95,12 @@ def boolean(value: str) -> bool:
     return value.lower() == "yes"
 
 
+def ports(value: str) -> tuple[int, ...]:
+    """Numbers of ports between commas and blanks; perhaps none."""
+    number = integer(1, 65535)
+    return tuple(number(item) for item in split_words(value))
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def convert(value: str) -> str:
         if not value or value not in choices:
@@ -264,6 +270,11 @@ class Settings:
     lmdb_index_size = own("256M", size(0), "bytes for each table, 0 = no index")
     lmdb_replace_damaged = own("yes", boolean)
     src_rhs_is_file = own("auto", one_of("auto", "yes", "no"))  # auto: see approval.FilesInValues
+    sandbox = own("no", boolean)
+    sandbox_reads = own("", words, "paths")
+    sandbox_writes = own("", words, "paths")
+    sandbox_ports = own("", ports, "TCP ports")
+    core_dumps = own("no", boolean)
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 
     def __init__(self, tables: PerTable | None = None, **values: object) -> None:

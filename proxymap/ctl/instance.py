@@ -256,8 +256,25 @@ def _of_processes(instance: Instance, entry: Entry, running: bool | None) -> dic
             answer, processes = ask(instance, entry, STATUS_LIMIT)
     except (OSError, ProtocolError) as trouble:
         return {"answer": None, "trouble": str(trouble), "processes": []}
-    shown = [{"pid": p.pid, "server": p.server, "uptime": round(p.uptime, 1)} for p in processes]
+    told = _sandboxes(instance.socket(entry.service)) if any(p.server == OURS for p in processes) else {}
+    shown = [
+        {"pid": p.pid, "server": p.server, "uptime": round(p.uptime, 1), "sandbox": told.get(p.pid)}
+        for p in processes
+    ]
     return {"answer": answer, "trouble": None, "processes": shown}
+
+
+def _sandboxes(socket_path: str) -> dict[int, str]:
+    """What each of our processes says of its sandbox; one that is older than this program says nothing."""
+    from proxymap.server.control import ask_all
+
+    with contextlib.suppress(OSError):
+        return {
+            pid: str(reply["ok"])
+            for pid, reply in ask_all(socket_path, STATUS_LIMIT, do="sandbox")
+            if "ok" in reply
+        }
+    return {}
 
 
 def status_line(state: dict[str, Any]) -> str:
@@ -268,5 +285,9 @@ def status_line(state: dict[str, Any]) -> str:
     line = f"{state['service']}: master runs {state['program']} ({state['configured']}{version}); "
     if state["trouble"]:
         return f"{line}{state['trouble']}"
-    answers = [f"{p['server']}, pid {p['pid']}, up {duration(p['uptime'])}," for p in state["processes"]]
+    answers = [
+        f"{p['server']}, pid {p['pid']}, up {duration(p['uptime'])}"
+        + (f", sandbox: {p['sandbox']}," if p["sandbox"] else ",")
+        for p in state["processes"]
+    ]
     return f"{line}{' and '.join(answers) or 'an unknown process'} answers ({state['answer']})"

@@ -54,11 +54,15 @@ class Control:
         self._lock = threading.Lock()  # the thread closes what `stop` wakes it with
         self._stopping = False
 
-    def start(self) -> None:
+    def listen(self) -> None:
+        """Have the socket. Who connects is served when it starts."""
         try:
             self._listener = _listener_at(self.path)
         except OSError as error:
             self.log.warning(f"no control socket {self.path}: {error.strerror or error}")
+
+    def start(self) -> None:
+        if self._listener < 0:
             return
         threading.Thread(target=self._run, args=(self._listener,), name="control", daemon=True).start()
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from proxymap.server.control import Command
+    from proxymap.server.sandbox.entering import Sandbox
     from proxymap.server.tracing.streams import Stream
 
     T = TypeVar("T")
@@ -86,20 +87,27 @@ class Daemon:
         commands: dict[str, Command] = {
             "tables": self._tables, "servers": self._servers, "known": self._known, "flush": self._flush,
             "reload": self._reload, "trace": self._trace, "figures": self._figures,
+            "sandbox": lambda request: self.sandbox.shown if self.sandbox else "none",
         }  # fmt: skip
         self.control = Control(control, commands, log) if control else None
         self.load: Callable[[], tuple[Settings, MainCf]] | None = None  # how to read the configuration anew
+        self.sandbox: Sandbox | None = None
         self._calls: deque[Callable[[], None]] = deque()
         self._reloading = threading.Lock()
         self._over = False  # the loop takes no more calls
 
+    def settle(self) -> None:
+        """Have the counters and the control socket, which lie beside the socket that is served."""
+        if self.beside:
+            count_in(path_beside(self.beside), self.service, self.log.warning)
+        if self.control:
+            self.control.listen()
+
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve. Returns when the loop's life is over, or `stop` was called; what was pending is answered.
 
-        ready: called when everything is there but the loop's first turn.
+        Call `settle` before. ready: called when everything is there but the loop's first turn.
         """
-        if self.beside:
-            count_in(path_beside(self.beside), self.service, self.log.warning)
         self.figures = Figures(OF_SERVICE, b"")
         self.figures.count(STARTS)
         self.log.queue = self.lines
@@ -200,6 +208,7 @@ class Daemon:
         )  # fmt: skip
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
         host.inform = self.log.info
+        host.outside = lambda type_name: self.sandbox.outside(type_name, main_cf.get) if self.sandbox else ""
         if settings.non_bdb_migration_level != "disable":
             from proxymap.tables.migration import redirection
 

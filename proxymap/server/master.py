@@ -23,7 +23,7 @@ from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.launch import Start, account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
-from proxymap.tables.types import stand_by
+from proxymap.server.sandbox.confine import confine
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5
@@ -57,9 +57,9 @@ def run(
     drop_privileges(settings, start)
     if writes:
         start_session()
-    stand_by()
     if start.debug:
         run_debugger(main_cf)
+    confine(server, settings, main_cf, socket=control)
     server.drain_limit = DRAIN_LIMIT
     stop_on_sigterm(server)
     server.start_watchdog(min(settings.daemon_timeout, WATCHDOG_MAX))

@@ -21,8 +21,9 @@ from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.launch import account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
+from proxymap.server.sandbox.confine import confine
 from proxymap.server.sockets import inherited_sockets, own_socket
-from proxymap.tables.types import load_types, stand_by
+from proxymap.tables.types import load_types
 
 Load = Callable[[], tuple[Settings, MainCf]]
 
@@ -49,6 +50,7 @@ def run(
             control=control if isinstance(control, str) else None,
         )  # fmt: skip
         load_types(server.approved, writes=writes)  # now: after an upgrade in place they might not fit
+        confine(server, settings, main_cf, socket=server.beside, publishes=bool(listen))
         server.load = load
 
         def ready() -> None:
@@ -77,7 +79,6 @@ def become_unprivileged(settings: Settings, main_cf: MainCf, user: str, *, write
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)
     os.environ["HOME"] = owner.pw_dir  # where libpq looks for certificates, and may not look in root's
-    stand_by()
 
 
 @contextlib.contextmanager

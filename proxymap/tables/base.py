@@ -32,6 +32,7 @@ class Host:
     the parameters for the database server of the table with this name (databases/limits).
     files_refused: why the values of a table may not be names of files (src_rhs_is_file); "" if they may.
     redirect: the name of a table -> that of the one to open in its place (migration.redirection).
+    outside: why this process may not have what a table needs; "" if it may, as far as one can tell.
     """
 
     watch: Watch | None = None
@@ -40,6 +41,7 @@ class Host:
 
     files_refused: Callable[[bytes], str] = staticmethod(lambda type_name: "")
     redirect: Callable[[bytes], bytes] = staticmethod(lambda type_name: type_name)
+    outside: Callable[[bytes], str] = staticmethod(lambda type_name: "")
 
     def __init__(
         self,

@@ -300,6 +300,8 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     tried = _stamped(type_name)
     kind = Surrogate
     try:
+        if outside := host.outside(type_name):
+            raise ValueError(f"open {os.fsdecode(type_name)}: {outside}")
         made = import_module(f"proxymap.tables.{known.module}").open_table(type_name, mapname, opening)
     except OSError as error:
         file = error.filename or os.fsdecode(mapname)  # where a read failed it has none

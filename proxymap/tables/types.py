@@ -125,15 +125,16 @@ def load_types(names: Iterable[bytes | str], *, writes: bool = False) -> None:
                             loaded.preload_tables(_mapnames(text, name))
 
 
-def stand_by() -> None:
+def stand_by(alone: bool = False) -> None:
     """stand_by - have the loaded types start what they cannot start later
 
-    Call this when privileges were dropped and there are no threads yet.
+    Call this when privileges were dropped and there are no threads yet. alone: no program can be
+    run later.
     """
     for maptype in TABLE_TYPES.values():
         loaded = sys.modules.get(f"proxymap.tables.{maptype.module}")
         if begin := getattr(loaded, "stand_by", None):
-            begin()
+            begin(alone)
 
 
 def _mapnames(text: str, maptype: str) -> Iterator[bytes]:

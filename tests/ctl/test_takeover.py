@@ -353,6 +353,7 @@ def test_status_for_programs(host: Host) -> None:
     }
     assert Path(f"/proc/{process['pid']}/cmdline").read_bytes().count(str(host.prefix.program).encode()) == 1
     assert 0 <= process["uptime"] < 60
+    assert process["sandbox"] == "none"
 
 
 def test_missing_entry_is_told(prefix: Prefix) -> None:

@@ -18,13 +18,13 @@ import os
 import pwd
 from collections.abc import Callable
 
+from proxymap.base.nsswitch import sources_of
 from proxymap.errors import TableRetry
 from proxymap.tables.base import Opening, SlowTable
 
 ENTRY_SIZE = 256  # bytes; struct passwd and struct group are smaller
 TEXT_SIZE = 1 << 16  # bytes of an entry's texts
 MISSING = (0, errno.ENOENT, errno.ESRCH)  # what getpwnam_r returns if there is no such user
-NSSWITCH = "/etc/nsswitch.conf"
 READ_SIZE = 1 << 16  # bytes
 
 _libc = ctypes.CDLL(None)
@@ -86,19 +86,6 @@ def see_sources(database: str, find: Callable[..., int], key: bytes) -> None:
                     pass
     except OSError as failure:
         raise TableRetry(f"{failure.filename or f'/etc/{database}'}: {failure.strerror}") from None
-
-
-def sources_of(database: str) -> list[str]:
-    """The sources that nsswitch.conf names, in order. Raises OSError if it cannot be read."""
-    try:
-        with open(NSSWITCH, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                name, colon, rest = line.partition("#")[0].partition(":")
-                if colon and name.strip() == database:
-                    return [word for word in rest.split() if not word.startswith("[")]
-    except FileNotFoundError:
-        pass
-    return ["files"]
 
 
 TABLES = {b"passwd.byname": Passwd, b"group.byname": Group}

@@ -4,8 +4,8 @@ libdb's verify may crash or go round for ever. The verifier is a process that ta
 descriptors of files from a socket and forks for each; an alarm ends a fork that comes to
 no end. It runs this file as a script, starts when a file is first to be verified, and
 leaves after IDLE seconds without one. Where this user may not run Python, as mail_owner
-may not run root's, and in a chroot, it is a fork of the server instead: made by
-stand_by(), it lives as long as the server.
+may not run root's, in a chroot and in a sandbox, it is a fork of the server instead: made
+by stand_by(), it lives as long as the server.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ _verifier: Verifier | None = None
 _lock = threading.Lock()
 
 
-def stand_by() -> None:
-    """Have a verifier now, if it cannot be started later.
+def stand_by(alone: bool = False) -> None:
+    """Have a verifier now, if it cannot be started later: alone says so.
 
     Call this when privileges were dropped and there are no threads yet.
     """
@@ -85,7 +85,8 @@ def stand_by() -> None:
     from berkeleydb import db
 
     files = (os.__file__, __file__, db.__file__)
-    if not os.access(sys.executable, os.X_OK) or not all(os.access(file, os.R_OK) for file in files):
+    runs = os.access(sys.executable, os.X_OK) and all(os.access(file, os.R_OK) for file in files)
+    if alone or not runs:
         with suppress(OSError):  # its lack is told when a file is to be verified
             _verifier = _verifier or Verifier(forked=True)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from proxymap.base import nsswitch
 from proxymap.errors import TableRetry
-from proxymap.tables.databases import unix
 from proxymap.tables.opening import open_table
 
 
@@ -84,8 +84,8 @@ def test_sources_of_nsswitch_conf(
 ) -> None:
     if text is not None:
         (tmp_path / "n").write_text(text)
-    monkeypatch.setattr(unix, "NSSWITCH", str(tmp_path / "n"))
-    assert unix.sources_of("passwd") == sources
+    monkeypatch.setattr(nsswitch, "NSSWITCH", str(tmp_path / "n"))
+    assert nsswitch.sources_of("passwd") == sources
 
 
 @pytest.mark.parametrize("name", ["passwd", "passwd.byuid", "shadow.byname"])
