@@ -23,7 +23,7 @@ help:
 	@echo "make bench-compare  build/micro.json against benchmarks/results/micro.json, or BASE=file"
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make dashboard  the picture of docs/metrics.md, from a run of two minutes; needs prometheus"
-	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer"
+	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer; ASAN_ARGS=tests/base: these only"
 	@echo "make fuzz    the damaged-table test, for longer"
 	@echo "make inject  each system call of a running server fails, one at a time; a quarter of an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
