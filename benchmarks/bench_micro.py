@@ -3,7 +3,7 @@
 usage: bench_micro.py [pyperf's options; --fast --output FILE]
 
 In C, where the loop runs them: a request parsed, a reply built, the cache, the
-approval of a table. From Python, beside what a Python programmer would take:
+approval of a table, the query of a template. From Python, beside what a Python programmer would take:
 cdb and lmdb beside cdbx and py-lmdb on the same files, rules beside re.
 Times are for one request, one key.
 """
@@ -25,6 +25,7 @@ from proxymap.server import _doors
 from proxymap.server._doors import Reader
 from proxymap.tables.base import Host
 from proxymap.tables.opening import open_table
+from proxymap.tables.template import IN_QUERY, compile_text
 
 ENTRIES = int(os.environ.get("PROXYMAP_MICRO_ENTRIES", 1_000_000))  # fewer for a test
 KEYS = 1000  # asked in a loop
@@ -50,6 +51,7 @@ def main() -> None:
     codec(runner)
     result_cache(runner)
     approval(runner)
+    templates(runner)
     indexed_tables(runner)
     rules(runner)
 
@@ -116,6 +118,22 @@ def approval(runner: pyperf.Runner) -> None:
     approved = [b"cdb:/etc/postfix/table%d" % i for i in range(30)]
     asked = [*approved[:5], b"cdb:/etc/secrets"]
     in_c(runner, "approval", lambda loops: _doors.approval_loop(approved, asked, loops), len(asked))
+
+
+def templates(runner: pyperf.Runner) -> None:
+    """The query of a virtual alias table, beside Python's own formatting."""
+    text = "SELECT goto FROM alias WHERE address = '%s' AND domain = '%d' AND active = 1"
+    program = compile_text(text, IN_QUERY)
+    keys = [b"user%d@store%d.example.com" % (i, i % 50) for i in range(KEYS)]
+
+    def formatted(key: bytes) -> bytes:
+        quoted = key.replace(b"'", b"''")
+        return b"SELECT goto FROM alias WHERE address = '%b' AND domain = '%b' AND active = 1" % (
+            quoted, quoted.rpartition(b"@")[2],
+        )  # fmt: skip
+
+    in_c(runner, "template, C", lambda loops: _doors.fill_loop(program, keys, loops), KEYS)
+    from_python(runner, "template, Python", lambda: (formatted, keys))
 
 
 @cache

@@ -166,6 +166,7 @@ def test_parts_run(tmp_path: Path) -> None:
         "cache hit",
         "cache insert, evict",
         "approval",
+        "template, C",
         "cdb found, cdbx",
     } <= names
     assert {"lmdb absent, proxymap", "cidr, 100 rules, proxymap", "re, 100 rules, Python"} <= names

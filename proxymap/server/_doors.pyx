@@ -8,13 +8,14 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from proxymap.base._buf cimport buf, buf_free, buf_init, view, view_of
+from proxymap.base._buf cimport buf, buf_clear, buf_free, buf_init, view, view_of
 from proxymap.server._cache cimport cache, cache_find, cache_free, cache_init, cache_store, entry
 from proxymap.server._catalog cimport (
     catalog, catalog_approve, catalog_free, catalog_init, catalog_is_approved,
 )
 from proxymap._codec cimport list_restart, reply_append, request, request_read, scan
 from proxymap.tables._table cimport Table, glimpse, table
+from proxymap.tables._template cimport PARTS, Program, parts_of_key, program_fill, quote_doubling
 from proxymap._words cimport *
 
 
@@ -87,6 +88,30 @@ def approval_loop(list approved not None, list asked not None, long rounds) -> i
         catalog_free(&c)
         free(names)
 
+
+# Templates
+
+def fill_loop(Program template not None, list keys not None, long rounds) -> int:
+    """Make a query of each key again and again; returns the bytes of them all."""
+    cdef view parts[<int> PARTS]
+    cdef view *wanted = views_of(keys)
+    cdef size_t i, n = len(keys)
+    cdef long _, total = 0
+    cdef buf out
+    buf_init(&out)
+    with nogil:
+        for _ in range(rounds):
+            for i in range(n):
+                buf_clear(&out)
+                parts_of_key(wanted[i], parts)
+                program_fill(&template.p, parts, quote_doubling, NULL, &out)
+                total += out.end
+    buf_free(&out)
+    free(wanted)
+    return total
+
+
+# Results
 
 cdef class Cache:
     """A cache of its own, for tests and benchmarks."""
