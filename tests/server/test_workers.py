@@ -285,11 +285,20 @@ def test_lookup_is_answered_where_there_is_no_memory_to_watch_over_it(
 
 
 class Short:
-    """Makes what threads do with a job fail to get one piece of memory: the one of that `number`."""
+    """Makes what a thread does with a job fail to get one piece of memory: the one of that `number`."""
 
     def __init__(self) -> None:
         self.memory = pytest.importorskip("_testcapi")
         self.number: int | None = None
+        self.done = Queue()
+
+    def put(self, job: Job) -> None:
+        """In place of what the server's queue does: nobody else is to go short."""
+        self.memory.remove_mem_hooks()
+        self.done.put(job)
+
+    def stand_before(self, threads: Workers | openers.Openers) -> None:
+        self.done, threads.done = threads.done, self  # type: ignore[assignment]
 
     def of(self, do: Callable[..., None]) -> Callable[..., None]:
         def do_so(*arguments: object) -> None:
@@ -312,6 +321,7 @@ def test_lookup_is_answered_whatever_piece_of_memory_cannot_be_had(
     monkeypatch.setattr(Workers, "_ask", short.of(Workers._ask))
     gate.time_limit = 3600
     with gated_server(gate) as server, server.connect() as peer:
+        short.stand_before(server.server.workers)
         for number in range(40):
             short.number = None
             assert peer.ask(slow(b"a")) == value_of(b"a")
@@ -326,6 +336,7 @@ def test_open_is_answered_whatever_piece_of_memory_cannot_be_had(
     short = Short()
     monkeypatch.setattr(openers.Openers, "_do", short.of(openers.Openers._do))
     with gated_server(gate, open_time_limit="1h") as server, server.connect() as peer:
+        short.stand_before(server.server.workers._openers)
         for number in range(10):
             short.number = number
             write_cdb(server.folder / "t0.cdb", {b"k": b"%d" % number})
