@@ -2,7 +2,8 @@
 
 from proxymap.base._buf cimport buf, view, view_is, view_of
 from proxymap._words cimport (
-    DIALECT_3_6, DICT_FLAG_DUP_REPLACE, DICT_FLAG_SYNC_UPDATE, DICT_FLAGS_REQUEST, REQ_DELETE, REQ_UPDATE,
+    DIALECT_3_6, DIALECT_3_11, DICT_FLAG_DUP_REPLACE, DICT_FLAG_FIXED, DICT_FLAG_PATTERN,
+    DICT_FLAG_SYNC_UPDATE, DICT_FLAGS_REQUEST, REQ_DELETE, REQ_UPDATE,
 )
 
 cdef enum:
@@ -62,6 +63,12 @@ cdef inline int request_flags(const request *r, int before) noexcept nogil:
     elif r.kind == REQ_DELETE:
         flags |= DICT_FLAG_SYNC_UPDATE
     return flags
+
+
+cdef inline bint is_of_patterns(const request *r) noexcept nogil:
+    """Do the flags of a request of 3.11 say of the table that it is one of patterns?"""
+    return (r.dialect == DIALECT_3_11
+            and r.flags & (DICT_FLAG_FIXED | DICT_FLAG_PATTERN) == DICT_FLAG_PATTERN)
 
 
 cdef inline view without_proxy(view name) noexcept nogil:

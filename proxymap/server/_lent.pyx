@@ -23,8 +23,8 @@ from proxymap.base._clock cimport now_ms, now_ns
 from proxymap.base._eager cimport has_looked, is_time_to_look
 from proxymap.base._os cimport MSG_DONTWAIT, MSG_NOSIGNAL, recv, sched_yield, send
 from proxymap._codec cimport (
-    FAULT_NONE, PARSE_OK, list_restart, reply_append, request, request_flags, request_read, scan,
-    without_proxy,
+    FAULT_NONE, PARSE_OK, is_of_patterns, list_restart, reply_append, request, request_flags, request_read,
+    scan, without_proxy,
 )
 from proxymap.metrics._counters cimport REQUESTS, STATUSES, count_one
 from proxymap.server._asking cimport CHANGE_FITS, change_fits
@@ -118,7 +118,7 @@ cdef bint read(job *j) noexcept nogil:
     list_restart(&seen)
     if request_read(&seen, j.lent.rest.data, len, &r, &verdict) != len or verdict != PARSE_OK:
         return False
-    if (r.kind != REQ_UPDATE and r.kind != REQ_DELETE) or r.fault != FAULT_NONE:
+    if (r.kind != REQ_UPDATE and r.kind != REQ_DELETE) or r.fault != FAULT_NONE or is_of_patterns(&r):
         return False
     if (r.dialect != before.dialect or r.inst_flags != before.inst_flags
             or not view_equal(without_proxy(r.table), buf_view(&j.name))):

@@ -20,8 +20,8 @@ from proxymap.server._cache cimport cache_foresee
 from proxymap.server._catalog cimport OPENING, RENEWING, catalog_find, catalog_is_approved, instance
 from proxymap._codec cimport (
     FAULT_MISSING, FAULT_NONE, FAULT_NUMBER, FAULT_UNEXPECTED, PARSE_BAD, PARSE_OK, PARSE_SILENT,
-    PARSE_UNKNOWN, reply_append, reply_append_bare, request, request_flags, request_read, scan,
-    without_proxy,
+    PARSE_UNKNOWN, is_of_patterns, reply_append, reply_append_bare, request, request_flags, request_read,
+    scan, without_proxy,
 )
 from proxymap.tables._jobs cimport LEVEL_WARNING, log_line
 from proxymap.server._opening cimport opening_add, opening_distrust, opening_ready, opening_start
@@ -57,23 +57,30 @@ cdef void session_foresee(service *s, session *who) noexcept nogil:
     Keys usually arrive folded; if not, the prefetch is merely wasted.
     """
     cdef instance *i = who.found
-    cdef int flags = who.request.flags
+    cdef int flags
     if who.verdict != PARSE_OK or who.request.kind != REQ_LOOKUP or i == NULL:
         return
     if who.forgotten != s.tables.forgotten:
         return  # it may be gone since
     if i.t == NULL:
         return
+    flags = flags_to_serve(i, &who.request)
     if is_shared(s, i):
-        cache_foresee(s.results, answers_owner(i, request_flags(&who.request, i.flags)), who.request.key,
-                      &who.glimpse)
-        return
-    if i.t.foresee == NULL:
-        return
-    if who.request.dialect == DIALECT_3_6:
-        flags = i.flags
-    who.glimpse.of = i.t
-    i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
+        cache_foresee(s.results, answers_owner(i, flags), who.request.key, &who.glimpse)
+    elif i.t.foresee != NULL:
+        who.glimpse.of = i.t
+        i.t.foresee(i.t, who.request.key, flags, &who.glimpse)
+
+
+cdef inline int flags_to_serve(const instance *i, request *r) noexcept nogil:
+    """The dictionary flags to serve r with.
+
+    A client of 3.11 sends the flags that it got: what opened only later was of patterns for it. With
+    these no key is folded, and an indexed file has none that matches. It gets those of the open table.
+    """
+    if is_of_patterns(r) and i.open_flags & DICT_FLAG_FIXED:
+        r.flags = i.open_flags
+    return request_flags(r, i.flags)
 
 
 cdef int session_serve(service *s, session *who, buf *out) noexcept nogil:
@@ -173,7 +180,7 @@ cdef int deny(service *s, const session *who, buf *out) noexcept nogil:
 cdef int serve(service *s, session *who, instance *i, request *r, buf *out) noexcept nogil:
     """A lookup, update, delete or sequence on an open table."""
     cdef view key = NONE, value = NONE
-    cdef int flags = request_flags(r, i.flags)
+    cdef int flags = flags_to_serve(i, r)
     cdef size_t before = buf_len(out)
     cdef int status
     i.lookups += r.kind == REQ_LOOKUP

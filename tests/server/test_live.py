@@ -17,9 +17,23 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fix_server import ServerProcess, found, lookup, peers, request, wait_until, write_cdb, write_lmdb
+from fix_server import (
+    FIXED,
+    FOLD_FIX,
+    LOCK,
+    PATTERN,
+    ServerProcess,
+    found,
+    lookup,
+    peers,
+    request,
+    wait_until,
+    write_cdb,
+    write_lmdb,
+)
 from oracle import Attributes, reply
 
+UTF8 = 1 << 19
 RETRY = 2
 CLIENTS = 16
 ROUNDS = 200
@@ -245,6 +259,36 @@ def test_file_that_appears_or_is_mended_is_served_by_the_next_request(
             server.start()
             peer.close()
             peer = server.connect()
+
+
+@pytest.mark.parametrize("maptype", ["cdb", "lmdb", "texthash"])
+def test_client_of_3_11_that_opened_a_table_before_it_was_there_finds_its_keys(
+    server: ServerProcess, maptype: str
+) -> None:
+    """It goes on with the flags of what cannot be opened: no try bits, and a pattern does not fold."""
+    table, given = f"{maptype}:{server.dir}/t".encode(), LOCK | FOLD_FIX | UTF8
+    server.approve(table)
+    server.start()
+    with server.connect() as peer:
+
+        def ask(key: bytes, flags: int) -> tuple[bytes, int]:
+            answer = dict(peer.ask(lookup(table, key, "3.11", instance_flags=given, flags=flags)))
+            return answer[b"status"], int(answer[b"flags"])
+
+        def opened() -> int:
+            return int(dict(peer.ask(request("open", table, "3.11", instance_flags=given)))[b"flags"])
+
+        before = opened()
+        assert ask(b"K0", before) == (b"2", before)
+        if maptype == "texthash":
+            (server.dir / "t").write_text("k0 1\n")
+        else:
+            (write_cdb if maptype == "cdb" else write_lmdb)(server.dir / f"t.{maptype}", content(1))
+        absent, after = ask(b"absent", before)
+        assert (absent, after) == (b"1", opened())
+        assert (before & (PATTERN | FIXED), after & (PATTERN | FIXED)) == (PATTERN, FIXED)
+        for flags in (before, after):
+            assert ask(b"K0", flags)[0] == b"0"
 
 
 def right_or_retry(oldest: int, answer: Attributes) -> bool:

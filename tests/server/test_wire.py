@@ -432,7 +432,7 @@ def ask_3_11(peer: Peer, table: bytes, key: bytes, flags: int) -> tuple[int, int
 
 def test_flags_of_3_11_are_echoed(wire: Wire) -> None:
     with wire.server.connect() as peer:
-        for flags in (0, LOCK, LOCK | TRY0, 1 << 30, LOCK | PATTERN | MULTI_WRITER | TRY1 | TRY0):
+        for flags in (0, LOCK, LOCK | TRY0, 1 << 30, LOCK | FIXED | PATTERN | MULTI_WRITER | TRY1 | TRY0):
             assert ask_3_11(peer, wire.cdb, b"nokey", flags) == (NOKEY, flags)
 
 
