@@ -204,6 +204,19 @@ cdef instance *catalog_add(
     return i
 
 
+cdef int flags_of_unopened(const instance *i, const table *t) noexcept nogil:
+    """What a client is told of a table that cannot be opened: of patterns, as by stock.
+
+    A client of 3.6 folds keys itself, and asks for parts of addresses, or does not, by what it is
+    told once, and would ask for the wrong keys when the table opens later: it gets the truth.
+    """
+    if i.dialect == DIALECT_3_11:
+        return i.open_flags | DICT_FLAG_SURROGATE
+    if t.fold_bit == DICT_FLAG_FOLD_FIX:
+        return (i.open_flags & ~DICT_FLAG_PATTERN) | DICT_FLAG_FIXED
+    return i.open_flags
+
+
 cdef job *catalog_opened(catalog *c, instance *i, job *j, bint utf8_layer) noexcept nogil:
     """Let what j brings be the instance's table; returns what brought the one that it replaces, or NULL.
 
@@ -220,8 +233,8 @@ cdef job *catalog_opened(catalog *c, instance *i, job *j, bint utf8_layer) noexc
     i.t = t
     i.brought = j
     i.open_flags = table_flags(t, i.given_flags, utf8_layer)
-    if t.reason != NULL and i.dialect == DIALECT_3_11:
-        i.open_flags |= DICT_FLAG_SURROGATE
+    if t.reason != NULL:
+        i.open_flags = flags_of_unopened(i, t)
     if old == NULL or old.reason != NULL:
         i.flags = i.open_flags
     c.last_id += 1

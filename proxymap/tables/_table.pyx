@@ -436,6 +436,13 @@ cdef int surrogate_sequence(
     return STAT_RETRY
 
 
+# Types whose keys are looked up, and whose tables may open later: what a client is told of them before.
+LOOKED_UP = frozenset((
+    b"btree", b"cdb", b"hash", b"http", b"ldap", b"lmdb", b"memcache", b"mysql", b"pgsql", b"redis",
+    b"sqlite", b"texthash",
+))
+
+
 cdef class Surrogate(Table):
     """Stands for a table that could not be opened: every answer is RETRY.
 
@@ -443,6 +450,8 @@ cdef class Surrogate(Table):
     """
 
     def __cinit__(self, bytes type_name, bytes reason, bint absent=False):
+        if type_name.partition(b":")[0] in LOOKED_UP:
+            self.t.fold_bit = DICT_FLAG_FOLD_FIX
         self.text = reason
         self.t.reason = PyBytes_AsString(self.text)
         self.trouble = reason.decode(errors="surrogateescape")

@@ -90,6 +90,12 @@ def test_recorded_conversation_with_hash_and_btree(server: ServerProcess, dialec
     assert replay(server, dialect, service, bdb=True) == BDB_EXCHANGES[service]
 
 
+# Where we differ on purpose: a client of 3.6 is told what the table is when it can be opened.
+MISSING = {f"{maptype}:@DIR@/missing" for maptype in ("cdb", "lmdb", "texthash")}
+OPENED_AS_A_PATTERN: Attributes = [(b"status", b"0"), (b"flags", b"96")]
+OPENED_AS_ITSELF: Attributes = [(b"status", b"0"), (b"flags", b"80")]
+
+
 def replay(server: ServerProcess, dialect: str, service: str, *, bdb: bool) -> int:
     """In order and on one server, since the flags in a reply depend on what came before."""
     conversation = list(exchanges(dialect, service, str(server.dir), bdb))
@@ -98,12 +104,18 @@ def replay(server: ServerProcess, dialect: str, service: str, *, bdb: bool) -> i
     with server.connect() as peer:
         for asked, expected in conversation:
             reply = peer.ask(encode(asked))
+            if expected == OPENED_AS_A_PATTERN and name_in(asked, server) in MISSING:
+                expected = OPENED_AS_ITSELF
             if expected is None:
                 assert dict(reply)[b"status"] in (b"1", b"5"), asked
             else:
                 assert reply == expected, asked
     assert server.stop() == 0
     return len(conversation)
+
+
+def name_in(asked: Attributes, server: ServerProcess) -> str:
+    return dict(asked)[b"table"].decode().replace(str(server.dir), "@DIR@")
 
 
 # The server that is installed
