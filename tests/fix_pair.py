@@ -23,13 +23,64 @@ from pathlib import Path
 from typing import Self
 
 from fix_postfix import StockPostfix, dialect
-from fix_server import Peer, ServerProcess, environment, give, lookup, wait_until
-from oracle import Attributes
+from fix_server import Peer, ServerProcess, environment, give, lookup, request, wait_until
+from oracle import Attributes, encode, take_list
 
 FRESH_NAMES = 4  # for one life: with three flag words each, below the 13 errors after which stock exits
 OLD = 60  # seconds
 ENVIRONMENT = {"DIFF_A": "one", "diff_b": "two words", "DIFF_EMPTY": "", "DIFF_UTF8": "h\u00e9"}
 IMPORTED = "MAIL_CONFIG MAIL_LOGTAG POSTLOG_SERVICE POSTLOG_HOSTNAME TZ LANG=C"  # Postfix needs these
+
+
+SURROGATE = 1 << 22  # in replies of ours and of 3.12: the table cannot be opened
+SURROGATE_3_11 = 1
+
+
+class Client:
+    """Asks with the manners of Postfix 3.11: opens a table first, then sends the flags of its latest reply.
+
+    Requests are of 3.6, one at a time; so are replies, and their flags are in `flags`. tables.md 2.3.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer, self.socket = peer, peer.socket
+        self._latest: dict[tuple[bytes, bytes], bytes] = {}  # flags of (table, flags it was opened with)
+        self._asked = b"", (b"", b"")
+        self.flags = 0
+
+    def send(self, data: bytes) -> None:
+        taken = take_list(data)
+        assert taken is not None
+        (_, kind), (_, table), (_, flags), *rest = taken[0]
+        opened = table, flags
+        if kind != b"open" and opened not in self._latest:
+            self.ask(request("open", table, flags=flags))
+        words = [(b"instance_flags", flags)]
+        if kind != b"open":
+            words.append((b"flags", self._latest[opened]))
+        self.socket.sendall(encode([(b"request", kind), (b"table", table), *words, *rest]))
+        self._asked = kind, opened
+
+    def reply(self) -> Attributes:
+        reply = self._peer.reply()
+        kind, opened = self._asked
+        self._latest[opened] = word = dict(reply).get(b"flags", b"0")
+        self.flags = flags_of_3_11(int(word))
+        if kind == b"open":
+            return [(name, b"%d" % self.flags if name == b"flags" else value) for name, value in reply]
+        return [pair for pair in reply if pair[0] != b"flags"]
+
+    def ask(self, data: bytes) -> Attributes:
+        self.send(data)
+        return self.reply()
+
+    def close(self) -> None:
+        self._peer.close()
+
+
+def flags_of_3_11(word: int) -> int:
+    """The same, with the bit of a table that cannot be opened where 3.11 has it; clients obey neither."""
+    return word & ~SURROGATE | SURROGATE_3_11 if word & SURROGATE else word
 
 
 class Pair:
@@ -50,7 +101,7 @@ class Pair:
         (self.stock.queue_dir / "rw").mkdir()
         shutil.chown(self.stock.queue_dir / "rw", "postfix")
         self.asked = 0  # questions
-        self.peers: tuple[Peer, ...] = ()
+        self.peers: tuple[Peer | Client, ...] = ()
         self._serial = 0
         self._fresh: list[bytes] = []
         self._logs = self.stock.log_file, self.ours.log_file
@@ -82,6 +133,8 @@ class Pair:
         for peer in self.peers:
             peer.close()
         self.peers = self.stock.connect(self.service), self.ours.connect(dialect())
+        if dialect() == "3.11":
+            self.peers = tuple(map(Client, self.peers))
 
     def stop(self) -> None:
         self.stock.stop()
@@ -110,10 +163,10 @@ class Pair:
         """Of the file of a table, without the suffix that its type gives it."""
         return Path(os.fsdecode(name.partition(b":")[2]))
 
-    def cool(self) -> None:
-        """Make the new files in `dir` old: stock waits until a source is."""
+    def cool(self, folder: Path | None = None) -> None:
+        """Make the new files in `dir`, or in that folder, old: stock waits until a source is."""
         now = time.time()
-        for path in self.dir.iterdir():
+        for path in (folder or self.dir).iterdir():
             if path.stat().st_mtime > now - OLD:
                 os.utime(path, (now - 2 * OLD, now - 2 * OLD))
 
@@ -157,7 +210,7 @@ class Pair:
         return {line for line in lines if line.startswith(("warning: ", "error: ")) and mark not in line}
 
 
-def ask_unless_it_dies(peer: Peer, request: bytes) -> Attributes | None:
+def ask_unless_it_dies(peer: Peer | Client, request: bytes) -> Attributes | None:
     try:
         return peer.ask(request)
     except (AssertionError, ConnectionError):

@@ -17,6 +17,7 @@ import pytest
 from differential import (
     CASES,
     CHANGES,
+    FOLD_FIX,
     LOCK,
     SHARED,
     TRY0,
@@ -28,16 +29,13 @@ from differential import (
     write_text,
 )  # fmt: skip
 from fix_pair import Pair
-from fix_postfix import release, unavailable
+from fix_postfix import dialect, release, unavailable
 from fix_server import NOT_FOUND, OPEN_LOCK, found, lookup, request, wait_until
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy as Strategy
 from oracle import Attributes
 
-pytestmark = [
-    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
-    pytest.mark.skipif(release() >= (3, 11), reason="stock 3.11 ends at flags without a try bit"),
-]
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 QUESTIONS = int(os.environ.get("PROXYMAP_QUESTIONS", "400"))  # of each type
 SEED = int(os.environ.get("PROXYMAP_SEED", "0"))
@@ -114,7 +112,10 @@ def test_same_answers_to_changes(pair: Pair) -> None:
         if case.name is not None:
             pair.start([case.name])
         name = case.name or pair.fresh_name()
-        for kind, flags, key, value in case.steps:
+        # From 3.11 on each flag word has a Berkeley DB instance, which does not see what another has written.
+        only = case.steps[0][1] if pair.maptype in BDB and dialect() == "3.11" else None
+        for kind, drawn, key, value in case.steps:
+            flags = drawn if only is None else only
             if kind == "walk":
                 same_records(pair, name, flags)
             else:
@@ -144,6 +145,9 @@ def same(pair: Pair, question: bytes, one_of: frozenset[bytes] = frozenset()) ->
         assert ours[1][1] in one_of
     else:
         assert ours == stock, f"stock says {stock}, ours {ours}, to {question!r}"
+    if dialect() == "3.11":
+        words = [peer.flags for peer in pair.peers]
+        assert words[1] == words[0], f"stock replies flags {words[0]}, ours {words[1]}, to {question!r}"
 
 
 def same_records(pair: Pair, name: bytes, flags: int) -> None:
@@ -256,7 +260,11 @@ def test_intended_difference_environ_stores_names_that_no_variable_can_have(pair
 def test_intended_difference_cdb_for_updates_is_unavailable(pair: Pair) -> None:
     name = f"cdb:{pair.shared}/m".encode()
     pair.start([name])
-    assert status(dies(pair, request("open", name))) == OK
+    if release() >= (3, 11):  # the same there
+        same(pair, request("open", name))
+        same(pair, request("update", name, key=b"a", value=b"b"))
+    else:
+        assert status(dies(pair, request("open", name))) == OK
     assert status(ask_ours(pair, lookup(name, b"a"))) == RETRY
     assert status(ask_ours(pair, request("update", name, key=b"a", value=b"b"))) == RETRY
 
@@ -374,6 +382,23 @@ def test_intended_difference_table_that_appears_later_is_found(pair: Pair) -> No
     assert status(stock) == RETRY
 
 
+@pytest.mark.skipif(release() < (3, 11), reason="up to 3.10 stock folds them, too")
+@each_type(["inline", "texthash"])
+def test_intended_difference_keys_with_capitals_outside_ascii_are_found(pair: Pair) -> None:
+    """Stock folds them in what is looked up, but not while it loads the table."""
+    name = "inline:{\u00c4b=v, Cd=w}".encode()
+    if pair.maptype == "texthash":
+        name = f"texthash:{pair.shared}/capitals".encode()
+        write_text("\u00c4b v\nCd w\n".encode())(pair.shared / "capitals")
+        pair.cool(pair.shared)
+    pair.start([name])
+    flags = LOCK | FOLD_FIX | UTF8
+    for key in ("\u00c4b", "\u00e4b", "\u00e4B"):
+        assert pair.ask(lookup(name, key.encode(), flags=flags)) == (NOT_FOUND, found(b"v"))
+    same(pair, lookup(name, b"cD", flags=flags))
+    assert ask_ours(pair, lookup(name, b"CD", flags=flags)) == found(b"w")
+
+
 @each_type(["cdb"])
 def test_unknown_type_has_no_utf8_layer_as_other_unavailable_tables_have(pair: Pair) -> None:
     """So a key that is not UTF-8 is not said to be absent."""
@@ -398,7 +423,9 @@ def test_intended_difference_next_without_first_is_answered(pair: Pair) -> None:
 def test_intended_difference_next_in_an_empty_internal_table_is_the_end(pair: Pair) -> None:
     name = pair.fresh_name()
     same(pair, request("sequence", name, function=0))
-    assert dies(pair, request("sequence", name, function=1)) == END
+    stock, ours = pair.ask(request("sequence", name, function=1))
+    assert ours == END
+    assert stock == (ours if release() >= (3, 11) else None)
 
 
 @each_type(["lmdb"])
