@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from fix_postfix import copy_dynamicmaps
+from fix_postfix import copy_dynamicmaps, release
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from proxymap.tables.databases import sqlite
 from proxymap.tables.databases.sqlite import first_statement
 from proxymap.tables.flags import FIXED, FOLD_FIX
 from proxymap.tables.opening import open_table
+from proxymap.tables.template import parts_outside_quotes
 
 OK, NOKEY = 0, 1
 Rows = Iterable[tuple[object, object]]
@@ -239,6 +241,9 @@ QUERIES = st.one_of(
 DOMAINS = st.sampled_from([None, None, None, "a.b", "!a, A.B é", "a b 1", "!a.b static", "É"])
 
 
+UNQUOTED = "query >.*< contains >(%.)< without the recommended '' quotes"  # of stock 3.11 and later
+
+
 def unavailable() -> str | None:
     if shutil.which("postmap") is None:
         return "Postfix is not installed"
@@ -259,13 +264,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def postmap(config: Path, cf: Path, keys: Iterable[str]) -> tuple[dict[str, bytes], str]:
-    """key -> value of those found, and the error log; the process ends at the first error."""
+    """key -> value of those found, and the log without UNQUOTED; the process ends at the first error."""
     done = subprocess.run(
         ["postmap", "-c", str(config), "-q", "-", f"sqlite:{cf}"],
         input="".join(f"{key}\n" for key in keys).encode(), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     pairs = [line.partition(b"\t") for line in done.stdout.splitlines()]
-    return {key.decode(): value for key, _, value in pairs}, done.stderr.decode(errors="replace")
+    log = done.stderr.decode(errors="replace")
+    return {key.decode(): value for key, _, value in pairs}, re.sub(f".*{UNQUOTED}\n", "", log)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -305,6 +311,23 @@ def test_first_statements_are_those_of_postmap(config: Path, place: Place) -> No
     ):
         table = place.table(text)
         assert {"k": found(table, "k")} == postmap(config, place.cf, ["k"])[0], text
+
+
+@pytest.mark.skipif(release() < (3, 11), reason="it warns from 3.11 on")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT v FROM v WHERE k = '%s'", "SELECT v FROM v WHERE k = %s", 'SELECT v FROM v WHERE k = "%s"',
+        "SELECT 'x%u@%dy', %1", "SELECT %%, '%%', %u, %d, %u", "SELECT 'it''s %s'", "SELECT '' || %S || ''",
+        "SELECT 'x' -- %s", "SELECT 1; %U",
+    ],
+)  # fmt: skip
+def test_what_postmap_warns_of_at_open_is_told_by_check(config: Path, place: Place, query: str) -> None:
+    place.table(query)
+    assert place.warnings == []
+    command = ["postmap", "-c", str(config), "-q", "k", f"sqlite:{place.cf}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert re.findall(UNQUOTED, done.stderr) == parts_outside_quotes(query)
 
 
 # Not as stock: its process ends

@@ -66,13 +66,14 @@ INLINE = [
 @needs_postmap
 @pytest.mark.parametrize("name", INLINE)
 def test_inline_is_read_as_postmap_reads_it(directory: Path, name: str) -> None:
-    if not name.isascii() and release() >= (3, 11):
-        pytest.skip("from 3.11 on stock folds ASCII only while it loads")
     type_name = f"inline:{name}".encode()
     table = open_table(type_name, FOLD_FIX | UTF8_REQUEST)
     records, why = stock(directory, b"-s", type_name)
     assert (table.reason or b"").decode() == why
     expected = [] if why else [tuple(line.split(b"\t")) for line in records.split(b"\n")]
+    if release() >= (3, 11):  # it folds ASCII only while it loads, so that no folded key finds the others
+        assert all(key == key.lower() for key, _ in expected)
+        expected = [(key.decode().casefold().encode(), value) for key, value in expected]
     assert sorted(table.sequence()) == sorted(expected)
 
 
