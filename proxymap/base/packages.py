@@ -29,7 +29,7 @@ def how_to_install(extra: str) -> str:
     pip = os.path.join(os.path.dirname(sys.executable), "pip")
     if _is_managed() and os.path.exists("/usr/bin/apt-get"):
         if package:
-            return f"apt-get install {package} ({requirement})"
+            return f"apt-get install {package} ({requirement}; where that is older see docs/install.md)"
         return f"install proxymap into a virtual environment (docs/install.md), and {requirement} with it"
     command = [pip] if os.path.exists(pip) else [sys.executable or "python3", "-m", "pip"]
     return shlex.join([*command, "install", requirement])
