@@ -261,6 +261,22 @@ def test_file_that_appears_or_is_mended_is_served_by_the_next_request(
             peer = server.connect()
 
 
+def test_client_of_3_6_is_told_what_a_table_is_that_cannot_be_opened_yet(server: ServerProcess) -> None:
+    """It hears it once, and folds keys and asks for parts of addresses by it."""
+    looked_up = "btree cdb hash http ldap lmdb memcache mysql pgsql redis sqlite texthash"
+    kinds = dict.fromkeys(looked_up.split(), FIXED) | dict.fromkeys(
+        ("cidr", "nosuch", "pcre", "regexp"), PATTERN
+    )
+    server.approve(*(f"{maptype}:{server.dir}/missing" for maptype in kinds))
+    server.start()
+    with server.connect() as peer:
+        told = {
+            maptype: dict(peer.ask(request("open", f"{maptype}:{server.dir}/missing".encode(), flags=LOCK)))
+            for maptype in kinds
+        }
+    assert {maptype: int(fields[b"flags"]) & (FIXED | PATTERN) for maptype, fields in told.items()} == kinds
+
+
 @pytest.mark.parametrize("maptype", ["cdb", "lmdb", "texthash"])
 def test_client_of_3_11_that_opened_a_table_before_it_was_there_finds_its_keys(
     server: ServerProcess, maptype: str
