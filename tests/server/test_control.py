@@ -508,7 +508,8 @@ def test_bad_configuration_leaves_the_old_one_in_force(
         assert "expected" in proxymapctl.err
         assert "the previous configuration stays in force" in proxymapctl.err
         os.kill(server.pid, signal.SIGHUP)
-        server.wait_log("going on with the previous configuration")
+        goes_on = "going on with the previous configuration"
+        wait_until(lambda: server.log().count(goes_on) == 2, "what it says of both")
         assert peer.ask(lookup(old, b"k")) == found(b"v")
         assert peer.ask(lookup(new, b"k")) == reply("lookup", "3.6", DENY)
         reload(server, proxymapctl, "SIGHUP")
