@@ -1,4 +1,4 @@
-"""threads - starts a thread without waiting for ever; wakes one
+"""threads - starts a thread without waiting for ever; locks it, and wakes it, where memory is short
 
 threading.Thread.start does that if the new thread dies before it has run a line, as
 happens when memory is short.
@@ -12,6 +12,16 @@ import threading
 from collections.abc import Callable
 
 ARRIVAL = 2.0  # seconds in which a thread has to come
+
+
+class Lock(threading.Condition):
+    """A lock, and a condition, that all threads depend on: to leave its `with` takes no memory.
+
+    The locks of threading stay locked for ever where memory runs out at that moment.
+    """
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.release()
 
 
 class Bell:

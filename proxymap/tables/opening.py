@@ -17,6 +17,7 @@ from weakref import WeakSet, WeakValueDictionary, finalize
 
 from proxymap import errors
 from proxymap.base.files import Stamp, stamp_at
+from proxymap.base.threads import Lock
 from proxymap.config.source import without_proxy
 from proxymap.tables._table import CHANGED_SPOILED, Slow, Surrogate, Table
 from proxymap.tables.base import Host, Opening, SlowTable
@@ -47,7 +48,7 @@ _open: WeakValueDictionary[Key, Table] = WeakValueDictionary()
 # Which thread is opening a table, and what a thread waits for; a table that opens slowly delays only itself.
 _openers: dict[Key, int] = {}
 _waiting: dict[int, Key] = {}
-_lock = threading.Condition()
+_lock = Lock()
 _distrusted: WeakSet[Table] = WeakSet()  # to be opened anew, whatever their files look like
 
 
@@ -93,9 +94,7 @@ def open_table(
         _distrusted.discard(made)
         return made
     finally:
-        with _lock:
-            del _openers[turn]
-            _lock.notify_all()
+        _end_turn(turn)
 
 
 def _take_turn(turn: Key, me: int) -> bool:
@@ -109,6 +108,16 @@ def _take_turn(turn: Key, me: int) -> bool:
             del _waiting[me]
         _openers[turn] = me
         return True
+
+
+def _end_turn(turn: Key) -> None:
+    """Let the next one open it. This needs no memory, not even for a `with`: others wait without a limit."""
+    _lock.acquire()
+    try:
+        del _openers[turn]
+        _lock.notify_all()
+    finally:
+        _lock.release()
 
 
 def distrust(type_name: bytes | None) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pytest
 from contract import NOKEY, OK, RETRY, cdb_image, found, lmdb_image
@@ -464,3 +465,21 @@ def test_new_content_is_not_refused_for_a_fault_that_passes(
         assert open_table(name).reason is not None
     assert found(old, b"key") == b"old"
     assert found(open_table(name), b"key") == b"newer"
+
+
+def test_others_can_open_it_whatever_piece_of_memory_could_not_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = pytest.importorskip("_testcapi")
+    opened: list[Table] = [open_table(name := file_of("cdb", tmp_path, b"v"))]  # with all that is loaded once
+    for number in range(150):
+        monkeypatch.setattr(opening, "_open", WeakValueDictionary())
+        opened.clear()
+        with contextlib.suppress(MemoryError):
+            memory.set_nomemory(number, number + 1)
+            open_table(name)
+        memory.remove_mem_hooks()
+        other = threading.Thread(target=lambda: opened.append(open_table(name)), daemon=True)
+        other.start()
+        other.join(LIMIT)
+        assert [table.reason for table in opened] == [None]

@@ -7,11 +7,10 @@ has come; one that never comes is missed by `help`, which starts another.
 from __future__ import annotations
 
 import _thread
-import threading
 import time
 from collections.abc import Callable, Iterator
 
-from proxymap.base.threads import start_thread
+from proxymap.base.threads import Lock, start_thread
 from proxymap.tables._jobs import JOB_CLOSE, Job, Queue, clock_ms
 
 PAUSE = 0.05  # seconds to wait when there is no memory to go on
@@ -45,7 +44,7 @@ class Crew:
         self.here = 0  # threads
         self._idle = 0
         self._leaving = 0  # of the idle
-        self._state = threading.Condition()
+        self._state = Lock()
 
     def start(self) -> None:
         """The first thread; RuntimeError if it cannot be had."""

@@ -9,10 +9,10 @@ that thread is still at it. What it opens in the end is kept for the next reques
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 
 from proxymap.base import _fold
+from proxymap.base.threads import Lock
 from proxymap.server.launch import Installation
 from proxymap.server.log import Log
 from proxymap.server.threads.crew import Crew, given_up
@@ -46,7 +46,7 @@ class Openers:
         self.keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {}
         self.slow: Callable[[bytes], float] = lambda type_name: 0
         self._installation = Installation(log)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._hanging: dict[Job, Key] = {}  # given up, but its thread is still at it
         self._ailing: set[bytes] = set()  # could not be opened when that was tried last, or not anew
         self._kept: dict[Key, Table] = {}  # opened too late; for the next request

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 
 from proxymap.base._heap import give_back
 from proxymap.base._watch import Watch
-from proxymap.base.threads import Bell, start_thread
+from proxymap.base.threads import Bell, Lock, start_thread
 from proxymap.errors import STAT_NOKEY, STAT_OK, STAT_RETRY, ProxymapError, QuestionRefused, ServerDown
 from proxymap.server import _lent
 from proxymap.server.log import Log
@@ -46,7 +45,7 @@ class Workers:
         self.watch = Watch()
         self.stopping = False
         self._busy = Bell()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._openers = Openers(done, log, writes, self._equip, self._busy.ring)
         self._askers = Crew("asker", 1, self._ask)
         self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
