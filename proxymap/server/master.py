@@ -23,7 +23,7 @@ from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.launch import Start, account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
-from proxymap.server.sandbox.confine import confine
+from proxymap.server.sandbox.confine import confine, load_sandbox
 
 FLOW_FDS = (3, 4)
 STATUS_FD = 5
@@ -54,6 +54,7 @@ def run(
         settings, main_cf, log, listeners, writes=writes, control=control, service=service_name, **life
     )
     load_what_is_needed_later(server.approved, writes=writes, all_types=start.chroot)
+    load_sandbox(settings)
     drop_privileges(settings, start)
     if writes:
         start_session()

@@ -21,7 +21,7 @@ from proxymap.errors import ConfigError
 from proxymap.server.daemon import Daemon
 from proxymap.server.launch import account_to_run_as, enter_queue_directory, load_what_is_needed_later
 from proxymap.server.log import Log
-from proxymap.server.sandbox.confine import confine
+from proxymap.server.sandbox.confine import confine, load_sandbox
 from proxymap.server.sockets import inherited_sockets, own_socket
 from proxymap.tables.types import load_types
 
@@ -75,6 +75,7 @@ def become_unprivileged(settings: Settings, main_cf: MainCf, user: str, *, write
     owner = account_to_run_as(user or settings.mail_owner, where)
     approved = approve(settings, main_cf, writes, lambda warning: None)  # the Daemon says it
     load_what_is_needed_later(approved, writes=True, all_types=True)
+    load_sandbox(settings)
     os.setgid(owner.pw_gid)
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setuid(owner.pw_uid)

@@ -19,7 +19,8 @@ from proxymap.client import Client
 from proxymap.config.settings import Settings, load
 from proxymap.server.control import ask_all
 from proxymap.server.log import Log
-from proxymap.server.sandbox import _landlock, entering
+from proxymap.server.sandbox import _landlock, entering, policy
+from proxymap.server.sandbox.confine import confine
 from proxymap.server.sandbox.entering import Sandbox
 from proxymap.server.sandbox.needs import Needs, folders_of, port_of
 from proxymap.server.sandbox.policy import READ, TIDY, WRITE_TABLES, Policy
@@ -296,6 +297,47 @@ def test_under_master_both_services_do_their_work_in_the_sandbox(command: str) -
         assert not [name for name in os.listdir(postfix.queue_dir / "private") if name.endswith(".ctl")]
 
 
+@with_landlock
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_in_a_chroot_the_sandbox_is_entered_too(command: str) -> None:
+    """No module can be imported there any more, and libdb's verifier has no program to run."""
+    master = f"postlog unix-dgram n - n - 1 postlogd\nproxymap unix - - y - - {command}\n"
+    postfix = StockPostfix({"proxy_read_maps": "proxy:cdb:t/c proxy:hash:t/h"}, master)
+    (postfix.config_dir / "proxymap.cf").write_text("sandbox = yes\n")
+    folder = postfix.queue_dir / "t"
+    folder.mkdir()
+    write_cdb(folder / "c.cdb", {b"k": b"v"})
+    (folder / "h").write_text("k v\n")
+    assert postfix.postmap(f"hash:{folder}/h").returncode == 0
+    (folder / "h.db").chmod(0o644)
+    with postfix, Client(postfix.socket("proxymap")) as client:
+        assert [client.lookup(table, "k") for table in ("cdb:t/c", "hash:t/h")] == [b"v", b"v"]
+        assert f"sandbox: Landlock ABI {ABI}; writes in no folder;" in postfix.log()
+        assert "warning" not in postfix.log()
+
+
+def test_trouble_with_the_sandbox_stops_no_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*details: object, **more: object) -> None:
+        raise ValueError("unforeseen")
+
+    lines: list[str] = []
+
+    class Server:
+        approved: tuple[bytes, ...] = ()
+        writes, sandbox, log = False, None, Log([lambda level, line: lines.append(line)])
+
+        def settle(self) -> None:
+            pass
+
+    class Configured:
+        sandbox = core_dumps = True
+
+    monkeypatch.setattr(policy, "Policy", fail)
+    monkeypatch.setattr(_landlock, "no_new_privileges", lambda: None)
+    confine(Server(), Configured(), None, socket=None)  # type: ignore[arg-type]
+    assert lines[0].startswith("error: sandbox = yes, and going on without: ValueError: unforeseen")
+
+
 # What is given up in any case
 
 
@@ -404,9 +446,9 @@ def test_only_the_service_for_updates_writes_and_only_where_its_tables_are(tmp_p
 
 def test_beside_a_socket_of_masters_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
-    policy = policy_of(tmp_path, "", [])
-    policy.beside(f"{tmp_path}/private/proxymap", publishes=False)
-    assert policy.rights[os.path.realpath(tmp_path / "private")] == TIDY
+    reader = policy_of(tmp_path, "", [])
+    reader.beside(f"{tmp_path}/private/proxymap", publishes=False)
+    assert reader.rights[os.path.realpath(tmp_path / "private")] == TIDY
 
 
 def test_a_home_or_the_root_is_no_folder_of_the_system(tmp_path: Path) -> None:
@@ -462,7 +504,7 @@ def test_files_that_parameters_name_are_read(tmp_path: Path) -> None:
     needs.tables(f"unionmap:{{mysql:{tmp_path}/tables/t.cf, sqlite:{tmp_path}/tables/s.cf}}")
     expected = {os.path.realpath(tmp_path / name) for name in ("tls", "lists", "tables", "members", "db")}
     assert expected <= needs.reads
-    assert os.path.realpath(tmp_path / "db") in needs.writes  # where a database in WAL mode has files
+    assert os.path.realpath(tmp_path / "db") in needs.scratch  # where a database in WAL mode has files
 
 
 def test_patterns_and_texts_in_braces_name_no_files() -> None:

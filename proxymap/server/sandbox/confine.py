@@ -26,15 +26,28 @@ def confine(
     give_up_rights(core_dumps=settings.core_dumps)
     server.settle()
     if settings.sandbox:
-        from proxymap.server.sandbox.entering import Sandbox
-        from proxymap.server.sandbox.policy import Policy
-
-        policy = Policy(settings, main_cf, server.approved, writes=server.writes)
-        if socket:
-            policy.beside(socket, publishes)
-        server.sandbox = Sandbox(policy, server.writes)
-        server.sandbox.enter(server.log)
+        try:
+            _enter(server, settings, main_cf, socket, publishes)
+        except Exception as error:  # whatever it is: mail goes on
+            server.log.exception("sandbox = yes, and going on without", error=error)
     stand_by(alone=server.sandbox is not None and server.sandbox.entered)
+
+
+def load_sandbox(settings: Settings) -> None:
+    """load_sandbox - import what `confine` needs, before chroot and a change of user prevent that"""
+    if settings.sandbox:
+        from proxymap.server.sandbox import entering, policy  # noqa: F401
+
+
+def _enter(server: Daemon, settings: Settings, main_cf: MainCf, socket: str | None, publishes: bool) -> None:
+    from proxymap.server.sandbox.entering import Sandbox
+    from proxymap.server.sandbox.policy import Policy
+
+    policy = Policy(settings, main_cf, server.approved, writes=server.writes)
+    if socket:
+        policy.beside(socket, publishes)
+    server.sandbox = Sandbox(policy, server.writes)
+    server.sandbox.enter(server.log)
 
 
 def give_up_rights(*, core_dumps: bool) -> None:

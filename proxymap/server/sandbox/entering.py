@@ -95,6 +95,8 @@ class Sandbox:
         """What is not there needs no right; a folder that was made anew is another one."""
         if not os.path.exists(path):
             return True
+        if not os.path.isdir(path):
+            access &= _landlock.OF_FILES
         found = 0
         step = path
         while True:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable
 
 from proxymap.base.files import open_at_once
@@ -48,14 +49,16 @@ Parameter = Callable[[str], str]
 class Needs:
     """What some tables need. parameter: the value of a parameter of main.cf. writes: they are written to.
 
-    reads, writes: folders, and files that stay what they are. ports: of TCP. any_port: why a table may
-    connect to any port; empty: none may.
+    reads, writes: folders, and files that stay what they are; scratch: where a library may want to make
+    files, and most often does not. ports: of TCP. any_port: why a table may connect to any port; empty:
+    none may.
     """
 
     def __init__(self, parameter: Parameter, *, updates: bool) -> None:
         self._parameter, self._updates = parameter, updates
         self.reads: set[str] = set()
         self.writes: set[str] = set()
+        self.scratch: set[str] = set()
         self.ports: set[int] = set()
         self.any_port = ""
         self._seen: set[str] = set()
@@ -156,7 +159,7 @@ class Needs:
         """SQLite makes files beside a database in WAL mode even to read it, and others to sort a lot."""
         for folder in (*folders_of(path), "/var/tmp", "/tmp"):
             if path and os.access(folder, os.W_OK):
-                self.writes.add(folder)
+                self.scratch.add(folder)
 
     def _servers(self, maptype: str, text: str) -> None:
         """Add the ports in a text about servers, and those that are meant where it has none."""
@@ -183,10 +186,10 @@ class Needs:
 
 
 def folders_of(path: str) -> list[str]:
-    """folders_of - the folder of a file, where it lies and where it leads; of a folder itself"""
+    """folders_of - the folder of a file, where it lies and where it leads; a folder or a device itself"""
     if not path:
         return []
-    if os.path.isdir(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         return [os.path.realpath(path)]
     folders = [os.path.realpath(os.path.dirname(path) or "."), os.path.dirname(os.path.realpath(path))]
     return list(dict.fromkeys(folders))
@@ -196,8 +199,6 @@ def port_of(word: str) -> int | None:
     """port_of - the number of a port that is one, or the name of one; None: it is neither"""
     if word.isascii() and word.isdecimal():
         return int(word) if 0 < int(word[:6]) < 1 << 16 else None
-    import socket
-
     try:
         return socket.getservbyname(word, "tcp")
     except (OSError, ValueError):

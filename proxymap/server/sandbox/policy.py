@@ -75,7 +75,7 @@ class Policy:
         for name in ("main.cf", "proxymap.cf"):
             needs.file(os.path.join(directory, name))
         self._allow(READ, needs.reads, [main_cf.get("data_directory")], settings.sandbox_reads)
-        self._allow(WRITE_TABLES, needs.writes, settings.sandbox_writes)
+        self._allow(WRITE_TABLES, needs.writes, needs.scratch, settings.sandbox_writes)
         if writes:
             self._allow(WRITE_TABLES, [main_cf.get("data_directory")])
         self.any_port = needs.any_port
