@@ -58,6 +58,11 @@ EXCUSED = {
         if error != "EINTR"
     },
     ("epoll_wait", "EINTR", "1+"): "a strace that lets go meanwhile leaves ENOSYS behind, for which as above",
+    **{
+        ("brk", error, "*"): "where it fails the kernel returns the break as it was, whatever the reason"
+        for error in ERRORS
+        if error != "ENOMEM"
+    },
     ("munmap", "*", "*"): "libc calls abort() where it cannot unmap the stack of a thread that has ended",
     **{
         (call, "*", "*"): ERRORLESS
@@ -182,7 +187,8 @@ def calls_made(work: Work) -> dict[str, int]:
 
 def try_one(work: Work, call: str, error: str, when: str) -> bool:
     """Did the call fail at all? Ends the script if the server does not recover."""
-    options = [f"--trace={call}", f"--inject={call}:error={error}:when={when}"]
+    fault = "retval=0" if call == "brk" else f"error={error}"  # libc takes an error for the new break
+    options = [f"--trace={call}", f"--inject={call}:{fault}:when={when}"]
     if call == "write":
         options += [f"--trace-path={path}" for path in open_but_eventfds(work.server.pid)]
     with strace(work.server.pid, *options) as output:
