@@ -554,11 +554,12 @@ def test_storm_of_sighups_is_one_reload_and_one_more(server: ServerProcess, prox
         assert peer.ask(lookup(table, b"k")) == found(b"v")
         before = server.threads()
         os.mkfifo(hold)
-        for _ in range(40):
-            os.kill(server.pid, signal.SIGHUP)
-            assert peer.ask(lookup(table, b"k")) == found(b"v")
-        assert server.threads() == before
-        hold.write_text("")  # the reload that has begun
+        os.kill(server.pid, signal.SIGHUP)
+        with hold.open("w"):  # waits until a reload has begun, and has it wait
+            for _ in range(40):
+                os.kill(server.pid, signal.SIGHUP)
+                assert peer.ask(lookup(table, b"k")) == found(b"v")
+            assert server.threads() == before
         server.wait_log("configuration read anew")
         hold.write_text("")  # and one for all the others
         hold.unlink()
