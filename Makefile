@@ -24,7 +24,7 @@ help:
 	@echo "make report  plots, docs/performance.md and README's table from benchmarks/results/"
 	@echo "make dashboard  the picture of docs/metrics.md, from a run of two minutes; needs prometheus"
 	@echo "make asan    codec, tables, database drivers and the server under AddressSanitizer; ASAN_ARGS=tests/base: these only"
-	@echo "make fuzz    the damaged-table test, for longer"
+	@echo "make fuzz    damaged tables, then bytes of any kind for each part, under AddressSanitizer; FUZZ_SECONDS=60 each; needs clang"
 	@echo "make inject  each system call of a running server fails, one at a time; a quarter of an hour; as root, needs strace"
 	@echo "make soak    three hundred times kill -9 amid updates; needs Postfix's postmap"
 	@echo "make soak-live  tables change under load, and files are cut to every length; half an hour; needs Postfix's postmap"
@@ -118,7 +118,8 @@ inject: build
 	$(BIN) $(PY) tests/inject_faults.py $(INJECT_ARGS)
 
 fuzz: build
-	$(PY) tests/fuzz_tables.py
+	$(PY) tests/fuzz_tables.py --seconds $(or $(FUZZ_SECONDS),60)
+	sh contrib/fuzz $(or $(FUZZ_SECONDS),60)
 
 soak: build
 	$(PY) tests/soak_writes.py
