@@ -5,12 +5,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: help build test test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report dashboard asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel deb test-deb completion clean
+.PHONY: help build test test-sandbox test-debian lint figures demo demo-sql bench bench-quick bench-micro bench-databases bench-memcache bench-compare report dashboard asan fuzz inject differential soak soak-live soak-unlucky soak-outages soak-redis dist docs wheels test-wheel deb test-deb completion clean
 
 help:
 	@echo "make demo    serve example tables and ask them (needs no Postfix)"
 	@echo "make demo-sql  the same over a private MariaDB and PostgreSQL, if they are installed"
 	@echo "make test    run every test; as root, install Debian's Postfix for them first"
+	@echo "make test-sandbox  the tests that start servers, with \"sandbox = yes\" in each proxymap.cf; needs Landlock (Linux 6.2, better 6.12)"
 	@echo "make build   compile the extensions in place"
 	@echo "make lint    ruff, cython-lint, mypy"
 	@echo "make figures  how large folders, files and functions are; fails past the limits"
@@ -52,6 +53,9 @@ build: $(VENV)/ready
 test: build
 	sh contrib/install-postfix
 	$(BIN) $(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-sandbox: build
+	PROXYMAP_TEST_SANDBOX=yes $(BIN) $(PY) -m pytest --numprocesses 2 --dist loadfile $(or $(PYTEST_ARGS),tests/server tests/ctl tests/tables tests/test_mail_types.py)
 
 lint: $(VENV)/ready
 	$(BIN) ruff check .

@@ -7,9 +7,11 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fix_postfix import StockPostfix, unavailable
@@ -544,6 +546,21 @@ def test_what_is_outside_is_named_with_what_is_missing(
     told = sandbox.outside(f"mysql:{folder}/sql.cf".encode(), lambda name: "")
     assert told.startswith("it needs port 3306, port 3310, which the sandbox")
     assert sandbox.outside(f"cdb:{out}/missing/t".encode(), lambda name: "") == ""  # as its table says
+
+
+def test_hash_tables_that_come_when_their_verifier_cannot_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Kernel(monkeypatch, 7)
+    name = f"hash:{tmp_path}/h".encode()
+    for loaded, told in ((True, ""), (False, "it needs a process that verifies its file, which")):
+        if loaded:
+            monkeypatch.setitem(sys.modules, "proxymap.tables.indexed.bdb", ModuleType("bdb"))
+        else:
+            monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb")
+        sandbox = Sandbox(policy_of(tmp_path, "", []), updates=False)
+        sandbox.enter(Log([]))
+        assert sandbox.outside(name, lambda name: "").startswith(told)
 
 
 def test_a_folder_that_was_made_anew_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

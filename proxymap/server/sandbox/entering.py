@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ from proxymap.server.log import Log
 from proxymap.server.sandbox import _landlock
 from proxymap.server.sandbox.needs import Needs
 from proxymap.server.sandbox.policy import READ, WRITE, Policy
+from proxymap.tables.types import TABLE_TYPES
 
 NEEDED_TO_WRITE = 2  # the first ABI that lets files be moved between folders at all
 REMEDY = "see sandbox in proxymap.cf(5), and restart the server"
@@ -28,6 +30,7 @@ class Sandbox:
 
     def __init__(self, policy: Policy, updates: bool) -> None:
         self._policy, self._updates = policy, updates
+        self._verifies = False  # is there the process that hash and btree need? see tables/types, stand_by
         self._roots: dict[str, tuple[int, int, int]] = {}  # path -> device, inode, rights
         self.entered = False
         self.shown = "none"
@@ -45,6 +48,7 @@ class Sandbox:
             log.warning(f"sandbox = yes, and going on without: the kernel has no Landlock for us ({why})")
             return
         self.entered = True
+        self._verifies = f"proxymap.tables.{TABLE_TYPES['hash'].module}" in sys.modules
         self.shown = self._describe(abi)
         log.info(f"sandbox: {self.shown}")
         if abi < _landlock.ALL_THREADS_SINCE and (before := _threads() - 1) > 0:
@@ -58,6 +62,8 @@ class Sandbox:
         needs.tables(os.fsdecode(type_name))
         missing = [path for path in sorted(needs.reads) if not self._allows(path, READ)]
         missing += [f"to write in {path}" for path in sorted(needs.writes) if not self._allows(path, WRITE)]
+        if needs.types & {"hash", "btree"} and not self._verifies:
+            missing.append("a process that verifies its file")
         if self._policy.ports is not None:
             missing += [f"port {port}" for port in sorted(needs.ports - self._policy.ports)]
             missing += [f"any port ({needs.any_port})"] if needs.any_port else []

@@ -50,8 +50,8 @@ class Needs:
     """What some tables need. parameter: the value of a parameter of main.cf. writes: they are written to.
 
     reads, writes: folders, and files that stay what they are; scratch: where a library may want to make
-    files, and most often does not. ports: of TCP. any_port: why a table may connect to any port; empty:
-    none may.
+    files, and most often does not. types: those of the tables, but for tables made of others. ports: of
+    TCP. any_port: why a table may connect to any port; empty: none may.
     """
 
     def __init__(self, parameter: Parameter, *, updates: bool) -> None:
@@ -61,6 +61,7 @@ class Needs:
         self.scratch: set[str] = set()
         self.ports: set[int] = set()
         self.any_port = ""
+        self.types: set[str] = set()
         self._seen: set[str] = set()
 
     def tables(self, text: str) -> None:
@@ -102,7 +103,9 @@ class Needs:
         known = TABLE_TYPES[maptype]
         if maptype in MADE_OF_OTHERS:
             self.tables(name)
-        elif known.suffix is not None and not name.startswith("{"):
+            return
+        self.types.add(maptype)
+        if known.suffix is not None and not name.startswith("{"):
             self._indexed(name + os.fsdecode(known.suffix), known.writable)
         elif maptype in ("socketmap", "tcp"):
             self._servers(maptype, name)
