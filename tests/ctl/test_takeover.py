@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fix_postfix import MASTER, StockPostfix, daemon_directory, unavailable
 from fix_prefix import Prefix, no_prefix
+from fix_server import OWN
 
 from proxymap import Client, NotApproved
 from proxymap.config.maincf import UNUSABLE
@@ -353,7 +354,7 @@ def test_status_for_programs(host: Host) -> None:
     }
     assert Path(f"/proc/{process['pid']}/cmdline").read_bytes().count(str(host.prefix.program).encode()) == 1
     assert 0 <= process["uptime"] < 60
-    assert process["sandbox"] == "none"
+    assert process["sandbox"].startswith("Landlock ABI" if OWN.get("sandbox") == "yes" else "none")
 
 
 def test_missing_entry_is_told(prefix: Prefix) -> None:
