@@ -207,3 +207,11 @@ def test_a_removal_fails_where_master_cf_cannot_be_changed(package: Package) -> 
     done = package.run("back")
     assert done.returncode == 1
     assert f"{package.first}/master.cf still runs {package.folder}/proxymap" in done.stderr
+
+
+def test_words_of_a_server_that_does_not_start_are_those_of_proxymapctl() -> None:
+    """By them, not by the status, an upgrade tells a dead server from a folder that is open to others."""
+    words = re.findall(r'\*"([a-z ]+)"\*', (DEBIAN / "switched").read_text())
+    said = "".join((ROOT / "proxymap/ctl" / name).read_text() for name in ("rehearsal.py", "safety.py"))
+    assert len(words) == 2
+    assert all(word in said for word in words)
