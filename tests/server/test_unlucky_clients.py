@@ -227,6 +227,7 @@ def test_connections_that_the_system_refuses_are_tried_again_after_a_pause(
     command = ["cc", "-shared", "-fPIC", "-w", "-o", library, tmp_path / "refusing.c", "-ldl"]
     subprocess.run(command, check=True)
     server.env.update(LD_PRELOAD=str(library), REFUSE=str(refuse))
+    server.own["sandbox_writes"] = str(server.dir)  # where that library writes
     table = server.cdb("t", {b"k": b"v"})
     server.start()
     with server.connect() as peer:
