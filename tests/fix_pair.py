@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from fix_postfix import StockPostfix, dialect
+from fix_postfix import NUL_WARNING, StockPostfix, dialect
 from fix_server import Peer, ServerProcess, environment, give, lookup, request, wait_until
 from oracle import Attributes, encode, take_list
 
@@ -207,7 +207,8 @@ class Pair:
         text = new().decode(errors="replace")
         self._read[which] = log.stat().st_size
         lines = {re.sub(r"(?:[^ -~]|\?)+", "?", re.sub(process, "", line)) for line in text.splitlines()}
-        return {line for line in lines if line.startswith(("warning: ", "error: ")) and mark not in line}
+        told = {line for line in lines if line.startswith(("warning: ", "error: ")) and mark not in line}
+        return {line for line in told if not line.endswith(NUL_WARNING)}
 
 
 def ask_unless_it_dies(peer: Peer | Client, request: bytes) -> Attributes | None:
