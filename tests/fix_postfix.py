@@ -94,6 +94,20 @@ def copy_dynamicmaps(folder: Path) -> None:
         shutil.copy("/etc/postfix/dynamicmaps.cf", folder)
 
 
+def lives(group: int) -> bool:
+    """Has a process of that group not ended? A zombie has; init may leave it there for seconds."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, found, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            if int(found) == group and state not in "ZX":
+                return True
+    return False
+
+
 class StockPostfix:
     """A Postfix instance of its own; `dir` is open to mail_owner and holds whatever a test needs."""
 
@@ -202,11 +216,9 @@ class StockPostfix:
             deadline = time.monotonic() + DAEMON_LIMIT
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
-                self._master.wait()
-                while time.monotonic() < deadline:
-                    os.killpg(group, 0)
-                    time.sleep(0.001)
             self._master.wait()
+            while lives(group) and time.monotonic() < deadline:
+                time.sleep(0.001)
             self._master = None
 
     def remove(self) -> None:
