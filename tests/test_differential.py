@@ -35,6 +35,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy as Strategy
 from oracle import Attributes
 
+from proxymap.tables._table import LOOKED_UP
+from proxymap.tables.flags import FIXED, PATTERN
+
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 QUESTIONS = int(os.environ.get("PROXYMAP_QUESTIONS", "400"))  # of each type
@@ -144,10 +147,19 @@ def same(pair: Pair, question: bytes, one_of: frozenset[bytes] = frozenset()) ->
         assert stock[1][1] in one_of
         assert ours[1][1] in one_of
     else:
-        assert ours == stock, f"stock says {stock}, ours {ours}, to {question!r}"
+        expected = of_what_it_is(stock) if pair.maptype.encode() in LOOKED_UP else stock
+        assert ours == expected, f"stock says {stock}, ours {ours}, to {question!r}"
     if dialect() == "3.11":
         words = [peer.flags for peer in pair.peers]
         assert words[1] == words[0], f"stock replies flags {words[0]}, ours {words[1]}, to {question!r}"
+
+
+def of_what_it_is(opened: Attributes) -> Attributes:
+    """Where we differ on purpose: of a table that does not open a client of 3.6 is told its keys are looked up."""
+    flags = int(dict(opened).get(b"flags", b"0"))
+    if dialect() == "3.11" or not flags & PATTERN:
+        return opened
+    return [opened[0], (b"flags", b"%d" % (flags & ~PATTERN | FIXED))]
 
 
 def same_records(pair: Pair, name: bytes, flags: int) -> None:
