@@ -52,10 +52,10 @@ build: $(VENV)/ready
 
 test: build
 	sh contrib/install-postfix
-	$(BIN) $(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN) $(PY) -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 test-sandbox: build
-	PROXYMAP_TEST_SANDBOX=yes $(BIN) $(PY) -m pytest --numprocesses 2 --dist loadfile $(or $(PYTEST_ARGS),tests/server tests/ctl tests/tables tests/test_mail_types.py)
+	PROXYMAP_TEST_SANDBOX=yes $(BIN) $(PY) -m pytest --numprocesses 3 --dist loadfile $(or $(PYTEST_ARGS),tests/server tests/ctl tests/tables tests/test_mail_types.py)
 
 lint: $(VENV)/ready
 	$(BIN) ruff check .
