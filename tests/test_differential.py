@@ -155,7 +155,7 @@ def same(pair: Pair, question: bytes, one_of: frozenset[bytes] = frozenset()) ->
 
 
 def of_what_it_is(opened: Attributes) -> Attributes:
-    """Where we differ on purpose: of a table that does not open a client of 3.6 is told its keys are looked up."""
+    """Where we differ on purpose: a table that does not open is no table of patterns for a client of 3.6."""
     flags = int(dict(opened).get(b"flags", b"0"))
     if dialect() == "3.11" or not flags & PATTERN:
         return opened
