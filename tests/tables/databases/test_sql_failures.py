@@ -67,10 +67,14 @@ def test_mysql_too_many_connections(mysql: Rows) -> None:
     mysql.database.execute(f"SET GLOBAL max_connections = {limit}")
     try:
         with contextlib.ExitStack() as stack:
+
+            def is_greeted() -> bool:
+                """One more is held; not while a connection of before is still ending."""
+                held = stack.enter_context(socket.create_connection(("127.0.0.1", mysql.database.port)))
+                return held.recv(5, socket.MSG_WAITALL)[4:] == b"\n"  # its version; 255: an error
+
             for _ in range(limit + 1):
-                held = socket.create_connection(("127.0.0.1", mysql.database.port))
-                stack.enter_context(held)
-                held.recv(1)
+                wait_until(is_greeted, "a greeting")
             mysql.fails("Too many connections", user="other", hosts=mysql.tcp)
     finally:
         wait_until(mysql.database.answers, "an end of these connections")
