@@ -12,7 +12,6 @@ They are checked against the libraries where these can read the result.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import resource
 import signal
@@ -366,7 +365,6 @@ def in_child(experiment: Callable[[], object], seconds: int = 30) -> int:
         code = 1
         try:
             os.close(read_end)
-            faulthandler.disable()  # pytest may enable it when our handler of SIGBUS is there already
             signal.alarm(seconds)
             if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which takes terabytes of address space
                 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
