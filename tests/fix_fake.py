@@ -20,6 +20,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
+from fix_asyncio import close_server, end_loop
+
 Rows = Sequence[str | None]
 Manner = Literal[
     "answer",  # as it should
@@ -79,7 +81,8 @@ class FakeServer:
 
         async def run() -> None:
             if self._server is not None:
-                self._server.close()
+                await close_server(self._server)
+                self._server = None
             self._end()
             await asyncio.sleep(0.01)
 
@@ -102,9 +105,7 @@ class FakeServer:
 
     def __exit__(self, *details: object) -> None:
         self.leave()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        end_loop(self._loop, self._thread)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -113,7 +114,7 @@ class FakeServer:
             if await self._log_in(reader, writer):
                 self.log_ins += 1
                 await self._converse(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self.open -= 1

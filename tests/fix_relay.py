@@ -22,6 +22,8 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
+from fix_asyncio import close_server, end_loop
+
 Target = tuple[str, int] | str  # an address, or the path of a socket
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 PATIENCE = 0.005  # seconds between looks at `stalled`
@@ -75,9 +77,7 @@ class Relay:
 
     def close(self) -> None:
         self._do(self._refuse)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        end_loop(self._loop, self._thread)
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +102,7 @@ class Relay:
 
     async def _refuse(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await close_server(self._server)
             self._server = None
         self._cut()
         await asyncio.sleep(0.01)  # the connections' tasks end
@@ -124,7 +124,7 @@ class Relay:
             writers.append(there_writer)
             self._open.add(there_writer)
             await self._pump_both((reader, writer), (there, there_writer), sent)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             pass
         finally:
             for end in writers:
