@@ -638,6 +638,40 @@ def test_threads_that_were_needed_for_a_moment_leave_though_nothing_more_is_to_d
     assert not crew.here
 
 
+def test_threads_are_counted_right_whatever_piece_of_memory_cannot_be_had() -> None:
+    """One that is counted as free, and is not, would take the place of one that is started."""
+    memory = pytest.importorskip("_testcapi")
+    numbers = iter(range(30))
+    gate, busy = threading.Event(), threading.Semaphore(0)
+
+    def work(crew: Crew, job: Job) -> None:
+        number = next(numbers, None)
+        if number is not None:
+            memory.set_nomemory(number, number + 1)  # from here on: the rest is the crew's
+        else:
+            busy.release()
+            assert gate.wait(LIMIT)
+
+    crew = Crew("opener", 5, work, keep=1)
+    crew.start()
+    wait_until(lambda: crew.here == 1, "its first thread")
+    try:
+        for _ in range(30):
+            crew.queue.log(6, b"a job of any kind")
+            wait_until(lambda: not crew.queue.held and crew._idle == crew.here, "an end of the job")
+            memory.remove_mem_hooks()
+            crew.help()
+        for _ in range(5):
+            crew.queue.log(6, b"one that hangs")
+            assert busy.acquire(timeout=LIMIT)
+            crew.help()
+    finally:
+        memory.remove_mem_hooks()
+        gate.set()
+    crew.stop(time.monotonic() + LIMIT)
+    assert not crew.here
+
+
 def test_crews_come_while_others_are_minded() -> None:
     workers = Workers(Queue(), Log([]), writes=False)
     stop = threading.Event()

@@ -1,7 +1,8 @@
 """crew - threads that take jobs from one queue; one more joins when all are busy
 
 Nobody waits for a thread but the first (base/threads). A thread counts itself when it
-has come; one that never comes is missed by `help`, which starts another.
+has come; one that never comes is missed by `help`, which starts another. To count takes no
+memory, not even that of a `with`: of a thread that is counted wrong none takes the place.
 """
 
 from __future__ import annotations
@@ -62,28 +63,37 @@ class Crew:
             pass
 
     def _run(self) -> None:
-        with self._state:
+        self._state.acquire()
+        try:
             if self.here >= self.limit:
                 return
             self.here += 1
             self._idle += 1
+        finally:
+            self._state.release()
         leaving = False
         try:
             while not leaving and self._take_one():
                 leaving = self._is_one_too_many()
         finally:
-            with self._state:
+            self._state.acquire()
+            try:
                 self.here -= 1
                 self._idle -= 1
                 self._leaving -= leaving
                 self._state.notify_all()
+            finally:
+                self._state.release()
 
     def _is_one_too_many(self) -> bool:
-        with self._state:
+        self._state.acquire()
+        try:
             if self._idle - self._leaving <= self.keep:
                 return False
             self._leaving += 1
             return True
+        finally:
+            self._state.release()
 
     def _take_one(self) -> bool:
         """Wait for a job, or for a while, and do it; False if there will be none."""
@@ -94,9 +104,10 @@ class Crew:
             return True
         if job is None:
             return not self.queue.closed
-        with self._state:
-            self._idle -= 1
-            alone = not self._idle and self.here < self.limit
+        self._state.acquire()
+        self._idle -= 1
+        alone = not self._idle and self.here < self.limit
+        self._state.release()
         if alone:
             self._start_more()
         try:
@@ -105,8 +116,9 @@ class Crew:
             pass
         finally:
             del job
-            with self._state:
-                self._idle += 1
+            self._state.acquire()
+            self._idle += 1
+            self._state.release()
         return True
 
     def claim(self, job: Job) -> bool:

@@ -70,9 +70,12 @@ class Openers:
             table = self._look(job) if job.kind == JOB_LOOK else self._open(job)
         except BaseException as error:  # whatever it is: the clients wait
             self._complain(job, error)
-        with self._lock:
+        self._lock.acquire()  # not by a `with`, which takes memory: the job would count as hanging for ever
+        try:
             key = self._hanging.pop(job, None)
             claimed = crew.claim(job) or key is None
+        finally:
+            self._lock.release()
         if claimed:
             self._answer(job, table)
         elif key is not None and table is not None and job.kind == JOB_OPEN:
