@@ -257,15 +257,15 @@ cdef void measured(loop *l, uint64_t began, int served) noexcept nogil:
 cdef class Loop:
     """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
 
-    todo, asks: the queues to the workers, for tables to open and for lookups; done: from
-    them; log: to the logger. watching: what they watch files with. config: stands for the
+    todo, renewals, asks: the queues to the workers, for tables to open, for those that are open to
+    be renewed, and for lookups; done: from them; log: to the logger. watching: what they watch files with. config: stands for the
     files of the configuration.
     wake_fd: readable when `run` is to return. settings: see `configure`.
     status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """
 
     cdef loop l
-    cdef Queue todo, asks, done, log
+    cdef Queue todo, renewals, asks, done, log
     cdef Watch watching
     cdef Table config
     cdef list tracers  # that the loop tells of lookups
@@ -274,13 +274,13 @@ cdef class Loop:
     cdef int cache_negative_share
 
     def __cinit__(
-        self, list listeners, Queue todo not None, Queue asks not None, Queue done not None,
-        Queue log not None, Watch watching not None, int wake_fd, *,
+        self, list listeners, Queue todo not None, Queue renewals not None, Queue asks not None,
+        Queue done not None, Queue log not None, Watch watching not None, int wake_fd, *,
         Table config=None, bint writes=False, int status_fd=-1, unsigned int generation=0,
         uint64_t max_use=0, uint64_t max_idle=0, **settings
     ):
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self.todo, self.asks, self.done, self.log = todo, asks, done, log
+        self.todo, self.renewals, self.asks, self.done, self.log = todo, renewals, asks, done, log
         self.l.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.l.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         self.l.idle.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
@@ -288,6 +288,7 @@ cdef class Loop:
             raise OSError(errno, os.strerror(errno))
         service_init(&self.l.service, self.seed)
         self.l.service.todo = &todo.q
+        self.l.service.renewals = &renewals.q
         self.l.service.asks = &asks.q
         self.l.service.log = &log.q
         self.l.service.writes = writes

@@ -17,7 +17,7 @@ from proxymap.server._catalog cimport (
     AT_REST, LOOKING, OPENING, RENEWING, catalog_add, catalog_next, catalog_opened, instance,
 )
 from proxymap._codec cimport request
-from proxymap.tables._jobs cimport JOB_CLOSE, JOB_LOOK, JOB_OPEN, job, job_free, job_new, queue_put
+from proxymap.tables._jobs cimport JOB_CLOSE, JOB_LOOK, JOB_OPEN, job, job_free, job_new, queue, queue_put
 from proxymap.server._service cimport service, service_warn
 from proxymap.tables._table cimport CHANGED_SPOILED, SLOW_WRITE, origin, table
 from proxymap._words cimport *
@@ -70,7 +70,7 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
     j.flags = i.given_flags
     j.asker = i
     j.settle = settle
-    if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(s.todo, j) < 0:
+    if buf_append_view(&j.name, buf_view(&i.name)) < 0 or queue_put(openers_for(s, i), j) < 0:
         job_free(j)
         return put_off(i, state)
     if state == LOOKING:
@@ -79,6 +79,11 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
     i.state = state
     i.began_ms = now_ms()
     return True
+
+
+cdef inline queue *openers_for(service *s, const instance *i) noexcept nogil:
+    """Clients wait for the new content of a quick table: tables that hang must not have taken the last thread."""
+    return s.renewals if i.t != NULL and i.t.quick and not i.t.polled else s.todo
 
 
 cdef bint put_off(instance *i, int state) noexcept nogil:

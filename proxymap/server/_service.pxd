@@ -47,6 +47,7 @@ cdef struct service:
     catalog tables
     cache *results       # NULL: no cache
     queue *todo          # tables to open and to close
+    queue *renewals      # tables to open again that are open, and opened at once
     job *retired         # what brought tables that will be closed when all jobs that name them are back
     queue *asks          # lookups that turn out to take long
     queue *done          # all answers

@@ -313,6 +313,22 @@ class Short:
         return do_so
 
 
+def test_new_content_waits_for_no_table_that_hangs_though_no_more_threads_can_be_had(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crew, "_start_more", lambda crew: None)
+    with gated_server(gate, open_time_limit="1h") as server, server.connect() as peer:
+        assert peer.ask(lookup(server.cdbs[0], b"k1")) == found(b"v1")
+        gate.opens.clear()
+        with server.connect() as waits:
+            waits.send(lookup(b"slow:opens", b"a"))
+            wait_until(lambda: gate.opened == [b"slow:opens"], "the last opener")
+            write_cdb(server.folder / "t0.cdb", {b"k": b"new"})
+            assert peer.ask(lookup(server.cdbs[0], b"k")) == found(b"new")
+            gate.opens.set()
+            assert waits.reply() == value_of(b"a")
+
+
 @pytest.mark.parametrize("key", [b"a", b"retry", b"bug", b"large"])
 def test_lookup_is_answered_whatever_piece_of_memory_cannot_be_had(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, key: bytes

@@ -1,7 +1,8 @@
 """openers - threads that open and close tables; one that hangs holds up nobody else
 
 There is always a free thread for the next table, since each may hang: on a dead
-file server, on a FIFO, in a library. A table that is not open after
+file server, on a FIFO, in a library. Where no more threads can be had, for want of
+memory, there still is one for the new content of tables that open at once. A table that is not open after
 open_time_limit is answered RETRY, and so is each later request, at once, while
 that thread is still at it. What it opens in the end is kept for the next request.
 """
@@ -40,7 +41,7 @@ class Openers:
         busy: Callable[[], None],
     ) -> None:
         self.done, self.log, self.writes, self.equip, self.busy = done, log, writes, equip, busy
-        self.crew = Crew("opener", OPENERS_MAX, self._do, keep=1)
+        self.crews = tuple(Crew(name, OPENERS_MAX, self._do, keep=1) for name in ("opener", "renewer"))
         self.host, self.limit_ms = Host(), 0
         self.cached: frozenset[bytes] = frozenset()
         self.keeps: Callable[[bytes], Mapping[str, int]] = lambda type_name: {}
@@ -56,7 +57,7 @@ class Openers:
         keeps: Callable[[bytes], Mapping[str, int]], slow: Callable[[bytes], float],
     ) -> None:  # fmt: skip
         self.host, self.limit_ms, self.cached, self.keeps, self.slow = host, limit_ms, cached, keeps, slow
-        self.crew.keep = keep
+        self.crews[0].keep = keep
 
     def _do(self, crew: Crew, job: Job) -> None:
         if job.kind == JOB_CLOSE:
@@ -146,17 +147,17 @@ class Openers:
 
     def expire(self) -> bool:
         """Answer RETRY for what takes too long; is anything under way?"""
-        self.crew.help()
-        for job in self.crew.late(self.limit_ms):
-            with self._lock:  # so nobody else claims it
-                if job not in self.crew.running:
-                    continue
-                self._hanging[job] = key_of(job.name, job.flags, self.writes)
-                self.crew.claim(job)  # last: without memory it is as it was
-            self._give_up(job)
-        for job in self.crew.take_waiting(self.limit_ms):
-            self._give_up(job)
-        return bool(self.crew.running or self.crew.queue.held)
+        for crew in self.crews:
+            for job in crew.late(self.limit_ms):
+                with self._lock:  # so nobody else claims it
+                    if job not in crew.running:
+                        continue
+                    self._hanging[job] = key_of(job.name, job.flags, self.writes)
+                    crew.claim(job)  # last: without memory it is as it was
+                self._give_up(job)
+            for job in crew.take_waiting(self.limit_ms):
+                self._give_up(job)
+        return any(crew.running or crew.queue.held for crew in self.crews)
 
     def _give_up(self, job: Job) -> None:
         answer = given_up(job)

@@ -48,10 +48,11 @@ class Workers:
         self._lock = Lock()
         self._openers = Openers(done, log, writes, self._equip, self._busy.ring)
         self._askers = Crew("asker", 1, self._ask)
-        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([self._openers.crew, self._askers])
+        self._crews: weakref.WeakSet[Crew] = weakref.WeakSet([*self._openers.crews, self._askers])
         self._unequipped: weakref.WeakSet[Table] = weakref.WeakSet()
         self._servers: weakref.WeakSet[Any] = weakref.WeakSet()  # of databases (databases/pool)
-        self.todo, self.asks = self._openers.crew.queue, self._askers.queue
+        self.todo, self.renewals = (crew.queue for crew in self._openers.crews)
+        self.asks = self._askers.queue
 
     def configure(
         self, host: Host, *, count: int, time_limit: int, open_time_limit: int, value_limit: int,
@@ -75,8 +76,8 @@ class Workers:
         )  # fmt: skip
 
     def start(self) -> None:
-        self._openers.crew.start()
-        self._askers.start()
+        for crew in self._all_crews():
+            crew.start()
         start_thread("the watchdog of the workers", self._watch_over)
 
     def stop(self, seconds: float) -> None:
