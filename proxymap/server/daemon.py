@@ -81,7 +81,8 @@ class Daemon:
         self.config = Table(b"configuration")
         self.loop = Loop(
             listeners, self.workers.todo, self.workers.renewals, self.workers.asks, self.done, self.lines,
-            self.workers.watch, self.wake_fd, config=self.config, writes=writes, **self._obey(settings, main_cf), **life,
+            self.workers.watch, self.wake_fd, config=self.config, writes=writes,
+            **self._obey(settings, main_cf), **life,
         )  # fmt: skip
         self._watch_configuration(settings)
         commands: dict[str, Command] = {
