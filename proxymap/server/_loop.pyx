@@ -258,8 +258,8 @@ cdef class Loop:
     """The loop over the given listening sockets (descriptors, non-blocking; they stay the caller's).
 
     todo, renewals, asks: the queues to the workers, for tables to open, for those that are open to
-    be renewed, and for lookups; done: from them; log: to the logger. watching: what they watch files with. config: stands for the
-    files of the configuration.
+    be renewed, and for lookups; done: from them; log: to the logger. watching: what they watch
+    files with. config: stands for the files of the configuration.
     wake_fd: readable when `run` is to return. settings: see `configure`.
     status_fd, generation: of a child of master; max_use, max_idle: 0 for no limit.
     """

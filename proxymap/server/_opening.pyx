@@ -82,7 +82,7 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
 
 
 cdef inline queue *openers_for(service *s, const instance *i) noexcept nogil:
-    """Clients wait for the new content of a quick table: tables that hang must not have taken the last thread."""
+    """Clients wait for the new content of a quick table: no table that hangs may have the last thread."""
     return s.renewals if i.t != NULL and i.t.quick and not i.t.polled else s.todo
 
 
