@@ -16,6 +16,7 @@ class Loop:
         self,
         listeners: list[int],
         todo: Queue,
+        renewals: Queue,
         asks: Queue,
         done: Queue,
         log: Queue,
