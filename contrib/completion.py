@@ -26,17 +26,32 @@ VALUES = {
     "TYPE:NAME": TABLE,
     "TYPE:FILE": TABLE,
 }
-# To bash a table's name is three words: TYPE, the colon, NAME.
-VALUES["KEY"] = {"bash": "_proxymapctl_name", "zsh": ""}
 
 PREAMBLE = {
     "bash": """
 _proxymapctl_table() {{
-  compopt -o nospace
-  compgen -W "{types}" -- "$1"
+  case $1 in
+    *:*) compgen -f -- "${{1#*:}}" ;; # readline keeps what stands before the colon
+    *) compgen -W "{types}" -- "$1" ;;
+  esac
 }}
-_proxymapctl_name() {{
-  [ "${{COMP_WORDS[COMP_CWORD-1]}}" = : ] && compgen -f -- "$1"
+# To bash TYPE:NAME is three words, of which the colon is one: make them one, then ask shtab's function.
+_proxymapctl() {{
+  local given=("${{COMP_WORDS[@]:0:COMP_CWORD+1}}") word
+  local COMP_WORDS=() COMP_CWORD=-1
+  for word in "${{given[@]}}"; do
+    if [[ $COMP_CWORD -ge 0 && ($word = : || ${{COMP_WORDS[COMP_CWORD]}} = *:) ]]; then
+      COMP_WORDS[COMP_CWORD]+=$word
+    else
+      COMP_WORDS[++COMP_CWORD]=$word
+    fi
+  done
+  _shtab_proxymapctl
+  if [[ ${{COMP_WORDS[COMP_CWORD]}} = *:* ]]; then
+    compopt -o filenames 2>/dev/null
+  elif [[ ${{COMPREPLY[0]-}} = *: ]]; then
+    compopt -o nospace 2>/dev/null
+  fi
 }}
 """,
     "zsh": """
@@ -75,6 +90,9 @@ def main() -> None:
     for shell, name in FILES.items():
         text = shtab.complete(whole_parser(), shell=shell, preamble=preamble)
         lines = [line.rstrip() for line in text.splitlines()]
+        if shell == "bash":
+            assert lines[-1] == "complete -o bashdefault -F _shtab_proxymapctl proxymapctl"
+            lines[-1] = "complete -o bashdefault -F _proxymapctl proxymapctl"
         (FOLDER / name).write_text("\n".join(lines) + "\n")
 
 

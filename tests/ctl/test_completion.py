@@ -6,10 +6,14 @@ contrib/completion.py writes the scripts from the same parser: `make completion`
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import select
 import shutil
 import subprocess
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,11 @@ from proxymap.ctl import main as ctl
 ROOT = Path(__file__).resolve().parents[2]
 BASH = ROOT / "contrib/completion/proxymapctl"
 ZSH = ROOT / "contrib/completion/_proxymapctl"
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], f". {BASH}"),
+    "zsh": (["zsh", "-f", "-i"], f"fpath=({ZSH.parent} $fpath); autoload -Uz compinit; compinit -u -D"),
+}
+LIMIT = 60  # seconds; for a machine that is very busy
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -41,7 +50,7 @@ def words(name: str) -> set[str]:
 
 def completed(*line: str) -> set[str]:
     """What bash offers for the last of these words."""
-    script = f'. {BASH}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_proxymapctl 2>/dev/null; '
+    script = f'. {BASH}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _proxymapctl; '
     done = subprocess.run(
         ["bash", "-c", script + 'printf "%s\\n" "${COMPREPLY[@]}"', "bash", "proxymapctl", *line],
         capture_output=True,
@@ -75,6 +84,65 @@ def test_bash_offers_commands_options_choices_types_and_files(tmp_path: Path) ->
     (tmp_path / "virtual").touch()
     assert completed("query", "cdb", ":", f"{tmp_path}/vir") == {f"{tmp_path}/virtual"}
     assert completed("-c", f"{tmp_path.parent}/{tmp_path.name[:-1]}") >= {str(tmp_path)}
+
+
+class Terminal:
+    """A shell at a terminal, in which proxymapctl prints its arguments between < and >."""
+
+    def __init__(self, shell: str, folder: Path) -> None:
+        command, setup = SHELLS[shell]
+        self.fd, other = os.openpty()
+        environment = {**os.environ, "TERM": "dumb", "HOME": str(folder), "HISTFILE": ""}
+        self.process = subprocess.Popen(
+            command,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+        )
+        os.close(other)
+        self.said = b""
+        self.type(setup + "; proxymapctl() { printf '<%s>' \"$@\"; echo; }; echo set''up\n", "setup")
+
+    def type(self, line: str, expected: str) -> None:
+        """Type it, and wait until the shell has printed what is expected."""
+        self.said = b""
+        os.write(self.fd, line.encode())
+        deadline = time.monotonic() + LIMIT
+        while expected.encode() not in self.said:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, (line, expected, self.said)
+            self.said += os.read(self.fd, 65536)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+
+
+@pytest.fixture(params=SHELLS)
+def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    for name in ("virtual", "my access"):
+        (tmp_path / "maps" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "maps" / name).touch()
+    opened = Terminal(request.param, tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_tab_completes_what_is_typed(terminal: Terminal) -> None:
+    """The name follows its type's colon without a blank, in a folder or not; a command follows with one."""
+    terminal.type("proxymapctl que\t--dir\tcd\tma\tvir\t\n", "<query><--direct><cdb:maps/virtual>")
+    terminal.type("proxymapctl buil\tlmdb:maps/my\t\n", "<build><lmdb:maps/my access>")
+    terminal.type(
+        "proxymapctl build cdb:maps/virtual ma\tmy\t\n", "<build><cdb:maps/virtual><maps/my access>"
+    )
+    terminal.type("proxymapctl --socket ma\tvir\tflu\tldap:ma\tvir\tkey\n", "<flush><ldap:maps/virtual><key>")
+    terminal.type("proxymapctl enab\t--serv\tbo\t\n", "<enable><--service><both>")
 
 
 @pytest.mark.parametrize(("shell", "file"), [("bash", BASH), ("zsh", ZSH)])
