@@ -122,23 +122,33 @@ def test_missing_table_defers_mail() -> None:
     assert b"query error" in done.stderr
 
 
-@pytest.mark.parametrize("maptype", TYPES)
-def test_client_that_opened_a_table_before_it_was_there_folds_its_keys(maptype: str) -> None:
+# A table alone, and first in others.
+EARLY = [(maptype, "{}") for maptype in TYPES]
+EARLY += [
+    ("cdb", "unionmap:{{{},inline:{{z=1}}}}"),
+    ("cdb", "pipemap:{{pipemap:{{proxy:{}}}}}"),
+    ("cdb", "debug:{}"),
+]
+
+
+@pytest.mark.parametrize(("maptype", "name"), EARLY)
+def test_client_that_opened_a_table_before_it_was_there_folds_its_keys(maptype: str, name: str) -> None:
     """It decides by what it was told at open, or is told with each reply, whether keys are folded."""
     early = Postmap()
     with early.server as server:
         early.build("later", b"user@example.com box\n")
         file = server.dir / f"later.{maptype}"
         file.rename(server.dir / "built")
+        table = name.format(f"{maptype}:{server.dir}/later")
+        server.approve(table)
         server.start()
-        table = f"{maptype}:{server.dir}/later"
         both = f"pipemap:{{inline:{{key=User@Example.COM}},proxy:{table}}}"
         command = ["postmap", "-c", str(server.dir), "-q", "-", both]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
             assert client.stdin is not None
             client.stdin.write(b"absent\n")  # it opens both tables, and asks the first alone
             client.stdin.flush()
-            server.wait_log(f"error: open database {file}: No such file or directory")
+            server.wait_log(f"open database {file}: No such file or directory")
             (server.dir / "built").rename(file)
             assert client.communicate(b"key\n") == (b"key\tbox\n", None)
 

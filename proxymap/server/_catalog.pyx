@@ -205,13 +205,13 @@ cdef instance *catalog_add(
 
 
 cdef int flags_of_unopened(const instance *i, const table *t) noexcept nogil:
-    """What a client is told of a table that cannot be opened: of patterns, as by stock.
+    """What a client is told of a table that cannot be opened, or a member of it: of patterns, as by stock.
 
     A client of 3.6 folds keys itself, and asks for parts of addresses, or does not, by what it is
     told once, and would ask for the wrong keys when the table opens later: it gets the truth.
     """
     if i.dialect == DIALECT_3_11:
-        return i.open_flags | DICT_FLAG_SURROGATE
+        return i.open_flags | (DICT_FLAG_SURROGATE if t.reason != NULL else 0)
     if t.fold_bit == DICT_FLAG_FOLD_FIX:
         return (i.open_flags & ~DICT_FLAG_PATTERN) | DICT_FLAG_FIXED
     return i.open_flags
@@ -233,9 +233,9 @@ cdef job *catalog_opened(catalog *c, instance *i, job *j, bint utf8_layer) noexc
     i.t = t
     i.brought = j
     i.open_flags = table_flags(t, i.given_flags, utf8_layer)
-    if t.reason != NULL:
+    if t.reason != NULL or t.incomplete:
         i.open_flags = flags_of_unopened(i, t)
-    if old == NULL or old.reason != NULL:
+    if old == NULL or old.reason != NULL or old.incomplete:
         i.flags = i.open_flags
     c.last_id += 1
     i.id = i.cache_id = c.last_id

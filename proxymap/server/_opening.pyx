@@ -202,7 +202,7 @@ cdef void look_at(service *s, instance *i) noexcept nogil:
 
 cdef void reopen(service *s, instance *i, int changed) noexcept nogil:
     """Have the table opened again, if its files have changed (CHANGED_*)."""
-    cdef bint useless = changed == CHANGED_SPOILED or i.t.reason != NULL
+    cdef bint useless = changed == CHANGED_SPOILED or i.t.reason != NULL or i.t.incomplete
     if changed:
         opening_start(s, i, OPENING if useless or i.t.quick else RENEWING, useless)
 

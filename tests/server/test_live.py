@@ -277,6 +277,30 @@ def test_client_of_3_6_is_told_what_a_table_is_that_cannot_be_opened_yet(server:
     assert {maptype: int(fields[b"flags"]) & (FIXED | PATTERN) for maptype, fields in told.items()} == kinds
 
 
+@pytest.mark.parametrize("name", ["unionmap:{{{},inline:{{z=1}}}}", "pipemap:{{pipemap:{{{}}}}}", "debug:{}"])
+def test_client_of_3_6_is_told_what_a_table_is_whose_first_member_cannot_be_opened_yet(
+    server: ServerProcess, name: str
+) -> None:
+    """And so is one that comes when it can; of a first member of patterns both hear that."""
+    fixed = name.format(f"texthash:{server.dir}/t").encode()
+    pattern = name.format(f"cidr:{server.dir}/c").encode()
+    server.approve(fixed, pattern)
+    server.start()
+
+    def told(table: bytes) -> int:
+        with server.connect() as peer:
+            flags = int(dict(peer.ask(request("open", table, flags=LOCK)))[b"flags"])
+            return flags & (FIXED | PATTERN)
+
+    assert (told(fixed), told(pattern)) == (FIXED, PATTERN)
+    (server.dir / "t").write_text("a 1\n")
+    (server.dir / "c").write_text("10.0.0.0/8 1\n")
+    with server.connect() as peer:
+        assert dict(peer.ask(lookup(fixed, b"a", flags=LOCK)))[b"status"] == b"0"
+        assert dict(peer.ask(lookup(pattern, b"10.1.1.1", flags=LOCK)))[b"status"] == b"0"
+    assert (told(fixed), told(pattern)) == (FIXED, PATTERN)
+
+
 @pytest.mark.parametrize("maptype", ["cdb", "lmdb", "texthash"])
 def test_client_of_3_11_that_opened_a_table_before_it_was_there_finds_its_keys(
     server: ServerProcess, maptype: str

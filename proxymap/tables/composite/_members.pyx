@@ -91,6 +91,7 @@ cdef class Members(Table):
 
     def __cinit__(self, bytes type_name, list names, opening):
         cdef Table one
+        cdef table *first
         cdef int i
         self.tables = [opening.member(name) for name in names]
         self.m.each = <member *> calloc(len(names), sizeof(member))
@@ -106,11 +107,15 @@ cdef class Members(Table):
             self.files += one.files
             self.t.polled = self.t.polled or one.t.polled
             self.t.quick = self.t.quick and (one.t.quick or one.t.changed == NULL)
+            self.t.incomplete = self.t.incomplete or one.t.incomplete
             if one.t.reason != NULL:
                 self.t.incomplete = True
                 opening.host.warn(f"{os.fsdecode(one.type_name)} is unavailable. {os.fsdecode(one.reason)}")
         self.t.self = &self.m
-        self.t.flags = self.m.each[0].t.flags & (DICT_FLAG_FIXED | DICT_FLAG_PATTERN)
+        first = self.m.each[0].t
+        self.t.flags = first.flags & (DICT_FLAG_FIXED | DICT_FLAG_PATTERN)
+        if first.flags & DICT_FLAG_PATTERN and first.fold_bit == DICT_FLAG_FOLD_FIX:
+            self.t.fold_bit = DICT_FLAG_FOLD_FIX  # looked up once it can be opened: see Surrogate
         self.t.generation = members_generation
         self.t.changed = members_changed
         self.t.damaged = members_damaged

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import pwd
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -39,6 +40,7 @@ from fix_server import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracle import Attributes
 
 from proxymap.base import _fold
 from proxymap.errors import ProxymapError, TableConfig, TableRetry
@@ -109,16 +111,25 @@ def composites(members: list[str], maptype: str, count: int, seed: int) -> Itera
 WAYS = {"open": (0, POSTMAP), "fold": (None, FOLD_FIX), "utf8": (None, POSTMAP), "plain": (None, 1 << 6)}
 
 
-def answers(peer: Peer, tables: list[str], way: str) -> list[object]:
-    """All replies that a server gives: to open, if the way has it, and for each key."""
+def answers(peer: Peer, tables: list[str], way: str) -> list[tuple[str, bytes | None, Attributes]]:
+    """All replies that a server gives: to open (key None), if the way has it, and for each key."""
     opened, flags = WAYS[way]
-    replies: list[object] = []
+    replies: list[tuple[str, bytes | None, Attributes]] = []
     for table in tables:
         name = table.encode()
         if opened is not None:
-            replies.append((table, peer.ask(request("open", name, flags=opened))))
+            replies.append((table, None, peer.ask(request("open", name, flags=opened))))
         replies += [(table, key, peer.ask(lookup(name, key, flags=flags))) for key in KEYS]
     return replies
+
+
+def of_what_it_is(table: str, key: bytes | None, reply: Attributes) -> tuple[str, bytes | None, Attributes]:
+    """Where we differ on purpose: what begins with a missing cdb is no pattern for a client of 3.6."""
+    begins_so = re.match(r"(?:(?:union|pipe)map:\{[ ,]*)+cdb:[^ ,}]*/missing", table)
+    if key is None and begins_so and dialect() == "3.6":
+        flags = int(dict(reply)[b"flags"])
+        reply = [reply[0], (b"flags", b"%d" % (flags & ~PATTERN | FIXED))]
+    return table, key, reply
 
 
 def try_each(table: Table) -> Iterator[tuple[bytes, tuple[int, bytes], tuple[int, bytes]]]:
@@ -155,7 +166,8 @@ class CompositeContract:
                 stock.connect() as theirs,
                 server.connect(dialect()) as ours,
             ):
-                assert answers(ours, tables, way) == answers(theirs, tables, way)
+                stocks = [of_what_it_is(*one) for one in answers(theirs, tables, way)]
+                assert answers(ours, tables, way) == stocks
 
     @pytest.mark.parametrize(
         "name",
