@@ -64,6 +64,7 @@ def _rendered(page: Path) -> str:
     html = html[html.index('<div class="manual-text">') : html.rindex('<table class="foot">')]
     html = re.sub(r"</?(?:section|div)\b[^>]*>", "", html)
     html = re.sub(r"<b>([\w.]+)</b>\((\d)\)", r"\1(\2)", html)
+    html = re.sub(r"<b>(--?[\w-]+)</b>", r'<b class="option">\1</b>', html)
     html = re.sub("\n\\s*\n", "\n", html)  # an empty line would end the HTML for Markdown
     html = HEADING.sub(_heading, html)
     name, _, section = page.name.rpartition(".")
@@ -76,7 +77,7 @@ def _heading(found: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """What names a page, as `docs/cache.md` or proxymap.cf(5), becomes a link to it."""
+    """What names a page, as `docs/cache.md` or proxymap.cf(5), becomes a link, with the page's title."""
     up = "../" * page.file.src_uri.count("/")
     target = page.file.src_uri
 
@@ -90,7 +91,11 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
     def quoted(found: re.Match[str]) -> str:
         path = found[1] or found[2]
-        return f"[{path}]({up}{path})" if files.get_file_from_path(path) else found[0]
+        if files.get_file_from_path(path) is None:
+            return found[0]
+        source = (ROOT / "docs" if found[1] else ROOT) / path
+        title = source.read_text().partition("\n")[0].removeprefix("# ")
+        return f"[{title}]({up}{path})"
 
     if target.startswith("man/"):
         title, _, html = markdown.partition("\n")
