@@ -2,7 +2,8 @@
 
 Asked as Postfix's own clients ask: the greeting first, then open, then a lookup,
 in the dialect of the installed release. What was OK or NOKEY before must not be
-RETRY, DENY, BAD or silence afterwards.
+RETRY, DENY, BAD or silence afterwards. Before, an understudy is asked: of a damaged
+table Postfix's own server dies, and master starts the next one a minute later.
 
 Source: proxymap(8), postconf(1).
 """
@@ -11,19 +12,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxymap.client import Client
 from proxymap.config.approval import approved_tables
 from proxymap.ctl.instance import KEY, Instance
-from proxymap.ctl.mastercf import Entry
+from proxymap.ctl.mastercf import Entry, program_of
+from proxymap.ctl.rehearsal import understudy
 from proxymap.errors import BY_STATUS, ConfigError, ProtocolError
 from proxymap.tables.types import type_of
 
 GOOD = ("OK", "NOKEY")
 SILENCE = "no answer"
-SILENT_MAX = 2  # tables in a row without an answer, after which nobody is there to be asked
+ALL_LIMIT = 60.0  # seconds for all tables of a service, before the switch
 TABLE_LIMIT = 12.0  # seconds for one table: longer than lookup_time_limit, after which ours says RETRY
 AGAIN_LIMIT = 10.0  # seconds for a table that has just been opened to become better
 PAUSE = 0.2  # seconds between two tries
@@ -36,20 +38,23 @@ class Asked(NamedTuple):
     table: str
 
 
-def of_services(instance: Instance, entries: Iterable[Entry]) -> dict[Asked, str]:
-    """of_services - what is answered now; nothing of what is silent, or if Postfix is not running"""
-    if not instance.postfix.is_running():
-        return {}
+def of_service(instance: Instance, entry: Entry) -> tuple[dict[Asked, str], int]:
+    """of_service - what the service's command answers now, and how many tables there was no time to ask"""
     found: dict[Asked, str] = {}
-    for entry in entries:
-        silent = 0
-        for table in _tables(instance, entry):
-            asked = Asked(entry, table)
-            found[asked] = _answer(instance, asked, TABLE_LIMIT)
-            silent = silent + 1 if found[asked] == SILENCE else 0
-            if silent == SILENT_MAX:
-                break
-    return found
+    tables = [Asked(entry, table) for table in _tables(instance, entry)]
+    until = time.monotonic() + ALL_LIMIT
+    program = program_of(entry.command, instance.postfix.daemon_directory)
+    try:
+        with understudy(program, entry, instance.settings_of(entry)) as start:
+            path = start()
+            while len(found) < len(tables) and time.monotonic() < until:
+                asked = tables[len(found)]
+                found[asked] = _answer(instance, asked, path)
+                if found[asked] == SILENCE:
+                    path = start()
+    except OSError:  # there is no such program, and so nobody who answers
+        return {}, 0
+    return found, len(tables) - len(found)
 
 
 def worse(instance: Instance, before: dict[Asked, str]) -> list[str]:
@@ -59,22 +64,22 @@ def worse(instance: Instance, before: dict[Asked, str]) -> list[str]:
     for asked, was in before.items():
         if was not in GOOD:
             continue
-        now = _answer(instance, asked, TABLE_LIMIT)
+        path = instance.socket(asked.entry.service)
+        now = _answer(instance, asked, path)
         while now not in GOOD and time.monotonic() < until:
             time.sleep(PAUSE)
-            now = _answer(instance, asked, TABLE_LIMIT)
+            now = _answer(instance, asked, path)
         if now not in GOOD:
             what = f"{asked.entry.service}: {asked.table} was answered {was}, and is answered {now} by ours"
             told.append(f"{what}; {_remedy(instance, asked.table)}")
     return told
 
 
-def _answer(instance: Instance, asked: Asked, limit: float) -> str:
-    """The status of a lookup, or SILENCE."""
-    settings = instance.settings_of(asked.entry)
-    path = instance.socket(asked.entry.service)
+def _answer(instance: Instance, asked: Asked, path: str) -> str:
+    """The status of a lookup at the socket, or SILENCE."""
+    new = instance.settings_of(asked.entry).version >= (3, 11)
     try:
-        with Client(path, dialect="3.11" if settings.version >= (3, 11) else "3.6", timeout=limit) as client:
+        with Client(path, dialect="3.11" if new else "3.6", timeout=TABLE_LIMIT) as client:
             return "OK" if client.lookup(asked.table, KEY) is not None else "NOKEY"
     except tuple(BY_STATUS.values()) as reply:
         return str(reply).rpartition(" ")[2]

@@ -249,11 +249,13 @@ def _of_processes(instance: Instance, entry: Entry, running: bool | None) -> dic
     if not running:
         why = "Postfix is not running" if running is False else "run this as root to see who answers"
         return {"answer": None, "trouble": why, "processes": []}
+    stocks = any(process.server == STOCKS for process in processes_of(instance, entry.service))
+    greeting = stocks or entry.command == STOCK
     try:
         try:
-            answer, processes = ask(instance, entry, STATUS_LIMIT)
+            answer, processes = ask(instance, entry, STATUS_LIMIT, greeting)
         except ProtocolError:  # a server that was just leaving; Postfix's clients ask again too
-            answer, processes = ask(instance, entry, STATUS_LIMIT)
+            answer, processes = ask(instance, entry, STATUS_LIMIT, greeting)
     except (OSError, ProtocolError) as trouble:
         return {"answer": None, "trouble": str(trouble), "processes": []}
     told = _sandboxes(instance.socket(entry.service)) if any(p.server == OURS for p in processes) else {}

@@ -1,8 +1,9 @@
-"""rehearsal - start the daemon once as master(8) would, but on a socket of ours
+"""rehearsal - start a daemon as master(8) would, but on a socket of ours
 
 A daemon that does not start makes master hold the service back for
 service_throttle_time, a minute in which no mail passes, and putting master.cf
-back does not end it. So that is found out before.
+back does not end it. So that is found out before. The same holds for a daemon
+that dies of what it is asked, as Postfix's own does: an understudy is asked.
 
 Source: master.md 1.1 to 1.4: arguments, environment and descriptors.
 """
@@ -16,7 +17,7 @@ import select
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxymap.config.settings import Settings
 from proxymap.ctl.mastercf import STOCK, Entry
@@ -31,12 +32,8 @@ FIRST_FREE = 10  # of our own descriptors: clear of the two
 
 def rehearse(program: str, entry: Entry, settings: Settings) -> Iterator[Fault]:
     """rehearse - why `program` does not start as the service of `entry`; nothing if it does"""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
-        path = os.path.join(folder, "s")
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
-            listener.bind(path)
-            listener.listen()
-            listener.setblocking(False)
+    with tempfile.TemporaryFile() as log:
+        with _listening() as (path, listener), contextlib.ExitStack() as stack:
             try:
                 child = stack.enter_context(_child(program, entry, settings, listener, log.fileno()))
             except OSError as trouble:
@@ -48,6 +45,33 @@ def rehearse(program: str, entry: Entry, settings: Settings) -> Iterator[Fault]:
             lines = log.read().decode(errors="replace").strip().splitlines() or ["no word of why"]
             what = f"does not work as {entry.service}: {lines[-1]}"
             yield Fault(program, what, "put that right; master.cf was not changed")
+
+
+@contextlib.contextmanager
+def understudy(program: str, entry: Entry, settings: Settings) -> Iterator[Callable[[], str]]:
+    """understudy - gives what starts `program` as the service of `entry`, anew each time; returns its socket
+
+    If it dies of a question, master knows nothing of that. Starting it raises OSError.
+    """
+    with _listening() as (path, listener), open(os.devnull, "wb") as log, contextlib.ExitStack() as running:
+
+        def start() -> str:
+            running.close()
+            running.enter_context(_child(program, entry, settings, listener, log.fileno()))
+            return path
+
+        yield start
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[tuple[str, socket.socket]]:
+    """The path of a socket that listens, and the socket."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(folder, "s")
+        listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+        yield path, listener
 
 
 @contextlib.contextmanager
@@ -77,10 +101,10 @@ def _child(
 
 
 def _arguments(program: str, entry: Entry) -> list[str]:
-    """As master builds them, and -V: what goes to the mail log is shown to us too."""
+    """As master builds them; -l: without the lock of others; -V: what goes to the log is shown to us too."""
     name = [] if entry.service == STOCK else ["-n", entry.service]
     chroot = ["-c"] if entry.chroot == "y" else []
-    return [program, *name, "-t", "unix", "-u", *chroot, "-V", *entry.arguments]
+    return [program, *name, "-t", "unix", "-u", *chroot, "-l", "-V", *entry.arguments]
 
 
 def _greets(path: str, child: int, greets: bool) -> bool:

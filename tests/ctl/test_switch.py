@@ -15,7 +15,7 @@ from fix_prefix import Prefix, no_prefix, prefix  # noqa: F401
 from fix_server import wait_until
 from test_takeover import OURS, STOCK, Host, only_line
 
-from proxymap.ctl import takeover
+from proxymap.ctl import answers, takeover
 from proxymap.ctl.instance import Instance, processes_of
 from proxymap.ctl.mastercf import only_entry, read_entries, set_command
 from proxymap.errors import ConfigError
@@ -92,6 +92,47 @@ def test_table_that_stock_does_not_answer_either_is_no_obstacle(host: Host) -> N
     host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:cdb:$tables/missing")
     assert host.run("postfix", "reload").returncode == 0
     enabled(host)
+
+
+DEADLY = "proxy:cdb:$tables/bad1, proxy:cdb:$tables/bad2, proxy:cdb:$tables/bad3"  # of which stock dies
+
+
+@with_postfix
+def test_running_server_is_not_asked_for_tables_that_kill_it_and_all_others_are_compared(host: Host) -> None:
+    """It would be throttled, without enable having changed anything yet."""
+    if host.postmap(f"hash:{host.tables}/v").returncode:
+        pytest.skip("this Postfix has no hash tables")
+    for number in (1, 2, 3):
+        (host.tables / f"bad{number}.cdb").write_bytes(b"short")
+    host.set(proxy_read_maps=f"{DEADLY}, proxy:hash:$tables/v")
+    assert host.run("postfix", "reload").returncode == 0
+    done = host.ctl("enable")
+    assert done.returncode == 69
+    assert f"hash:{host.tables}/v was answered NOKEY, and is answered RETRY by ours" in only_line(done.stderr)
+    assert "throttling" not in host.log()
+    assert host.servers()["proxymap"] == STOCK
+    host.set(proxy_read_maps=f"{DEADLY}, proxy:cdb:$tables/v")
+    enabled(host)
+    assert host.answers() == b"b\n"
+    assert "throttling" not in host.log()
+
+
+@with_postfix
+def test_tables_that_there_is_no_time_for_are_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "own_program", lambda: str(host.prefix.program))
+    monkeypatch.setattr(answers, "ALL_LIMIT", 0.0)  # local_recipient_maps has one by default
+    host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:cdb:$tables/w")
+    told = list(takeover.enable(Instance(str(host.config_dir)), ["proxymap"], False))
+    assert told[0] == "warning: proxymap: 3 tables were not compared: asking takes too long"
+
+
+@with_postfix
+def test_status_asks_postfix_server_nothing_that_kills_it(host: Host) -> None:
+    (host.tables / "bad1.cdb").write_bytes(b"short")
+    host.set(proxy_read_maps="proxy:cdb:$tables/bad1")
+    assert host.run("postfix", "reload").returncode == 0
+    assert "answers (greeting)" in host.ctl("status").stdout.splitlines()[0]
+    assert "fatal" not in host.log()
 
 
 # Ours fails, but only under master
