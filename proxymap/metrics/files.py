@@ -42,6 +42,7 @@ def count_in(path: str, service: str, warn: Callable[[str], None]) -> None:
         try:
             _counters.attach(fd)
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # close() does not: what is mapped stays open, and locked with it
             os.close(fd)
     except OSError as error:
         why = error.strerror or str(error)

@@ -255,6 +255,28 @@ def test_what_finds_no_room_counts_together_but_by_kind(tmp_path: Path) -> None:
     }
 
 
+def test_processes_of_a_service_count_in_one_file_at_the_same_time(tmp_path: Path) -> None:
+    """After a reload the old one lives on until its clients have left; the new one neither waits nor complains."""
+    file = str(tmp_path / "s.metrics")
+    code = f"""if True:
+        from proxymap.metrics import _counters as c
+        from proxymap.metrics.files import count_in
+        count_in({file!r}, "s", print)
+        print("attached", flush=True)
+        c.Figures(c.OF_TABLE, b"t").count(7)
+        input()
+    """
+    command = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as old, subprocess.Popen(command, **pipes) as new:
+        assert old.stdout is not None
+        assert new.stdout is not None
+        assert [old.stdout.readline(), new.stdout.readline()] == [b"attached\n"] * 2
+        for process in (old, new):
+            process.communicate(b"\n")
+    assert read(file).rows[c.OF_TABLE, "t"][7] == 2
+
+
 def test_stranger_s_file_is_not_read(server: ServerProcess) -> None:
     file = counters_file(server)
     file.write_bytes(HEADER.pack(b"PXMCOUNT", c.LAYOUT, 0, b"x").ljust(c.FILE_SIZE, b"\0"))
