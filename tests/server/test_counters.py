@@ -256,7 +256,7 @@ def test_what_finds_no_room_counts_together_but_by_kind(tmp_path: Path) -> None:
 
 
 def test_processes_of_a_service_count_in_one_file_at_the_same_time(tmp_path: Path) -> None:
-    """After a reload the old one lives on until its clients have left; the new one neither waits nor complains."""
+    """After a reload the one of before lives until its clients have left."""
     file = str(tmp_path / "s.metrics")
     code = f"""if True:
         from proxymap.metrics import _counters as c
