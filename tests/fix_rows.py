@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fix_database import PrivateDatabase
 from fix_pair import Pair, ask_unless_it_dies
-from fix_server import found, lookup, wait_until
+from fix_server import SANDBOXED, found, lookup, wait_until
 from oracle import Attributes
 from sql_cases import ALIAS, fill
 
@@ -30,6 +30,8 @@ class Rows:
 
     def __init__(self, pair: Pair, database: PrivateDatabase) -> None:
         self.pair, self.database = pair, database
+        if SANDBOXED:  # tables come after the start: the sandbox is told what they may need
+            pair.ours.own |= {"sandbox_ports": "any", "sandbox_reads": f"{pair.stock.dir} {database.dir}"}
 
     def table(self, **parameters: str) -> bytes:
         """A table of a name that neither knows yet."""

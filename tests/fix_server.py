@@ -39,10 +39,8 @@ GREETING = b"protocol\0proxymap_protocol\0\0"
 DIALECTS = ("3.6", "3.11")
 USER = "daemon" if os.geteuid() == 0 else None  # as whom the daemon runs when root runs the tests
 # In each proxymap.cf: who is not root sees nothing of a process that keeps its memory to itself.
-OWN = {
-    **({} if USER else {"core_dumps": "yes"}),
-    **({"sandbox": "yes"} if os.environ.get("PROXYMAP_TEST_SANDBOX") == "yes" else {}),
-}
+SANDBOXED = os.environ.get("PROXYMAP_TEST_SANDBOX") == "yes"
+OWN = {**({} if USER else {"core_dumps": "yes"}), **({"sandbox": "yes"} if SANDBOXED else {})}
 
 # Dictionary flags, as tests spell them.
 TRY0, TRY1, FIXED, PATTERN, LOCK = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6

@@ -95,8 +95,10 @@ def boolean(value: str) -> bool:
     return value.lower() == "yes"
 
 
-def ports(value: str) -> tuple[int, ...]:
-    """Numbers of ports between commas and blanks; perhaps none."""
+def ports(value: str) -> tuple[int, ...] | None:
+    """Numbers of ports between commas and blanks, perhaps none; None: any."""
+    if split_words(value) == ["any"]:
+        return None
     number = integer(1, 65535)
     return tuple(number(item) for item in split_words(value))
 
@@ -273,7 +275,7 @@ class Settings:
     sandbox = own("no", boolean)
     sandbox_reads = own("", words, "paths")
     sandbox_writes = own("", words, "paths")
-    sandbox_ports = own("", ports, "TCP ports")
+    sandbox_ports = own("", ports, "TCP ports, or any")
     core_dumps = own("no", boolean)
     drain_time_limit = own("10s", seconds(0), "seconds given to requests in work at stop")
 

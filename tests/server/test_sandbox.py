@@ -384,7 +384,7 @@ def policy_of(
     folder: Path, main: str, approved: list[bytes], *, writes: bool = False, own: str = ""
 ) -> Policy:
     (folder / "main.cf").write_text(f"compatibility_level = 3.6\ndata_directory = {folder}\n{main}")
-    (folder / "proxymap.cf").write_text("sandbox = yes\n")
+    (folder / "proxymap.cf").write_text(f"sandbox = yes\n{own}\n")
     settings, main_cf = load(str(folder))
     return Policy(settings, main_cf, approved, writes=writes)
 
@@ -582,6 +582,11 @@ def test_not_found_is_answered_in_the_sandbox_as_ever() -> None:
         table = server.cdb("t", {b"k": b"v"})
         server.start()
         assert server.connect().ask(lookup(table, b"none")) == NOT_FOUND
+
+
+def test_sandbox_ports_may_be_any(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, "", [b"tcp:127.0.0.1:2525"], own="sandbox_ports = any")
+    assert (policy.ports, policy.any_port) == (None, "sandbox_ports")
 
 
 def test_the_default_is_no_sandbox(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ class Policy:
         self._allow(WRITE_TABLES, needs.writes, needs.scratch, settings.sandbox_writes)
         if writes:
             self._allow(WRITE_TABLES, [main_cf.get("data_directory")])
-        self.any_port = needs.any_port
-        ports = {RESOLVER, *needs.ports, *settings.sandbox_ports}
+        self.any_port = needs.any_port or ("sandbox_ports" if settings.sandbox_ports is None else "")
+        ports = {RESOLVER, *needs.ports, *(settings.sandbox_ports or ())}
         self.ports: frozenset[int] | None = None if self.any_port else frozenset(ports)
 
     def beside(self, socket: str, publishes: bool) -> None:
