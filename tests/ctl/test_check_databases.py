@@ -114,7 +114,11 @@ def test_files_of_tls_that_cannot_be_read_are_warned_of(place: Place) -> None:
     else:
         hosts = f"postgresql:///mail?host=/run&sslkey={key}&sslrootcert=/nosuch/ca"
         faults = place.doubts(connect=False, hosts=hosts)
-        expected = ["sslrootcert: /nosuch/ca is not there", f"sslkey: {key} cannot be read"]
+        expected = [
+            "sslrootcert: /nosuch/ca is not there",
+            f"sslkey: {key} cannot be read",
+            "user and password do not count where all hosts are URIs",
+        ]
     assert all(fault.warning for fault in faults)
     assert [fault.what for fault in faults] == [f"{place.table_name}: {text}" for text in expected]
 

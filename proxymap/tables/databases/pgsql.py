@@ -57,6 +57,8 @@ class Pgsql(ServedTable):
     def __init__(self, type_name: bytes, cf: TableCf, opening: Opening) -> None:
         addresses = read_hosts(cf, PORT, SCHEMES)
         login = read_login(cf, addresses)
+        uris_alone = all(address.kind == "uri" for address in addresses)
+        self.login_in_vain = uris_alone and bool(login.user or login.password)
         utf8 = "".join(filter(str.isalnum, login.encoding.lower())) in UTF8
         query = query_of(cf, functions=True, utf8=utf8)
         super().__init__(
@@ -64,7 +66,10 @@ class Pgsql(ServedTable):
         )  # fmt: skip
 
     def file_doubts(self) -> Iterator[Doubt]:
-        return of_uris(self.addresses)
+        yield from of_uris(self.addresses)
+        if self.login_in_vain:
+            what = "user and password do not count where all hosts are URIs"
+            yield what, "write them into each: postgresql://USER:PASSWORD@HOST/DATABASE", True
 
 
 def open_table(type_name: bytes, mapname: bytes, opening: Opening) -> Pgsql:
