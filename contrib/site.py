@@ -1,4 +1,4 @@
-"""site - a hook of MkDocs: pages that are kept elsewhere, and links to pages that a text names
+"""site - a hook of MkDocs: pages kept elsewhere, links to pages that a text names, two gaps of the theme
 
 README is the first page; CHANGES, CONTRIBUTING and SECURITY are pages, and so is each
 manual page, as mandoc renders it. A page of the navigation that is not there (yet) is
@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from markdown.extensions.toc import slugify
 from mkdocs.exceptions import ConfigurationError
 from mkdocs.structure.files import File, Files
 
@@ -29,7 +30,19 @@ QUOTED = re.compile(r"`docs/([\w/.-]+\.md)`|`((?:CHANGES|CONTRIBUTING|SECURITY)\
 
 def on_config(config: Any) -> Any:
     config.nav = _there(config.nav)
+    config.mdx_configs["toc"] = {"slugify": _anchor}
     return config
+
+
+def _anchor(title: str, separator: str) -> str:
+    """Of a heading. One that begins with a digit ends the theme's script: it is no selector of CSS."""
+    found = slugify(title, separator)
+    return found if found[:1].isalpha() else f"s{separator}{found}"
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """The theme's switch of colours looks for its style sheets of code, and dies where they are not there."""
+    return output.replace("</head>", '<meta id="hljs-light"><meta id="hljs-dark"></head>')
 
 
 def _there(items: list[Any]) -> list[Any]:
