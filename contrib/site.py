@@ -30,7 +30,7 @@ QUOTED = re.compile(r"`docs/([\w/.-]+\.md)`|`((?:CHANGES|CONTRIBUTING|SECURITY)\
 
 def on_config(config: Any) -> Any:
     config.nav = _there(config.nav)
-    config.mdx_configs["toc"] = {"slugify": _anchor}
+    config["mdx_configs"]["toc"] = {"slugify": _anchor}
     return config
 
 
