@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from proxymap import main
 from proxymap.config.settings import PARAMETERS
 from proxymap.ctl import main as ctl
 from proxymap.metrics.metrics import METRICS
@@ -106,6 +107,13 @@ def test_commands_of_proxymapctl_are_such(page: Path, monkeypatch: pytest.Monkey
     for arguments in commands(page, "proxymapctl"):
         with contextlib.suppress(SystemExit):
             ctl.parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_long_options_of_the_daemon_are_such(page: Path) -> None:
+    known = {f"--{name.rstrip('=')}" for name in main.LONG}
+    for arguments in commands(page, "proxymap"):
+        assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
