@@ -10,6 +10,7 @@ Source: proxymap(8), postconf(1).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -39,21 +40,18 @@ class Asked(NamedTuple):
 
 
 def of_service(instance: Instance, entry: Entry) -> tuple[dict[Asked, str], int]:
-    """of_service - what the service's command answers now, and how many tables there was no time to ask"""
+    """of_service - what the service's command answers now, and how many tables it could not be asked"""
     found: dict[Asked, str] = {}
     tables = [Asked(entry, table) for table in _tables(instance, entry)]
     until = time.monotonic() + ALL_LIMIT
     program = program_of(entry.command, instance.postfix.daemon_directory)
-    try:
-        with understudy(program, entry, instance.settings_of(entry)) as start:
-            path = start()
-            while len(found) < len(tables) and time.monotonic() < until:
-                asked = tables[len(found)]
-                found[asked] = _answer(instance, asked, path)
-                if found[asked] == SILENCE:
-                    path = start()
-    except OSError:  # there is no such program, and so nobody who answers
-        return {}, 0
+    with contextlib.suppress(OSError), understudy(program, entry, instance.settings_of(entry)) as start:
+        path = start()
+        while len(found) < len(tables) and time.monotonic() < until:
+            asked = tables[len(found)]
+            found[asked] = _answer(instance, asked, path)
+            if found[asked] == SILENCE:
+                path = start()
     return found, len(tables) - len(found)
 
 

@@ -26,8 +26,9 @@ from proxymap.ctl.safety import Fault
 GREETING = b"protocol\0proxymap_protocol\0\0"
 START_LIMIT = 15.0  # seconds until it greets
 SILENT_LIMIT = 2.0  # seconds that it has to live, where servers do not greet (before Postfix 3.6)
+FLOW_FDS = 3, 4  # a pipe that proxymap does not use; but Postfix's own dies if they are not open
 STATUS_FD, LISTEN_FD = 5, 6  # where master's children have them
-FIRST_FREE = 10  # of our own descriptors: clear of the two
+FIRST_FREE = 10  # of our own descriptors: clear of these
 
 
 def rehearse(program: str, entry: Entry, settings: Settings) -> Iterator[Fault]:
@@ -51,13 +52,15 @@ def rehearse(program: str, entry: Entry, settings: Settings) -> Iterator[Fault]:
 def understudy(program: str, entry: Entry, settings: Settings) -> Iterator[Callable[[], str]]:
     """understudy - gives what starts `program` as the service of `entry`, anew each time; returns its socket
 
-    If it dies of a question, master knows nothing of that. Starting it raises OSError.
+    If it dies of a question, master knows nothing of that. OSError: it does not start.
     """
     with _listening() as (path, listener), open(os.devnull, "wb") as log, contextlib.ExitStack() as running:
 
         def start() -> str:
             running.close()
-            running.enter_context(_child(program, entry, settings, listener, log.fileno()))
+            child = running.enter_context(_child(program, entry, settings, listener, log.fileno()))
+            if not _greets(path, child, settings.greets):
+                raise ConnectionRefusedError(f"{program} does not start")
             return path
 
         yield start
@@ -88,6 +91,7 @@ def _child(
             (os.POSIX_SPAWN_DUP2, log, 2),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+            *((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in FLOW_FDS),
             (os.POSIX_SPAWN_DUP2, high[0], STATUS_FD),
             (os.POSIX_SPAWN_DUP2, high[1], LISTEN_FD),
         ]

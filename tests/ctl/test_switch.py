@@ -118,12 +118,31 @@ def test_running_server_is_not_asked_for_tables_that_kill_it_and_all_others_are_
 
 
 @with_postfix
+def test_understudy_has_all_descriptors_that_postfix_server_wants(host: Host) -> None:
+    """Where it logs to syslog, as Debian's does, no socket of its log takes the place of one."""
+    host.set(maillog_file="", syslog_facility="local7")
+    instance = Instance(str(host.config_dir))
+    found, left = answers.of_service(instance, only_entry(instance.directory, "proxymap"))
+    assert ({asked.table: status for asked, status in found.items()}, left) == (
+        {f"cdb:{host.tables}/v": "NOKEY", "unix:passwd.byname": "DENY"},
+        0,
+    )
+
+
+@with_postfix
+def test_server_that_does_not_start_has_nothing_to_compare(host: Host) -> None:
+    host.set(proxy_read_maps="${no_end")  # of which Postfix's own dies
+    instance = Instance(str(host.config_dir))
+    assert answers.of_service(instance, only_entry(instance.directory, "proxymap"))[0] == {}
+
+
+@with_postfix
 def test_tables_that_there_is_no_time_for_are_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(takeover, "own_program", lambda: str(host.prefix.program))
     monkeypatch.setattr(answers, "ALL_LIMIT", 0.0)  # local_recipient_maps has one by default
     host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:cdb:$tables/w")
     told = list(takeover.enable(Instance(str(host.config_dir)), ["proxymap"], False))
-    assert told[0] == "warning: proxymap: 3 tables were not compared: asking takes too long"
+    assert told[0] == "warning: proxymap: 3 tables are not compared: no answer before, or not in time"
 
 
 @with_postfix
