@@ -179,7 +179,7 @@ def _answers(instance: Instance, entries: Sequence[Entry]) -> Generator[str, Non
         known, left = answers.of_service(instance, entry)
         found |= known
         if left:
-            yield f"warning: {entry.service}: {left} tables are not compared: no answer before, or not in time"
+            yield f"warning: {entry.service}: {left} tables are not compared: no answer, or not in time"
     return found
 
 

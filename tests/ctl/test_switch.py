@@ -142,7 +142,7 @@ def test_tables_that_there_is_no_time_for_are_told(host: Host, monkeypatch: pyte
     monkeypatch.setattr(answers, "ALL_LIMIT", 0.0)  # local_recipient_maps has one by default
     host.set(proxy_read_maps="proxy:cdb:$tables/v, proxy:cdb:$tables/w")
     told = list(takeover.enable(Instance(str(host.config_dir)), ["proxymap"], False))
-    assert told[0] == "warning: proxymap: 3 tables are not compared: no answer before, or not in time"
+    assert told[0] == "warning: proxymap: 3 tables are not compared: no answer, or not in time"
 
 
 @with_postfix
