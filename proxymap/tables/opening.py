@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from weakref import WeakSet, WeakValueDictionary, finalize
 
@@ -299,12 +300,9 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     if writes and not known.writable:
         why = REBUILT_WHOLE if known.suffix else b""
         return Surrogate(type_name, b"%b map requires O_RDONLY access mode%b" % (type_name, why))
-
-    def member(name: bytes) -> Table:
-        parts.add(name)
-        return open_table(name, flags, writes=writes, host=host, settle=settle)
-
     parts: set[bytes] = set()
+    # No function is made here: Python 3.13 crashes where there is no memory for one (gh-122752).
+    member = partial(_open_member, parts, flags=flags, writes=writes, host=host, settle=settle)
     opening = Opening(flags, writes, host, member, doubtful=settle)
     tried = _stamped(type_name)
     kind = Surrogate
@@ -329,6 +327,14 @@ def _open_new(type_name: bytes, flags: int, writes: bool, host: Host, settle: bo
     if writes:
         tried = _stamped(type_name)  # an attempt may have created it, and is no change to try again for
     return _surrogate(type_name, reason, [*tried, *opening.files], kind)
+
+
+def _open_member(
+    parts: set[bytes], name: bytes, *, flags: int, writes: bool, host: Host, settle: bool
+) -> Table:
+    """Open a table that one is made of, and note that in parts."""
+    parts.add(name)
+    return open_table(name, flags, writes=writes, host=host, settle=settle)
 
 
 def _asked_by_workers(type_name: bytes, made: SlowTable, opening: Opening) -> Table:
