@@ -40,14 +40,16 @@ Sink = Callable[[int, str], None]
 
 def clean(text: str) -> str:
     """One line of printable text: what is not becomes "?", and what is too long is cut."""
-    line = "".join(c if c.isprintable() else "?" for c in text)
+    line = "".join([c if c.isprintable() else "?" for c in text])
     return line.encode()[:TEXT_MAX].decode(errors="ignore")
 
 
 def kind_of(line: str) -> str:
     """What lines of one kind begin with: all up to the first number, quotation mark or colon."""
-    end = next((at for at, c in enumerate(line) if c in KIND_ENDS), len(line))
-    return line[:end][:KIND_LENGTH]
+    for at, c in enumerate(line[:KIND_LENGTH]):
+        if c in KIND_ENDS:
+            return line[:at]
+    return line[:KIND_LENGTH]
 
 
 def to_stderr(ident: str) -> Sink:

@@ -147,6 +147,7 @@ class Openers:
 
     def expire(self) -> bool:
         """Answer RETRY for what takes too long; is anything under way?"""
+        busy = False
         for crew in self.crews:
             for job in crew.late(self.limit_ms):
                 with self._lock:  # so nobody else claims it
@@ -157,7 +158,8 @@ class Openers:
                 self._give_up(job)
             for job in crew.take_waiting(self.limit_ms):
                 self._give_up(job)
-        return any(crew.running or crew.queue.held for crew in self.crews)
+            busy = busy or bool(crew.running or crew.queue.held)
+        return busy
 
     def _give_up(self, job: Job) -> None:
         answer = given_up(job)
