@@ -377,7 +377,7 @@ def _look(service: Service, table: str, connect: bool) -> Look:
     if opened.reason is None and opened.faults:
         return Look(f"{FAULTY}{'; '.join(warnings)}", None, [])
     if opened.reason is None:
-        return Look(None, None, list(opened.doubts(connect)))
+        return Look(opened.survey(), None, list(opened.doubts(connect)))
     return Look(opened.reason.decode("utf-8", "surrogateescape"), first_closed(_file_of(table)), [])
 
 

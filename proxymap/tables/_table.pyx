@@ -337,6 +337,10 @@ cdef class Table:
         """
         return []
 
+    def survey(self):
+        """What is wrong with its file although it opens, or None; looks at all of it."""
+        return None
+
     def write(self, list changes, on_disk=None):
         """Make changes (tables/base.py: Change) and have them on disk before it returns.
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fix_prefix import Prefix
+from fix_server import write_lmdb
 
 from proxymap.ctl import checks
 from proxymap.ctl import main as ctl
@@ -222,6 +223,27 @@ def test_damaged_lmdb_has_to_go_before_it_is_built(host: Host) -> None:
     (host.dir / "v").write_text("a b\n")
     os.utime(host.dir / "v", (1, 1))
     assert only(host.check()).endswith(f"rm {host.dir}/v.lmdb && postmap lmdb:{host.dir}/v")
+
+
+def cut_in_half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def spoil_pages(content: bytes) -> bytes:
+    """All behind the two that say where the records are."""
+    return content[:8192] + b"\xff" * (len(content) - 8192)
+
+
+@pytest.mark.parametrize("spoil", [cut_in_half, spoil_pages])
+def test_lmdb_that_opens_although_it_is_damaged(host: Host, spoil: Callable[[bytes], bytes]) -> None:
+    """Postfix's own server dies of a lookup in it; postmap would fail of it."""
+    host.set(virtual_alias_maps=f"proxy:{host.table('v', 'lmdb')}")
+    write_lmdb(host.dir / "v.lmdb", {b"%d" % number: b"x" * 100 for number in range(1000)})
+    assert not host.check()
+    (host.dir / "v.lmdb").write_bytes(spoil((host.dir / "v.lmdb").read_bytes()))
+    what = only(host.check())
+    assert "or damaged; " in what
+    assert what.endswith(f"rm {host.dir}/v.lmdb && postmap lmdb:{host.dir}/v")
 
 
 @pytest.mark.parametrize(

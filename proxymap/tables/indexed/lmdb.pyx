@@ -324,6 +324,14 @@ cdef class LmdbTable(Table):
         index_free(&self.f.index)
         map_close(&self.f.db.m)
 
+    def survey(self):
+        file = os.fsdecode(self.files[0])
+        try:
+            what = damage_in(file)
+        except (OSError, ValueError) as error:  # it was replaced since it was opened
+            return str(error)
+        return what and f"{file}: {what}"
+
     def write(self, list changes, on_disk=None):
         self.writer.write(changes, on_disk)
 
