@@ -302,6 +302,11 @@ class Settings:
         """The server speaks first: Postfix 3.6 and later."""
         return self.version >= (3, 6) if self.greeting == "auto" else self.greeting == "yes"
 
+    @property
+    def takes_any_bytes(self) -> bool:
+        """Lines of texthash tables need not be UTF-8: Postfix 3.11 and later."""
+        return self.version >= (3, 11)
+
 
 EACH = {name: param for name, param in PARAMETERS.items() if param.by_type is not None}
 NOT_ASKED = ("mail_version",)  # Postfix's protocol goes by what is installed

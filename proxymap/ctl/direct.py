@@ -41,6 +41,7 @@ class Direct:
             self._settings, main_cf = configuration
             host = Host(self._settings.smtputf8_enable, warn, main_cf.get)
             host.redirect = redirection(self._settings, host)
+            host.any_bytes = self._settings.takes_any_bytes
         self._opened = self._open(host)
         self._flags = self._opened.opened_flags(POSTMAP, host.utf8)
         if self._flags & UTF8_ACTIVE:

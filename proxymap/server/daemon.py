@@ -208,7 +208,7 @@ class Daemon:
             settings.lmdb_index_size,
         )  # fmt: skip
         host.files_refused = FilesInValues(settings, main_cf, self.private).refusal
-        host.inform = self.log.info
+        host.inform, host.any_bytes = self.log.info, settings.takes_any_bytes
         host.outside = lambda type_name: self.sandbox.outside(type_name, main_cf.get) if self.sandbox else ""
         if settings.non_bdb_migration_level != "disable":
             from proxymap.tables.migration import redirection

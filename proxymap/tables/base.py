@@ -32,6 +32,8 @@ class Host:
     the parameters for the database server of the table with this name (databases/limits).
     files_refused: why the values of a table may not be names of files (src_rhs_is_file); "" if they may.
     redirect: the name of a table -> that of the one to open in its place (migration.redirection).
+    any_bytes: lines of source texts that are not UTF-8 are records, as from Postfix 3.11 on: who asks for
+    one is told that its value is of no use, and comes again; up to 3.10 there is no such key.
     outside: why this process may not have what a table needs; "" if it may, as far as one can tell.
     """
 
@@ -41,6 +43,7 @@ class Host:
 
     files_refused: Callable[[bytes], str] = staticmethod(lambda type_name: "")
     redirect: Callable[[bytes], bytes] = staticmethod(lambda type_name: type_name)
+    any_bytes = False
     outside: Callable[[bytes], str] = staticmethod(lambda type_name: "")
 
     def __init__(

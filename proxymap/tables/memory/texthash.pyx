@@ -57,7 +57,7 @@ class Source:
         """(line number, key as it is written, value); warns of what is no record."""
         for number, line in logical_lines(io.BytesIO(content), self.name, warn, first):
             try:
-                if self.opening.utf8 and not is_utf8(line):
+                if self.opening.utf8 and not self.opening.host.any_bytes and not is_utf8(line):
                     raise RecordError(f'non-UTF-8 input "{os.fsdecode(line)}"')
                 key, value = split_record(line)
             except RecordError as error:

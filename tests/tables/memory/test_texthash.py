@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from contract import Contract, Records, found
 from fix_postfix import NUL_WARNING, release
+from fix_server import LOCK, ServerProcess, lookup
 
 from proxymap.tables import base
 from proxymap.tables._table import Surrogate, Table
@@ -19,9 +20,11 @@ from proxymap.tables.opening import open_table
 needs_postmap = pytest.mark.skipif(shutil.which("postmap") is None, reason="Postfix is not installed")
 
 
-def opened(file: Path, flags: int = 0, utf8: bool = True) -> tuple[Table, list[str]]:
+def opened(file: Path, flags: int = 0, utf8: bool = True, any_bytes: bool = False) -> tuple[Table, list[str]]:
     warnings: list[str] = []
-    table = open_table(b"texthash:" + bytes(file), flags, host=base.Host(utf8=utf8, warn=warnings.append))
+    host = base.Host(utf8=utf8, warn=warnings.append)
+    host.any_bytes = any_bytes
+    table = open_table(b"texthash:" + bytes(file), flags, host=host)
     return table, [text.replace(str(file), "FILE") for text in warnings]
 
 
@@ -84,16 +87,30 @@ def test_odd_text_is_read_and_warned_of_as_postmap_does(tmp_path: Path, name: st
     file = written(tmp_path / "t", ODD[name])
     os.utime(file, (1e9, 1e9))  # Postfix waits while it is younger than a second
     flags = DUP_WARN | FOLD_FIX | (UTF8_REQUEST if utf8 else 0)
-    table, warnings = opened(file, flags, utf8)
+    table, warnings = opened(file, flags, utf8, any_bytes=release() >= (3, 11))
     lines = sorted([b"%s\t%s" % record for record in table.sequence()] + [b""])
     shown = ["".join(c if " " <= c < "\x7f" or "\xa0" <= c < "\ud800" else "?" for c in w) for w in warnings]
     expected = stock(tmp_path, file, utf8)
     if name == "not utf-8" and utf8 and release() >= (3, 11):
-        # It takes what is no UTF-8, which no client can ask for or would get, and folds ASCII only.
+        # It folds ASCII only.
         assert expected == (sorted([b"\xff\ta", b"b\t\xff", b"c\td", b"\xc3\x84\t\xc3\x84", b""]), [])
-        assert lines == sorted([b"c\td", b"\xc3\xa4\t\xc3\x84", b""])
+        assert lines == sorted([b"\xff\ta", b"b\t\xff", b"c\td", b"\xc3\xa4\t\xc3\x84", b""])
     else:
         assert (lines, shown) == expected
+
+
+@pytest.mark.parametrize(("version", "status"), [("3.10.13", b"1"), ("3.11.7", b"5")])
+def test_value_that_is_not_utf8_defers_mail_beside_3_11_as_there(version: str, status: bytes) -> None:
+    with ServerProcess() as server:
+        written(server.dir / "t", b"key \xff\nother v\n")
+        server.approve(table := f"texthash:{server.dir}/t".encode())
+        server.beside_postfix(version)
+        server.start()
+        with server.connect() as peer:
+            for dialect in ("3.6", "3.11"):
+                utf8 = {"flags": LOCK | UTF8_REQUEST, "instance_flags": LOCK | UTF8_REQUEST}
+                reply = peer.ask(lookup(table, b"key", dialect, **utf8))
+                assert dict(reply)[b"status"] == status
 
 
 @pytest.mark.parametrize(
