@@ -16,6 +16,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -219,8 +220,11 @@ def ours(folder: Path, *options: str, tree: Path = ROOT) -> Iterator[Server]:
 
     fix_server.give(folder)
     path = folder / f"ours-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "proxymap", "--listen", f"unix:{path}", *fix_server.as_user()]
-    with started([*command, "--config-directory", str(folder), *options], path, tree) as process:
+    # As where it is installed: what finds the files of an editable installation takes memory (-S: not there).
+    packages = [str(tree), sysconfig.get_path("purelib")]
+    command = [sys.executable, "-S", "-m", "proxymap", "--listen", f"unix:{path}", *fix_server.as_user()]
+    command += ["--config-directory", str(folder), *options]
+    with started(["env", f"PYTHONPATH={':'.join(packages)}", *command], path, tree) as process:
         yield Server(path, process.pid)
 
 

@@ -85,11 +85,22 @@ def unpacked_sdist(tools: Path) -> Path:
     return source
 
 
+def machines_headers(include: Path) -> Path:
+    """Where Debian's pyconfig.h of the machine is to be found, by itself: libc's headers lie beside it."""
+    folder = WORK / "include"
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in include.parent.glob(f"*-linux-*/{include.name}"):
+        (folder / path.parent.name).mkdir(parents=True)
+        (folder / path.parent.name / path.name).symlink_to(path)
+    return folder
+
+
 def build(source: Path, python: str, tag: str, tools: Path, out: Path) -> Path:
     """One wheel for this Python and target; its path."""
     target, platform = TARGETS[tag]
     host = json.loads(run(python, "-c", HOST))
-    compiler = f"{tools} -m ziglang cc -target {target} -g0 -fno-sanitize=undefined"
+    headers = machines_headers(Path(host["include"]))
+    compiler = f"{tools} -m ziglang cc -target {target} -g0 -fno-sanitize=undefined -I {headers}"
     cache = {"ZIG_GLOBAL_CACHE_DIR": str(WORK / "zig"), "ZIG_LOCAL_CACHE_DIR": str(WORK / "zig")}
     check = ["-c", "-o", WORK / "check.o", "-I", host["include"], ROOT / "packaging/pyconfig_check.c"]
     run(*compiler.split(), *check, **cache)

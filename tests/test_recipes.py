@@ -193,39 +193,41 @@ def test_python(recipe: Recipe) -> None:
 
 
 def logins(server: PrivateDatabase, who: str) -> None:
-    """The recipe's user and its table."""
+    """The recipe's database, user and table."""
+    server.execute("CREATE DATABASE recipe")
     for sql in (
         f"CREATE USER {who} {'IDENTIFIED BY' if server.maptype == 'mysql' else 'PASSWORD'} 'secret'",
         "CREATE TABLE alias (address VARCHAR(99) PRIMARY KEY, goto VARCHAR(99), active INT)",
         f"GRANT SELECT ON alias TO {who}",
         "INSERT INTO alias VALUES ('sales@example.com', 'joe@example.com', 1), ('old@example.com', 'x', 0)",
     ):
-        server.execute(sql)
+        server.execute(sql, database="recipe")
 
 
 @of("mysql")
 def test_mysql(recipe: Recipe, mariadb: PrivateDatabase) -> None:
     logins(mariadb, "postfix@'%'")
-    recipe.write("alias.cf", hosts=f"unix:{mariadb.socket}")
+    recipe.write("alias.cf", hosts=f"unix:{mariadb.socket}", dbname="recipe")
     try:
         recipe.check("joe@example.com")
         recipe.answers(f"mysql:{recipe.dir}/alias.cf", {"sales@example.com": "joe@example.com"})
     finally:
-        mariadb.execute("DROP TABLE alias; DROP USER postfix@'%'")
+        mariadb.execute("DROP DATABASE recipe; DROP USER postfix@'%'")
 
 
 @of("pgsql")
 def test_pgsql(recipe: Recipe, postgresql: PrivateDatabase) -> None:
     logins(postgresql, "postfix")
     authority = postgresql.certificates.pem("ca")
-    url = f"postgresql://postfix:secret@localhost:{postgresql.port}/mail?sslmode=verify-full&sslrootcert={authority}"
+    url = f"postgresql://postfix:secret@localhost:{postgresql.port}/recipe?sslmode=verify-full&sslrootcert={authority}"
     recipe.write("alias-pg.cf", hosts=url)
     try:
         recipe.check("joe@example.com")
         expected = {"sales@example.com": "joe@example.com", "old@example.com": "x"}
         recipe.answers(f"pgsql:{recipe.dir}/alias-pg.cf", expected)
     finally:
-        postgresql.execute("DROP TABLE alias; DROP ROLE postfix")
+        postgresql.execute("DROP DATABASE recipe WITH (FORCE)")
+        postgresql.execute("DROP ROLE postfix")
 
 
 @of("ldap")
