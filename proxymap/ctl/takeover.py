@@ -12,6 +12,7 @@ Source: postconf(1), master(5); master.md 1.6, 2.3.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import time
@@ -67,11 +68,18 @@ def enable(instance: Instance, services: Sequence[str], dry_run: bool, force: bo
     if reasons:
         raise Prevented(reasons)
     _need_root(dry_run)
+    with contextlib.nullcontext() if dry_run else _alone(instance):
+        yield from _put_in_charge(instance, services, program, command, dry_run, force)
+
+
+def _put_in_charge(
+    instance: Instance, services: Sequence[str], program: str, command: str, dry_run: bool, force: bool
+) -> Iterator[str]:
     entries = [only_entry(instance.directory, service) for service in services]
     if os.geteuid() == 0:
         reasons = [fault for e in entries for fault in rehearse(program, e, instance.settings_of(e))]
-    if reasons:
-        raise Prevented(reasons)
+        if reasons:
+            raise Prevented(reasons)
     memory = _remembered(instance)
     changes = []
     for entry in entries:
@@ -114,6 +122,22 @@ def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Itera
         yield from _commands(instance, changes)
     elif changes:
         yield from _disable(instance, changes, memory)
+
+
+@contextlib.contextmanager
+def _alone(instance: Instance) -> Iterator[None]:
+    """While this is at work no other `enable` may be, which would put back what it found where it fails."""
+    directory = os.open(instance.directory, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, directory)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = 'another "proxymapctl enable" is at work'
+            raise Prevented([Fault("master.cf", what, "try again when that has ended")]) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _need_root(dry_run: bool) -> None:

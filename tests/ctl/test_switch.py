@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -380,6 +381,23 @@ def test_command_is_changed_and_nothing_else(tmp_path: Path) -> None:
     path.write_text("# another line\n" + LINES)
     with pytest.raises(ConfigError, match="changed meanwhile"):
         set_command(old, "y")
+
+
+@with_postfix
+def test_enable_waits_for_no_other_and_changes_nothing_meanwhile(stopped: Host) -> None:
+    """What it puts back where it fails is what it found: that may have been replaced by then."""
+    path = stopped.config_dir / "master.cf"
+    before = path.read_bytes()
+    directory = os.open(stopped.config_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        done = stopped.ctl("enable")
+        assert done.returncode == 77
+        assert 'another "proxymapctl enable" is at work' in done.stderr
+        assert path.read_bytes() == before
+    finally:
+        os.close(directory)
+    enabled(stopped)
 
 
 @with_postfix
