@@ -179,6 +179,7 @@ def test_it_serves_as_soon_as_the_socket_exists(server: ServerProcess) -> None:
 
 def test_no_client_is_refused_while_a_stale_socket_is_replaced(server: ServerProcess) -> None:
     server.start()
+    server.wait_log("serving unix:")  # or the line is lost with the process
     assert server.process is not None
     server.process.kill()
     server.process.wait()
