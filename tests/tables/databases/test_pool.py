@@ -175,13 +175,13 @@ def test_server_that_breaks_most_questions_is_down(place: Place) -> None:
     table = place.table()
     assert table.ask(b"a", 0) == (STAT_OK, 0, b"1")
     place.server.manner = "hollow"
-    for _ in range(200):
+
+    def is_down() -> bool:
         with pytest.raises(TableRetry):
             table.ask(b"a", 0)
-        if any("is down" in line for line in place.warned):
-            break
-    else:
-        pytest.fail("the server is never down")
+        return any("is down" in line for line in place.warned)
+
+    wait_until(is_down, "the outage")
     place.server.manner = "answer"
     wait_until(lambda: place.informed, "the end of the outage")
     assert answer_soon(table, b"b") == (STAT_OK, 0, b"2,3")
