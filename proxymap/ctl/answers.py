@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from proxymap.client import Client
 from proxymap.config.approval import approved_tables
-from proxymap.ctl.instance import KEY, Instance
+from proxymap.ctl.instance import KEY, Instance, dialect_of
 from proxymap.ctl.mastercf import Entry, program_of
 from proxymap.ctl.rehearsal import understudy
 from proxymap.errors import BY_STATUS, ConfigError, ProtocolError
@@ -75,9 +75,9 @@ def worse(instance: Instance, before: dict[Asked, str]) -> list[str]:
 
 def _answer(instance: Instance, asked: Asked, path: str) -> str:
     """The status of a lookup at the socket, or SILENCE."""
-    new = instance.settings_of(asked.entry).version >= (3, 11)
+    dialect = dialect_of(instance.settings_of(asked.entry))
     try:
-        with Client(path, dialect="3.11" if new else "3.6", timeout=TABLE_LIMIT) as client:
+        with Client(path, dialect=dialect, timeout=TABLE_LIMIT) as client:
             return "OK" if client.lookup(asked.table, KEY) is not None else "NOKEY"
     except tuple(BY_STATUS.values()) as reply:
         return str(reply).rpartition(" ")[2]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from proxymap import __version__
-from proxymap.client import Client
+from proxymap.client import Client, Dialect
 from proxymap.config.approval import approve
 from proxymap.config.settings import Settings, load, seconds
 from proxymap.ctl.mastercf import SERVICES, STOCK, Entry, Postfix, entry_of, is_ours, program_of, read_entries
@@ -97,6 +97,11 @@ class Process(NamedTuple):
     uptime: float  # seconds
 
 
+def dialect_of(settings: Settings) -> Dialect:
+    """dialect_of - what the host's own clients and servers speak"""
+    return "3.11" if settings.version >= (3, 11) else "3.6"
+
+
 def ask(instance: Instance, entry: Entry, limit: float, greeting: bool = False) -> tuple[str, list[Process]]:
     """ask - what the service answers within `limit` seconds, and master's processes for it meanwhile
 
@@ -112,7 +117,7 @@ def ask(instance: Instance, entry: Entry, limit: float, greeting: bool = False) 
     if table is None:
         with _greeted(path, settings, limit):
             return "greeting", processes_of(instance, entry.service)
-    with Client(path, dialect="3.11" if settings.version >= (3, 11) else "3.6", timeout=limit) as client:
+    with Client(path, dialect=dialect_of(settings), timeout=limit) as client:
         try:
             found = "OK" if client.lookup(table, KEY) is not None else "NOKEY"
         except tuple(BY_STATUS.values()) as reply:
