@@ -128,8 +128,7 @@ def disable(instance: Instance, services: Sequence[str], dry_run: bool) -> Itera
 def _alone(instance: Instance) -> Iterator[None]:
     """While this is at work no other `enable` may be, which would put back what it found where it fails."""
     directory = os.open(instance.directory, os.O_RDONLY | os.O_DIRECTORY)
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, directory)
+    try:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,6 +137,8 @@ def _alone(instance: Instance) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+    finally:
+        os.close(directory)
 
 
 def _need_root(dry_run: bool) -> None:
