@@ -83,7 +83,8 @@ cdef bint opening_start(service *s, instance *i, int state, bint settle) noexcep
 
 cdef inline queue *openers_for(service *s, const instance *i) noexcept nogil:
     """Clients wait for the new content of a quick table: no table that hangs may have the last thread."""
-    return s.renewals if i.t != NULL and i.t.quick and not i.t.polled else s.todo
+    cdef const table *t = i.t
+    return s.renewals if t != NULL and t.quick and not t.polled and not t.incomplete else s.todo
 
 
 cdef bint put_off(instance *i, int state) noexcept nogil:
