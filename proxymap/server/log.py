@@ -40,6 +40,7 @@ Sink = Callable[[int, str], None]
 
 def clean(text: str) -> str:
     """One line of printable text: what is not becomes "?", and what is too long is cut."""
+    # A list, as a generator is a function: see tables/opening.
     line = "".join([c if c.isprintable() else "?" for c in text])
     return line.encode()[:TEXT_MAX].decode(errors="ignore")
 
