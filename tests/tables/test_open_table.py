@@ -223,7 +223,7 @@ def test_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "berkeleydb", None)
     monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb", raising=False)
     table = open_table(f"{maptype}:/t".encode())
-    assert is_surrogate(table, "berkeleydb", "pip install 'berkeleydb>=", "lmdb or cdb")
+    assert is_surrogate(table, "berkeleydb", "libdb5.3-dev", "pip install 'berkeleydb>=", "lmdb or cdb")
 
 
 def test_library_that_fails_as_nobody_expects_keeps_no_server_from_starting() -> None:

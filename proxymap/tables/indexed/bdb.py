@@ -46,7 +46,8 @@ try:
     from berkeleydb import db
 except ImportError as error:
     raise ImportError(
-        f"hash and btree need the Python package berkeleydb: {how_to_install('bdb')}"
+        "hash and btree need the Python package berkeleydb, which is compiled with libdb's headers"
+        f" (Debian: libdb5.3-dev): {how_to_install('bdb')}"
         f" (or make the table anew as lmdb or cdb): {error}"
     ) from error
 
