@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -94,6 +96,9 @@ class Table(SlowTable):
         if trouble:
             raise trouble[0]
 
+    def through(self, path):
+        os.listdir(f"/proc/self/fd/{os.open(path, os.O_PATH)}")
+
     def kill(self, pid):
         os.kill(int(pid), 0)
 """
@@ -170,19 +175,43 @@ def test_code_in_the_server_reads_no_mail_no_home_and_no_password(attacked: Atta
 
 
 @with_landlock
+def test_no_way_around_by_links_and_descriptors(attacked: Attacked) -> None:
+    (attacked.dir / "link").symlink_to(attacked.outside / "secret")
+    assert attacked.tries("read", attacked.dir / "link") == REFUSED
+    assert attacked.tries("read", attacked.dir / ".." / attacked.outside.name / "secret") == REFUSED
+    assert attacked.tries("read", f"/proc/self/root{attacked.outside}/secret") == REFUSED
+    assert attacked.tries("through", attacked.outside) == REFUSED
+
+
+@with_landlock
+def test_code_in_the_server_looks_into_no_other_process(attacked: Attacked) -> None:
+    with neighbour() as pid:
+        for name in ("mem", "environ", "maps"):
+            assert attacked.tries("read", f"/proc/{pid}/{name}") == REFUSED
+        for name in ("root", "cwd"):
+            assert attacked.tries("list", f"/proc/{pid}/{name}") == REFUSED
+    assert attacked.tries("list", "/proc/1/root") == REFUSED
+
+
+@with_landlock
 @pytest.mark.skipif(ABI < 6, reason="this kernel's Landlock withholds no signals")
 def test_code_in_the_server_sends_no_signal_to_others(attacked: Attacked) -> None:
-    child = os.spawnlp(os.P_NOWAIT, "setpriv", "setpriv", *as_server(), "sleep", "60")
-    try:
-        assert attacked.tries("kill", str(child)) == os.strerror(1)
+    with neighbour() as pid:
+        assert attacked.tries("kill", str(pid)) == os.strerror(1)
         assert attacked.tries("kill", str(attacked.pid)) == "done"
+
+
+@contextlib.contextmanager
+def neighbour() -> Iterator[int]:
+    """The number of another process of the server's user."""
+    identity = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if USER else []
+    child = subprocess.Popen(["setpriv", *identity, "sleep", "60"])
+    try:
+        wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n", "the program's start")
+        yield child.pid
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def as_server() -> list[str]:
-    return [f"--reuid={USER}", "--clear-groups"] if USER else []
+        child.kill()
+        child.wait()
 
 
 def test_without_the_sandbox_the_same_code_may_do_all_that() -> None:
@@ -191,6 +220,9 @@ def test_without_the_sandbox_the_same_code_may_do_all_that() -> None:
         server.start()
         for what in ("read", "elsewhere", "write", "cut", "move"):
             assert server.tries(what, server.outside / "secret") == "done"
+        assert server.tries("through", server.outside) == "done"
+        with neighbour() as pid:
+            assert server.tries("read", f"/proc/{pid}/environ") == "done"
         assert server.tries("execute", "/bin/sh") == "done"
         assert "sandbox" not in server.log()
 
