@@ -580,19 +580,39 @@ def test_what_is_outside_is_named_with_what_is_missing(
     assert sandbox.outside(f"cdb:{out}/missing/t".encode(), lambda name: "") == ""  # as its table says
 
 
+@pytest.mark.parametrize(
+    ("loaded", "package", "told"),
+    [
+        (True, True, ""),
+        (False, True, "it needs a process that verifies its file, which"),
+        (False, False, ""),  # the table says what to install: a restart would not help
+    ],
+)
 def test_hash_tables_that_come_when_their_verifier_cannot_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: bool, package: bool, told: str
 ) -> None:
     Kernel(monkeypatch, 7)
-    name = f"hash:{tmp_path}/h".encode()
-    for loaded, told in ((True, ""), (False, "it needs a process that verifies its file, which")):
-        if loaded:
-            monkeypatch.setitem(sys.modules, "proxymap.tables.indexed.bdb", ModuleType("bdb"))
-        else:
-            monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb")
-        sandbox = Sandbox(policy_of(tmp_path, "", []), updates=False)
-        sandbox.enter(Log([]))
-        assert sandbox.outside(name, lambda name: "").startswith(told)
+    monkeypatch.setattr(entering, "find_spec", lambda name: object() if package else None)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "proxymap.tables.indexed.bdb", ModuleType("bdb"))
+    else:
+        monkeypatch.delitem(sys.modules, "proxymap.tables.indexed.bdb", raising=False)
+    sandbox = Sandbox(policy_of(tmp_path, "", []), updates=False)
+    sandbox.enter(Log([]))
+    outside = sandbox.outside(f"hash:{tmp_path}/h".encode(), lambda name: "")
+    assert outside.startswith(told) and bool(outside) == bool(told)
+
+
+@with_landlock
+def test_a_hash_table_whose_package_is_missing_says_so_in_the_sandbox() -> None:
+    with ServerProcess(own={"sandbox": "yes"}) as server:
+        (server.dir / "sitecustomize.py").write_text("import sys\nsys.modules['berkeleydb'] = None\n")
+        server.env["PYTHONPATH"] = str(server.dir)
+        table = f"hash:{server.dir}/h".encode()
+        server.approve(table)
+        server.start()
+        assert server.connect().ask(lookup(table, b"k")) == RETRY
+        server.wait_log("pip install 'berkeleydb>=")
 
 
 def test_a_folder_that_was_made_anew_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 
 from proxymap.server.log import Log
 from proxymap.server.sandbox import _landlock
@@ -62,8 +63,8 @@ class Sandbox:
         needs.tables(os.fsdecode(type_name))
         missing = [path for path in sorted(needs.reads) if not self._allows(path, READ)]
         missing += [f"to write in {path}" for path in sorted(needs.writes) if not self._allows(path, WRITE)]
-        if needs.types & {"hash", "btree"} and not self._verifies:
-            missing.append("a process that verifies its file")
+        if needs.types & {"hash", "btree"} and not self._verifies and find_spec("berkeleydb"):
+            missing.append("a process that verifies its file")  # without the package the table names that
         if self._policy.ports is not None:
             missing += [f"port {port}" for port in sorted(needs.ports - self._policy.ports)]
             missing += [f"any port ({needs.any_port})"] if needs.any_port else []
